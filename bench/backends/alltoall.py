@@ -1,0 +1,60 @@
+"""torch.distributed all-to-all of exactly the same tokens: the NCCL baseline on GPUs, the gloo dry run on CPUs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.records import Op
+from bench.rules import Facts, Knob, Violation
+
+if TYPE_CHECKING:
+    from bench.backends.session import Context, Session
+    from bench.records import Point
+
+_MAX_SLICES = 1024
+
+
+class AllToAll:
+    """Pack the tokens by destination, exchange, unpack by source; combine goes the same way back and sums in FP32."""
+
+    name = "alltoall"
+    packages = ("torch", "nccl")
+    knobs = (
+        Knob("num_slices", "the tokens travel in this many exchanges, one after the other", shared=True),
+        Knob("num_in_flight", "exchanges that may be under way at once"),
+    )
+
+    def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
+        """One exchange: what a plain all_to_all_single does."""
+        return {"num_slices": 1, "num_in_flight": 1}
+
+    def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
+        """Bounds on slices and on how many are in flight."""
+        slices, in_flight = knobs["num_slices"], knobs["num_in_flight"]
+        found = []
+        if not 1 <= slices <= _MAX_SLICES:
+            found.append(
+                Violation("grid.num_slices", f"lie in 1..{_MAX_SLICES}", str(slices), "1 is a plain all-to-all")
+            )
+        if not 1 <= in_flight <= max(slices, 1):
+            found.append(
+                Violation(
+                    key="grid.num_in_flight",
+                    rule=f"lie in 1..{slices} (num_slices={slices})",
+                    value=str(in_flight),
+                    hint="no more can be under way than there are",
+                )
+            )
+        return found
+
+    def workload_violations(self, facts: Facts) -> list[Violation]:
+        """At least two ranks."""
+        if facts.num_ranks >= 2:
+            return []
+        return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "one rank has nobody to send to")]
+
+    def open(self, context: Context, points: list[Point]) -> Session:
+        """A session on the group that belongs to the device."""
+        from bench.backends.alltoall_session import AllToAllSession
+
+        return AllToAllSession(context)

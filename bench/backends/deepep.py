@@ -1,0 +1,130 @@
+"""DeepEP V1 (``deep_ep.Buffer``) as planning sees it: knobs, defaults and the rules that its kernels enforce.
+
+The rules were read in DeepEP's source (csrc/config.hpp, csrc/kernels/intranode.cu) and tried on H200s; what breaks
+when one is not kept stands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.records import Op
+from bench.rules import INT32_LIMIT, Facts, Knob, Violation
+
+if TYPE_CHECKING:
+    from bench.backends.session import Context, Session
+    from bench.records import Point
+
+DEFAULT_NUM_SMS = 20
+DEFAULT_NVL_BUFFER = 256
+DEFAULT_NVL_CHUNK = {
+    2: {"dispatch": 24, "combine": 10},
+    4: {"dispatch": 6, "combine": 9},
+    8: {"dispatch": 6, "combine": 4},
+}
+"""``Buffer.get_dispatch_config`` and ``get_combine_config`` of deep_ep 1.2.1 (the Config class cannot be read back)."""
+
+COMBINE_MARGIN = 22
+MEMORY_SHARE = 0.5
+_MAX_TOPK = 32
+_MAX_LOCAL_EXPERTS = 128
+_MAX_BF16_HIDDEN = 8184
+
+
+def buffer_bytes(knobs: dict[str, int], *, num_ranks: int, hidden_bytes: int) -> int:
+    """NVLink buffer that one rank needs for a config: DeepEP's ``Config.get_nvl_buffer_size_hint`` as a formula."""
+    per_slot = hidden_bytes + 8 + 128 * 8 + 128 * 4 + 128 * 4
+    size = knobs["num_sms"] // 2 * num_ranks * (20 + knobs["nvl_buffer"] * per_slot)
+    return (size + 127) // 128 * 128
+
+
+class DeepEP:
+    """The high-throughput kernels on one NVLink node."""
+
+    name = "deepep"
+    packages = ("torch", "deep_ep", "nccl")
+    knobs = (
+        Knob("num_sms", "SMs that the kernels occupy; two make one channel", shared=True),
+        Knob("nvl_chunk", "tokens that a channel sends at a time (num_max_nvl_chunked_send_tokens)"),
+        Knob("nvl_buffer", "token slots of a channel's receive queue (num_max_nvl_chunked_recv_tokens)"),
+    )
+
+    def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
+        """The table of deep_ep 1.2.1; KeyError for a number of ranks that it does not have."""
+        direction = "combine" if op is Op.COMBINE else "dispatch"
+        chunk = DEFAULT_NVL_CHUNK[num_ranks][direction]
+        return {"num_sms": DEFAULT_NUM_SMS, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER}
+
+    def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
+        """Each rule of the kernels that the config breaks."""
+        sms, chunk, buffer = knobs["num_sms"], knobs["nvl_chunk"], knobs["nvl_buffer"]
+        hidden_bytes = 2 * facts.workload.hidden
+        found = []
+
+        def refuse(key: str, rule: str, value: object, hint: str) -> None:
+            found.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
+
+        if sms < 2 or sms % 2:
+            refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "take an even number")
+        if facts.num_sms is not None and sms > facts.num_sms:
+            refuse(
+                "num_sms", f"be at most {facts.num_sms}, the SMs of the GPU", sms, "the cooperative launch would fail"
+            )
+        if chunk < 1 or chunk >= buffer:
+            refuse("nvl_chunk", f"lie in 1..{buffer - 1} (below nvl_buffer={buffer})", chunk, "DeepEP asserts it")
+        elif op is Op.COMBINE and buffer < chunk + COMBINE_MARGIN:
+            refuse(
+                "nvl_buffer",
+                f"be at least nvl_chunk + {COMBINE_MARGIN} = {chunk + COMBINE_MARGIN} for combine",
+                buffer,
+                "nothing in DeepEP asserts it: combine hangs and the CUDA context is lost",
+            )
+        if sms // 2 * facts.num_ranks * buffer * facts.workload.hidden >= INT32_LIMIT:
+            refuse(
+                "nvl_buffer", "keep channels * ranks * nvl_buffer * hidden below 2^31", buffer, "DeepEP's int overflows"
+            )
+        needed = buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=hidden_bytes)
+        if facts.memory_bytes is not None and needed > MEMORY_SHARE * facts.memory_bytes:
+            refuse(
+                "nvl_buffer",
+                f"need at most {MEMORY_SHARE:.0%} of the GPU's memory",
+                f"{buffer} ({needed / 1e9:.1f} GB)",
+                "take a smaller nvl_buffer or fewer SMs",
+            )
+        return found
+
+    def workload_violations(self, facts: Facts) -> list[Violation]:
+        """Limits on ranks, experts, top-k and hidden size that DeepEP asserts or traps on."""
+        workload, ranks = facts.workload, facts.num_ranks
+        found = []
+        if ranks not in DEFAULT_NVL_CHUNK:
+            found.append(Violation("ep.size", "be 2, 4 or 8 (DeepEP intranode)", str(ranks), "use ep=2, ep=4 or ep=8"))
+        if workload.num_experts // ranks > _MAX_LOCAL_EXPERTS:
+            found.append(
+                Violation(
+                    key="workload.num_experts",
+                    rule=f"be at most {_MAX_LOCAL_EXPERTS * ranks} at ep.size={ranks} ({_MAX_LOCAL_EXPERTS} a rank)",
+                    value=str(workload.num_experts),
+                    hint=f"use a larger ep, or workload.num_experts={_MAX_LOCAL_EXPERTS * ranks}",
+                )
+            )
+        if workload.num_topk > _MAX_TOPK:
+            found.append(
+                Violation("workload.num_topk", f"be at most {_MAX_TOPK}", str(workload.num_topk), "DeepEP has 32 lanes")
+            )
+        if workload.hidden > _MAX_BF16_HIDDEN:
+            found.append(
+                Violation(
+                    key="workload.hidden",
+                    rule=f"be at most {_MAX_BF16_HIDDEN} (combine is BF16)",
+                    value=str(workload.hidden),
+                    hint="larger rows trap in the kernel",
+                )
+            )
+        return found
+
+    def open(self, context: Context, points: list[Point]) -> Session:
+        """A Buffer as large as the largest config needs; imports deep_ep."""
+        from bench.backends.deepep_session import DeepEPSession
+
+        return DeepEPSession(context, points)

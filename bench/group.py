@@ -1,0 +1,242 @@
+"""A set of rank processes: started, asked with a deadline, and ended for certain; no torch, no CUDA in here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+import msgspec
+
+from bench import protocol
+from bench.records import Failed, FailureKind
+
+_LAST_WORDS_CHARS = 2000
+_STACK_FRAMES = 5
+_DUMP_GRACE_S = 0.3
+_TERM_GRACE_S = 0.5
+_READ_BYTES = 1 << 20
+T = TypeVar("T")
+_decoder: msgspec.json.Decoder[protocol.Answer] = msgspec.json.Decoder(protocol.Answer)
+
+
+class RankFailure(Exception):
+    """The group is of no more use; ``failed`` says why."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+class Rank:
+    """One process, its answers so far, and its stderr in a file."""
+
+    def __init__(self, index: int, log: Path) -> None:
+        self.index, self.log = index, log
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        package_root = str(Path(__file__).resolve().parents[1])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        with log.open("ab") as stderr:
+            self._log_start = stderr.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bench.rank"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+                env=environment,
+            )
+        self._partial = b""
+
+    @property
+    def answers(self) -> IO[bytes]:
+        """Where its lines come from."""
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def ask(self, line: bytes) -> None:
+        """Sends one line; a rank that is dead is noticed when its answer is read."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+
+    def read(self) -> bytes | None:
+        """A complete line if there is one, None if not yet; EOFError when the process closed its end."""
+        part = os.read(self.answers.fileno(), _READ_BYTES)
+        if not part:
+            raise EOFError
+        self._partial += part
+        line, newline, rest = self._partial.partition(b"\n")
+        if not newline:
+            return None
+        self._partial = rest
+        return line
+
+    def last_stack(self) -> str:
+        """Where the process stood when it was asked last: the innermost frames of its stack dump."""
+        dump = self.last_words().rpartition("(most recent call first):")[2].splitlines()
+        return " < ".join(line.strip() for line in dump[:_STACK_FRAMES] if line.strip())
+
+    def last_words(self) -> str:
+        """The end of what this process wrote to stderr."""
+        with self.log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, file.tell() - _LAST_WORDS_CHARS))
+            return file.read().decode(errors="replace").strip()
+
+
+class Group:
+    """The ranks of one process group, from setup to their end."""
+
+    def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
+        """Starts every rank and waits until all have joined; RankFailure if they do not within ``startup_s``."""
+        log_folder.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix="deepep-sweep-"))
+        self._ranks: list[Rank] = []
+        began = time.monotonic()
+        try:
+            for index in range(spec.num_ranks):
+                self._ranks.append(Rank(index, log_folder / f"rank{index}.log"))
+            store = str(self._scratch / "store")
+            setups = [protocol.Setup(spec, rank.index, store) for rank in self._ranks]
+            self.ready = [
+                msgspec.convert(answer, protocol.Ready)
+                for answer in self._ask_each(setups, deadline_s=startup_s, phase="startup")
+            ]
+        except BaseException:
+            self.kill()
+            raise
+        self.startup_s = time.monotonic() - began
+
+    @property
+    def pids(self) -> set[int]:
+        """Process ids of the ranks."""
+        return {rank.process.pid for rank in self._ranks}
+
+    def check(self, ask: protocol.Check, *, deadline_s: float) -> list[protocol.Checked]:
+        """Every rank's verdict on one run of the point."""
+        return self._ask(ask, protocol.Checked, deadline_s=deadline_s, phase="check")
+
+    def time(self, ask: protocol.Time, *, deadline_s: float) -> list[protocol.Timed]:
+        """Every rank's samples of the point."""
+        return self._ask(ask, protocol.Timed, deadline_s=deadline_s, phase="time")
+
+    def self_test(self, ask: protocol.SelfTest, *, deadline_s: float) -> list[protocol.SelfTested]:
+        """Every rank's edge routings and empty readings."""
+        return self._ask(ask, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
+
+    def kill(self) -> None:
+        """Ends every rank within a second or so: SIGTERM, then SIGKILL to the whole session of each."""
+        for sig, grace in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, 5.0)):
+            for rank in self._ranks:
+                _signal(rank.process, sig)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and any(rank.process.poll() is None for rank in self._ranks):
+                time.sleep(0.005)
+        for rank in self._ranks:
+            for pipe in (rank.process.stdin, rank.process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _ask(self, ask: protocol.Ask, kind: type[T], *, deadline_s: float, phase: str) -> list[T]:
+        answers = self._ask_each([ask] * len(self._ranks), deadline_s=deadline_s, phase=phase)
+        return [msgspec.convert(answer, kind) for answer in answers]
+
+    def _ask_each(self, asks: Sequence[protocol.Ask], *, deadline_s: float, phase: str) -> list[protocol.Answer]:
+        """One answer per rank, in order of rank; RankFailure for a death, an exception or a missed deadline."""
+        for rank, ask in zip(self._ranks, asks, strict=True):
+            rank.ask(msgspec.json.encode(ask) + b"\n")
+        answers: dict[int, protocol.Answer] = {}
+        deadline = time.monotonic() + deadline_s
+        with selectors.DefaultSelector() as selector:
+            for rank in self._ranks:
+                selector.register(rank.answers, selectors.EVENT_READ, rank)
+            while len(answers) < len(self._ranks):
+                ready = selector.select(timeout=max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    missing = [rank for rank in self._ranks if rank.index not in answers]
+                    raise RankFailure(self._hang(missing, deadline_s=deadline_s, phase=phase))
+                for key, _ in ready:
+                    answer = self._answer(key.data, phase=phase)
+                    if answer is not None:
+                        answers[key.data.index] = answer
+        return [answers[index] for index in range(len(self._ranks))]
+
+    def _answer(self, rank: Rank, *, phase: str) -> protocol.Answer | None:
+        try:
+            line = rank.read()
+        except EOFError:
+            raise RankFailure(_crash(rank, phase=phase)) from None
+        if line is None:
+            return None
+        answer = _decoder.decode(line)
+        if isinstance(answer, protocol.Raised):
+            raise RankFailure(
+                Failed(
+                    failure=FailureKind.CUDA if answer.cuda else FailureKind.ERROR,
+                    message=answer.message,
+                    phase=phase,
+                    rank=rank.index,
+                    last_words=answer.traceback[-_LAST_WORDS_CHARS:],
+                )
+            )
+        return answer
+
+    def _hang(self, missing: list[Rank], *, deadline_s: float, phase: str) -> Failed:
+        """Asks the silent ranks for their stacks before they are killed."""
+        for rank in missing:
+            _signal(rank.process, signal.SIGUSR1)
+        time.sleep(_DUMP_GRACE_S)
+        names = ", ".join(str(rank.index) for rank in missing)
+        return Failed(
+            failure=FailureKind.HANG,
+            message=f"no answer within {deadline_s:.0f} s from rank {names}",
+            phase=phase,
+            rank=missing[0].index,
+            last_words="\n".join(f"rank {rank.index}: {rank.last_stack()}" for rank in missing),
+        )
+
+
+def _crash(rank: Rank, *, phase: str) -> Failed:
+    try:
+        status = rank.process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        status = None
+    if status is None:
+        how = "closed its output"
+    elif status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+    else:
+        how = f"exited with status {status}"
+    return Failed(
+        failure=FailureKind.CRASH,
+        message=f"rank {rank.index} {how}",
+        phase=phase,
+        rank=rank.index,
+        last_words=rank.last_words(),
+    )
+
+
+def _signal(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
+    if process.poll() is not None:
+        return
+    try:
+        if sig is signal.SIGUSR1:
+            process.send_signal(sig)
+        else:
+            os.killpg(process.pid, sig)
+    except ProcessLookupError:
+        pass

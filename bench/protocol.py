@@ -1,0 +1,96 @@
+"""What the supervisor asks the ranks and what they answer: one JSON line each way; no torch here."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bench.faults import Fault
+from bench.records import Point
+from bench.workload import Workload
+
+
+class GroupSpec(msgspec.Struct, frozen=True):
+    """One process group: what it moves, on what, and with which libraries.
+
+    ``device`` is "cuda" or "cpu". ``points`` is everything that may be asked for (buffers are sized by it).
+    """
+
+    num_ranks: int
+    device: str
+    shared_gpus: bool
+    workload: Workload
+    points: list[Point]
+    faults: list[Fault] = []
+
+
+class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="ask"):
+    """Join the group. ``store`` is the path of a fresh rendezvous file."""
+
+    spec: GroupSpec
+    rank: int
+    store: str
+
+
+class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="ask"):
+    """Run the edge routings on this config, and time an empty operation."""
+
+    point: Point
+    iterations: int
+
+
+class Check(msgspec.Struct, frozen=True, tag="check", tag_field="ask"):
+    """Run the point once and compare every token with the oracle."""
+
+    point: Point
+
+
+class Time(msgspec.Struct, frozen=True, tag="time", tag_field="ask"):
+    """Time the point, then compare its last output with the oracle again."""
+
+    point: Point
+    warmup: int
+    iterations: int
+
+
+Ask = Setup | SelfTest | Check | Time
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="answer"):
+    """The rank is in the group. ``layout`` is how many tokens it sends to each rank."""
+
+    device_name: str
+    versions: dict[str, str]
+    python: str
+
+
+class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="answer"):
+    """``edge_routings``: "ok" or what was wrong, by name. ``empty_us``: readings of an empty operation."""
+
+    edge_routings: dict[str, str]
+    empty_us: list[float]
+
+
+class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="answer"):
+    """``wrong`` says what was, None when every token was right. ``sent``: tokens to each rank, by the library."""
+
+    wrong: str | None
+    sent: list[int]
+
+
+class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
+    """This rank's samples in microseconds, the seconds spent on them, and what was wrong afterwards if anything."""
+
+    samples_us: list[float]
+    busy_s: float
+    wrong: str | None
+
+
+class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="answer"):
+    """A Python exception; ``cuda`` when it came from CUDA, so that the context may be lost."""
+
+    message: str
+    cuda: bool
+    traceback: str
+
+
+Answer = Ready | SelfTested | Checked | Timed | Raised

@@ -1,0 +1,87 @@
+"""Which configs and workloads a library accepts: facts in, violations out; pure, so that planning can refuse."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bench.records import Dtype
+from bench.workload import Workload
+
+INT32_LIMIT = 2**31
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a rule may depend on; ``num_sms`` and ``memory_bytes`` of one GPU are None on CPUs."""
+
+    num_ranks: int
+    workload: Workload
+    num_sms: int | None
+    memory_bytes: int | None
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """A broken rule in the words of an error message: ``key must rule, got value`` and what to do about it."""
+
+    key: str
+    rule: str
+    value: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.key} must {self.rule}, got {self.value}"
+
+
+class Knob(msgspec.Struct, frozen=True):
+    """One number that a backend lets you choose.
+
+    ``shared`` knobs must have one value for a dispatch and its combine (they belong to the handle); the others are
+    free for each operation.
+    """
+
+    name: str
+    meaning: str
+    shared: bool = False
+
+
+def workload_violations(facts: Facts) -> list[Violation]:
+    """The rules that hold for every backend."""
+    workload, ranks = facts.workload, facts.num_ranks
+    found = []
+    if workload.num_experts % ranks:
+        found.append(
+            Violation(
+                key="workload.num_experts",
+                rule=f"be divisible by ep.size={ranks}",
+                value=str(workload.num_experts),
+                hint="each rank holds the same number of experts",
+            )
+        )
+    if not 1 <= workload.num_topk <= workload.num_experts:
+        found.append(
+            Violation(
+                key="workload.num_topk",
+                rule=f"lie in 1..{workload.num_experts} (workload.num_experts)",
+                value=str(workload.num_topk),
+                hint="a token chooses distinct experts",
+            )
+        )
+    if workload.routing == "grouped" and (workload.num_experts % 8 or workload.num_topk > workload.num_experts // 2):
+        found.append(
+            Violation(
+                key="workload.routing",
+                rule="not be 'grouped' unless 8 groups divide the experts and 4 of them hold num_topk",
+                value=f"{workload.num_experts} experts, top-{workload.num_topk}",
+                hint="use workload.routing=uniform or zipf",
+            )
+        )
+    unit = 128 if workload.dtype is Dtype.FP8 else 8
+    if workload.hidden % unit:
+        found.append(
+            Violation(
+                key="workload.hidden",
+                rule=f"be a multiple of {unit} for {workload.dtype} (FP8 scales span 128, rows 16 bytes)",
+                value=str(workload.hidden),
+                hint="use workload.dtype=bf16" if unit == 128 else f"the next one is {workload.hidden // 8 * 8 + 8}",
+            )
+        )
+    return found

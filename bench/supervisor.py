@@ -1,0 +1,280 @@
+"""Measures tasks one after the other with disposable ranks: what fails becomes a record, and the work goes on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from bench import protocol, telemetry
+from bench.group import Group, RankFailure
+from bench.records import (
+    Environment,
+    Failed,
+    FailureKind,
+    Host,
+    Line,
+    Measured,
+    Point,
+    Record,
+    Role,
+    SelfCheck,
+    Stage,
+    Telemetry,
+    Traffic,
+)
+from bench.stats import UNSTABLE_SPREAD, spread
+
+_MAX_STARTS_WITHOUT_RESULT = 2
+_SELF_TEST_ITERATIONS = 10
+_DEADLINE_FACTOR = 20
+
+
+class Effort(msgspec.Struct, frozen=True):
+    """How long a point is measured, and how long it may take.
+
+    ``deadline_s`` is the least time before a silent rank counts as hung; slower points get 20 times the slowest
+    point so far. The first use of a backend, and the start of the ranks, get ``startup_s``.
+    """
+
+    warmup: int
+    iterations: int
+    deadline_s: float
+    startup_s: float
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A point to measure now, and why."""
+
+    point: Point
+    point_id: str
+    role: Role
+    stage: Stage = Stage.SWEEP
+    round: int = 0
+
+
+class StartFailure(Exception):
+    """The ranks cannot be started at all, so that nothing more can be measured."""
+
+
+class Supervisor:
+    """Ranks that are replaced when they fail, and a sink for every line that is worth keeping."""
+
+    def __init__(
+        self,
+        spec: protocol.GroupSpec,
+        effort: Effort,
+        *,
+        anchor: Task,
+        sink: Callable[[Line], None],
+        log_folder: Path,
+        shard: int = 0,
+        job_id: str | None = None,
+    ) -> None:
+        """``anchor`` is what new ranks measure first after a failure, so that every group has its own reference."""
+        self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
+        self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
+        self._group: Group | None = None
+        self._group_number = -1
+        self._starts_without_result = 0
+        self._sequence = 0
+        self._environment = ""
+        self._slowest_s = 0.0
+        self._backends_used: set[str] = set()
+        self._after_failure = False
+        self._traffic_known = False
+
+    def run(self, tasks: Iterable[Task]) -> Iterable[Record]:
+        """Measures each task, hands its record to the sink, and yields it. StartFailure when no rank can start."""
+        try:
+            for task in tasks:
+                yield self._measure(task)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the ranks."""
+        if self._group is not None:
+            self._group.kill()
+            self._group = None
+
+    def renew(self) -> None:
+        """The next task gets fresh processes."""
+        self.close()
+
+    def _measure(self, task: Task) -> Record:
+        self._ensure_group()
+        if self._after_failure and task.point != self._anchor.point:
+            self._after_failure = False
+            self._attempt(self._anchor)
+            self._ensure_group()
+        self._after_failure = False
+        return self._attempt(task)
+
+    def _attempt(self, task: Task) -> Record:
+        started, began = time.time(), time.monotonic()
+        busy_s = 0.0
+        outcome: Measured | Failed
+        try:
+            assert self._group is not None
+            outcome, busy_s = self._trial(self._group, task.point)
+        except RankFailure as failure:
+            outcome = failure.failed
+            self._after_failure = True
+            self.close()
+        else:
+            self._starts_without_result = 0
+        record = Record(
+            point=task.point,
+            point_id=task.point_id,
+            outcome=outcome,
+            environment=self._environment,
+            started=started,
+            wall_s=time.monotonic() - began,
+            busy_s=busy_s,
+            role=task.role,
+            stage=task.stage,
+            round=task.round,
+            sequence=self._sequence,
+            group=self._group_number,
+            shard=self._shard,
+        )
+        self._sink(record)
+        if task.role is Role.ANCHOR and self._group is not None:
+            self._note_state(self._group)
+        self._sequence += 1
+        return record
+
+    def _trial(self, group: Group, point: Point) -> tuple[Measured | Failed, float]:
+        """Correctness, then time; once more when the samples are spread out."""
+        began = time.monotonic()
+        checked = group.check(protocol.Check(point), deadline_s=self._deadline_s(point))
+        self._backends_used.add(point.backend)
+        wrong = _first_wrong([answer.wrong for answer in checked], phase="check")
+        if wrong is not None:
+            return wrong, 0.0
+        self._note_traffic(checked)
+        ask = protocol.Time(point, self._effort.warmup, self._effort.iterations)
+        samples, busy_s, wrong = self._timed(group, ask)
+        if wrong is not None:
+            return wrong, busy_s
+        extended = spread(samples.max(axis=0)) > UNSTABLE_SPREAD
+        if extended:
+            more, more_busy_s, wrong = self._timed(group, ask)
+            samples, busy_s = np.concatenate([samples, more], axis=1), busy_s + more_busy_s
+            if wrong is not None:
+                return wrong, busy_s
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+        return (
+            Measured(
+                samples_us=[round(value, 3) for value in samples.max(axis=0).tolist()],
+                rank_median_us=[round(value, 3) for value in np.median(samples, axis=1).tolist()],
+                extended=extended,
+            ),
+            busy_s,
+        )
+
+    def _timed(self, group: Group, ask: protocol.Time) -> tuple[np.ndarray, float, Failed | None]:
+        """Samples [num_ranks, iterations], seconds spent on them, and what was wrong afterwards."""
+        timed = group.time(ask, deadline_s=self._deadline_s(ask.point))
+        samples = np.array([answer.samples_us for answer in timed])
+        wrong = _first_wrong([answer.wrong for answer in timed], phase="time")
+        return samples, max(answer.busy_s for answer in timed), wrong
+
+    def _deadline_s(self, point: Point) -> float:
+        least = self._effort.deadline_s
+        if point.backend not in self._backends_used:
+            least = max(least, self._effort.startup_s)
+        return max(least, _DEADLINE_FACTOR * self._slowest_s)
+
+    def _ensure_group(self) -> None:
+        while self._group is None:
+            if self._starts_without_result >= _MAX_STARTS_WITHOUT_RESULT:
+                raise StartFailure("the ranks failed right after two starts in a row; see the failures recorded above")
+            self._starts_without_result += 1
+            self._start()
+
+    def _start(self) -> None:
+        started = time.time()
+        self._group_number += 1
+        self._backends_used = set()
+        try:
+            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._effort.startup_s)
+        except RankFailure as failure:
+            detail = f"{failure.failed.message}\n{failure.failed.last_words}"
+            raise StartFailure(f"the ranks did not start: {detail}") from None
+        environment = environment_of(self._spec, self._group.ready[0])
+        self._environment = environment.id
+        self._sink(environment)
+        self._sink(
+            Host(
+                hostname=socket.gethostname(),
+                group=self._group_number,
+                started=started,
+                startup_s=self._group.startup_s,
+                gpu_uuids=telemetry.uuids()[: self._spec.num_ranks],
+                python=self._group.ready[0].python,
+                shard=self._shard,
+                job_id=self._job_id,
+            )
+        )
+        if self._group_number == 0:
+            self._self_test(self._group)
+
+    def _self_test(self, group: Group) -> None:
+        """Edge routings and the empty reading, once per shard; a failure here is recorded and the ranks replaced."""
+        ask = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
+        try:
+            answers = group.self_test(ask, deadline_s=self._effort.startup_s)
+        except RankFailure as failure:
+            text = f"{failure.failed.failure}: {failure.failed.message}"
+            self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
+            self.close()
+            return
+        routings = {
+            name: next((a.edge_routings[name] for a in answers if a.edge_routings[name] != "ok"), "ok")
+            for name in answers[0].edge_routings
+        }
+        empty = np.array([answer.empty_us for answer in answers]).max(axis=0)
+        self._sink(SelfCheck([round(v, 3) for v in empty.tolist()], routings, self._group_number, self._shard))
+
+    def _note_traffic(self, checked: list[protocol.Checked]) -> None:
+        if not self._traffic_known:
+            self._traffic_known = True
+            self._sink(Traffic([answer.sent for answer in checked]))
+
+    def _note_state(self, group: Group) -> None:
+        states = telemetry.states(group.pids)
+        if states:
+            self._sink(Telemetry(time.time(), self._sequence, states, self._shard))
+
+
+def _first_wrong(verdicts: list[str | None], *, phase: str) -> Failed | None:
+    """The first rank that saw a wrong token, as a failure."""
+    for rank, wrong in enumerate(verdicts):
+        if wrong is not None:
+            return Failed(FailureKind.INCORRECT, f"rank {rank}: {wrong}", phase, rank)
+    return None
+
+
+def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environment:
+    """What the ranks run on: torch's words for the software, NVML's for the hardware."""
+    gpus = telemetry.inventory() if spec.device == "cuda" else []
+    first = gpus[0] if gpus else None
+    return Environment(
+        device=ready.device_name,
+        num_devices=len(gpus) if spec.shared_gpus else min(len(gpus), spec.num_ranks),
+        num_ranks=spec.num_ranks,
+        shared_gpus=spec.shared_gpus,
+        num_sms=first.num_sms if first else None,
+        memory_bytes=first.memory_bytes if first else None,
+        num_links=first.num_links if first else None,
+        link_gb_per_s=first.link_gb_per_s if first else None,
+        driver=telemetry.driver() if first else None,
+        topology=telemetry.topology() if first else None,
+        versions=ready.versions,
+    )

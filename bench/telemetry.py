@@ -1,0 +1,148 @@
+"""What NVML says of the GPUs: inventory and state, without a CUDA context; empty answers on machines without GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pynvml
+
+from bench.records import Gpu, GpuState
+
+_CUDA_CORES_PER_SM = 128
+_FIELD_LINK_COUNT = 91
+_FIELD_LINK_SPEED_MBPS = 164
+_IDLE = 0x1
+_REASONS = {
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+_HARMLESS = 0x2 | 0x100
+
+
+@contextmanager
+def _nvml() -> Iterator[bool]:
+    """Whether NVML answers here; shut down again at the end."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _said(question: Callable[..., Any], *args: Any) -> Any | None:
+    """NVML's answer, None where it has none: an unsupported field is never a zero."""
+    try:
+        return question(*args)
+    except pynvml.NVMLError:
+        return None
+
+
+def _handles() -> list[Any]:
+    """The GPUs that this process may use, in CUDA's order (CUDA_VISIBLE_DEVICES as indices or UUIDs)."""
+    count = pynvml.nvmlDeviceGetCount()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    handles = []
+    for name in filter(None, visible.split(",")):
+        if name.isdigit():
+            if int(name) >= count:
+                break
+            handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+        elif name.startswith("GPU-"):
+            handles.append(pynvml.nvmlDeviceGetHandleByUUID(name))
+    return handles
+
+
+def _field(handle: Any, field: int, scope: int = 0) -> int | None:
+    """One NVML field value as an integer."""
+    values = _said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
+    if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return None
+    return int(values[0].value.uiVal)
+
+
+def _gpu(handle: Any) -> Gpu:
+    cores = _said(pynvml.nvmlDeviceGetNumGpuCores, handle)
+    speed = _field(handle, _FIELD_LINK_SPEED_MBPS)
+    return Gpu(
+        name=str(pynvml.nvmlDeviceGetName(handle)),
+        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        num_sms=cores // _CUDA_CORES_PER_SM if cores else None,
+        num_links=_field(handle, _FIELD_LINK_COUNT),
+        link_gb_per_s=speed / 1000 if speed else None,
+    )
+
+
+def inventory() -> list[Gpu]:
+    """The visible GPUs, empty where there are none."""
+    with _nvml() as there:
+        return [_gpu(handle) for handle in _handles()] if there else []
+
+
+def uuids() -> list[str]:
+    """The visible GPUs' UUIDs."""
+    with _nvml() as there:
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _handles()] if there else []
+
+
+def driver() -> str | None:
+    """The driver's version."""
+    with _nvml() as there:
+        return str(pynvml.nvmlSystemGetDriverVersion()) if there else None
+
+
+def topology() -> str | None:
+    """How each pair of visible GPUs is connected, as ``0-1:NVLINK 0-2:PIX ...``; one word when all are alike."""
+    with _nvml() as there:
+        if not there:
+            return None
+        handles = _handles()
+        pairs = [(a, b) for a in range(len(handles)) for b in range(a + 1, len(handles))]
+        names = [_pair(handles[a], handles[b]) for a, b in pairs]
+    if not names:
+        return None
+    if len(set(names)) == 1:
+        return names[0]
+    return " ".join(f"{a}-{b}:{name}" for (a, b), name in zip(pairs, names, strict=True))
+
+
+def _pair(one: Any, other: Any) -> str:
+    status = _said(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    if status == pynvml.NVML_P2P_STATUS_OK:
+        return "NVLINK"
+    level = _said(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    return "unknown" if level is None else f"level{level}"
+
+
+def states(own_pids: set[int]) -> list[GpuState]:
+    """Clocks, power, temperature, throttle reasons and processes that are not ours, of each visible GPU."""
+    with _nvml() as there:
+        return [_state(handle, own_pids) for handle in _handles()] if there else []
+
+
+def _state(handle: Any, own_pids: set[int]) -> GpuState:
+    power = _said(pynvml.nvmlDeviceGetPowerUsage, handle)
+    reasons = _said(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    processes = _said(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    mask = 0 if reasons is None else reasons & ~_IDLE & ~_HARMLESS
+    return GpuState(
+        sm_clock_mhz=_said(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        power_w=None if power is None else power / 1000,
+        temperature_c=_said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        throttle=[name for bit, name in _REASONS.items() if mask & bit],
+        foreign_processes=None if processes is None else sum(p.pid not in own_pids for p in processes),
+    )

@@ -1,0 +1,1 @@
+"""Hydra configuration: groups of facts with their sources; no code here."""

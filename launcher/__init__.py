@@ -1,0 +1,1 @@
+"""Decides what runs where, keeps the run folder, judges and reports; never imports torch or deep_ep."""

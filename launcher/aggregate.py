@@ -1,0 +1,98 @@
+"""Makes the report of a run folder from its records: python -m launcher.aggregate RUN [strict=true] [allow_mixed=true].
+
+Can be run by hand at any time, again and again, on a half-finished run. Prints the path of the report.
+
+Exit status: 0 nothing is missing; 3 points are missing (strict=true: or failed); 2 usage; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from launcher import report, results
+from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
+from launcher.results import Results
+from launcher.store import RunFolder, write_atomic
+
+_FLAGS = ("strict", "allow_mixed")
+
+
+class Unlike(UserError):
+    """The shards were measured in environments that must not share a ranking."""
+
+
+def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False) -> int:
+    """Writes RESULTS_EP{n}.json and OPTIMAL_CONFIGS.md; the exit status. Unlike when environments differ."""
+    plan, manifest = folder.plan(), folder.manifest()
+    lines, damaged = folder.lines()
+    differing = results.unlike(lines)
+    if differing and not allow_mixed:
+        raise Unlike(
+            f"the records were measured in unlike environments: {'; '.join(differing)}",
+            hint="allow_mixed=true reports them apart",
+        )
+    parts = [results.build(plan, manifest, part, damaged) for part in results.by_environment(lines)]
+    ranks = plan.spec.ep.size
+    for number, part in enumerate(parts):
+        file = folder.results_file(ranks)
+        if number:
+            file = file.with_suffix(f".{number + 1}.json")
+        encoded = msgspec.json.encode(results.to_json(part))
+        write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
+    write_atomic(folder.report_file, "\n---\n\n".join(report.markdown(part) for part in parts))
+    return _status(parts[0], strict=strict)
+
+
+def _status(found: Results, *, strict: bool) -> int:
+    if found.counts.missing or (strict and found.counts.failed):
+        return MISSING
+    return OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or "-h" in given or "--help" in given:
+        print(__doc__)
+        return OK if given else USAGE
+    try:
+        path, flags = _parsed(given)
+        folder = RunFolder.open(path)
+        status = aggregate(folder, **flags)
+    except Unlike as error:
+        error.show()
+        return FAILURE
+    except UserError as error:
+        error.show()
+        return USAGE
+    print(folder.report_file)
+    return status
+
+
+def _parsed(given: list[str]) -> tuple[Path, dict[str, bool]]:
+    flags = {}
+    paths = []
+    for argument in given:
+        key, _, value = argument.partition("=")
+        if key in _FLAGS and value in ("true", "false"):
+            flags[key] = value == "true"
+        elif argument.startswith("-") or (key in _FLAGS):
+            raise UserError(f"unknown argument {argument}", hint=f"flags are {', '.join(f'{f}=true' for f in _FLAGS)}")
+        else:
+            paths.append(Path(argument))
+    if len(paths) != 1:
+        raise UserError(f"one run folder is wanted, got {len(paths)}", hint="python -m launcher.aggregate outputs/RUN")
+    return paths[0], flags
+
+
+def command() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,85 @@
+"""What this machine is, and what ``auto`` means on it: NVML and the import system are asked, torch is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from bench import telemetry
+from launcher.errors import UserError
+from launcher.schema import Hardware, Spec
+
+_GROUP = Path(__file__).resolve().parents[1] / "conf" / "hardware"
+
+GET_DEEP_EP = (
+    "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 beside torch 2.11.0 (CUDA 13), "
+    "or another pair of README's table; or backend=alltoall"
+)
+
+
+def has_gpus() -> bool:
+    """Whether NVML shows a GPU to this process."""
+    return bool(telemetry.inventory())
+
+
+def known_hardware() -> list[Hardware]:
+    """The files of the hardware group that name a GPU."""
+    found = [msgspec.convert(yaml.safe_load(path.read_text()), Hardware) for path in sorted(_GROUP.glob("*.yaml"))]
+    return [hardware for hardware in found if hardware.gpu_pattern or hardware.name == "cpu"]
+
+
+def resolve(spec: Spec, *, local: bool) -> Spec:
+    """Replaces ``auto`` by what is there. ``local``: the measurement runs on this machine, not in a job elsewhere.
+
+    UserError when that cannot be decided, or when the named hardware is not what this machine has.
+    """
+    spec = msgspec.structs.replace(spec, hardware=_hardware(spec, local=local))
+    return msgspec.structs.replace(spec, backend=_backend(spec, local=local))
+
+
+def _hardware(spec: Spec, *, local: bool) -> Hardware:
+    names = ", ".join(hardware.name for hardware in known_hardware())
+    gpus = telemetry.inventory()
+    if spec.hardware.name != "auto":
+        return spec.hardware
+    if not local and not gpus:
+        raise UserError(
+            "hardware=auto reads the GPUs of this machine, and it has none",
+            hint=f"name what the job will run on, hardware=NAME with NAME one of {names}",
+        )
+    if not gpus:
+        return next(hardware for hardware in known_hardware() if hardware.name == "cpu")
+    for hardware in known_hardware():
+        if hardware.gpu_pattern and re.search(hardware.gpu_pattern, gpus[0].name):
+            return msgspec.structs.replace(
+                hardware,
+                num_sms=gpus[0].num_sms or hardware.num_sms,
+                memory_gb=round(gpus[0].memory_bytes / 1e9, 1),
+                num_links=gpus[0].num_links or hardware.num_links,
+            )
+    raise UserError(
+        f"no hardware file matches the GPU {gpus[0].name!r}",
+        hint=f"take the nearest of {names} (hardware=NAME), or add conf/hardware/<name>.yaml",
+    )
+
+
+def _backend(spec: Spec, *, local: bool) -> str:
+    on_gpu = spec.hardware.name != "cpu"
+    importable = importlib.util.find_spec("deep_ep") is not None
+    if spec.backend == "deepep" and not on_gpu:
+        raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
+    if spec.backend == "deepep" and local and not importable:
+        raise UserError("backend=deepep cannot import deep_ep", hint=GET_DEEP_EP)
+    if spec.backend != "auto":
+        return spec.backend
+    if on_gpu and (importable or not local):
+        return "deepep"
+    if on_gpu:
+        raise UserError("backend=auto found GPUs, but deep_ep is not installed", hint=GET_DEEP_EP)
+    if not local:
+        raise UserError("backend=auto found no GPU", hint="backend=alltoall tests the path on CPUs")
+    return "alltoall"

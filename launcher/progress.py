@@ -1,0 +1,69 @@
+"""Shows on stderr how far a shard is: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.records import Failed, Record
+
+_LINE_EVERY_S = 5.0
+
+
+class ShardProgress:
+    """Counts the points of one shard. Failures are printed as they come."""
+
+    def __init__(self, total: int, *, name: str) -> None:
+        self._total, self._name = total, name
+        self._done = self._failed = 0
+        self._began = self._said = time.monotonic()
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("points, {task.fields[failed]} failed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=total, failed=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._say()
+
+    def note(self, text: str) -> None:
+        """Prints a line beside the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def add(self, record: Record) -> None:
+        """One more point has its record."""
+        self._done += 1
+        if isinstance(record.outcome, Failed):
+            self._failed += 1
+            self.note(f"{self._name}: {record.point.label} failed: {record.outcome.failure}: {record.outcome.message}")
+        self._bar.update(self._task, completed=self._done, failed=self._failed)
+        if not self._console.is_terminal and time.monotonic() - self._said > _LINE_EVERY_S:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        if self._console.is_terminal:
+            return
+        left = (self._said - self._began) / max(self._done, 1) * (self._total - self._done)
+        print(
+            f"{self._name}: {self._done}/{self._total} points, {self._failed} failed, about {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,190 @@
+"""The shape of a configuration: dataclasses for Hydra, and the frozen Spec that the rest of the program sees.
+
+DictConfig stops here: ``spec_from`` is the door.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from bench.records import Dtype
+from bench.workload import Workload
+from launcher.errors import UserError
+
+
+@dataclass
+class HardwareConf:
+    """One kind of GPU; a rate counts one direction."""
+
+    name: str = "auto"
+    gpu_pattern: str | None = None  # regular expression found in NVML's name of the GPU
+    num_sms: int | None = None
+    memory_gb: float | None = None
+    num_links: int | None = None  # NVLinks of a GPU
+    link_gb_per_s: float | None = None  # of one link, one direction
+    gpus_per_node: int = 0
+    cpus_per_gpu: int = 1  # asked of Slurm
+    source: str = ""
+
+
+@dataclass
+class EpConf:
+    """Expert parallelism."""
+
+    size: int = 4  # ranks
+    share_gpus: bool = False  # several ranks on one GPU: tests correctness, measures nothing
+
+
+@dataclass
+class WorkloadConf:
+    """One MoE layer as the communication sees it."""
+
+    name: str = "custom"
+    num_tokens: int = 4096  # per rank
+    hidden: int = 7168
+    num_experts: int = 256
+    num_topk: int = 8
+    num_moe_layers: int = 58
+    moe_intermediate: int = 2048
+    dtype: str = "bf16"  # of dispatch, bf16 or fp8; combine is always BF16
+    routing: str = "uniform"  # uniform, zipf, grouped, or the path of a trace (.npy)
+    seed: int = 1
+
+
+@dataclass
+class MeasureConf:
+    """How long a point is measured."""
+
+    warmup: int = 5  # iterations before the first sample
+    iterations: int = 30
+    deadline_s: float = 20.0  # a silent rank counts as hung after this, or 20 times the slowest point
+    startup_s: float = 180.0  # the same for starting the ranks and the first use of a backend
+
+
+@dataclass
+class BackendConf:
+    """The library to measure."""
+
+    name: str = "auto"
+
+
+@dataclass
+class ShardConf:
+    """How the points are cut into jobs."""
+
+    count: int = 1
+    index: int | None = None
+
+
+@dataclass
+class SweepConf:
+    """Everything that a sweep can be told."""
+
+    hardware: HardwareConf = field(default_factory=HardwareConf)
+    ep: EpConf = field(default_factory=EpConf)
+    workload: WorkloadConf = field(default_factory=WorkloadConf)
+    grid: dict[str, Any] = field(default_factory=dict)
+    measure: MeasureConf = field(default_factory=MeasureConf)
+    backend: BackendConf = field(default_factory=BackendConf)
+    shard: ShardConf = field(default_factory=ShardConf)
+    seed: int = 1
+    run: str | None = None
+    outputs: str = "outputs"
+    dry_run: bool = False
+    strict: bool = False
+    allow_mixed: bool = False
+    faults: list[str] = field(default_factory=list)
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """HardwareConf, frozen."""
+
+    name: str
+    gpu_pattern: str | None
+    num_sms: int | None
+    memory_gb: float | None
+    num_links: int | None
+    link_gb_per_s: float | None
+    gpus_per_node: int
+    cpus_per_gpu: int
+    source: str
+
+    @property
+    def peak_gb_per_s(self) -> float | None:
+        """What all links of one GPU carry in one direction; None without links."""
+        if self.num_links is None or self.link_gb_per_s is None:
+            return None
+        return self.num_links * self.link_gb_per_s
+
+
+class Ep(msgspec.Struct, frozen=True):
+    """EpConf, frozen."""
+
+    size: int
+    share_gpus: bool
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """MeasureConf, frozen."""
+
+    warmup: int
+    iterations: int
+    deadline_s: float
+    startup_s: float
+
+
+Axis = list[int] | dict[str, list[int]]
+"""Values of a knob: one list, or one for each of dispatch and combine."""
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """One sweep, with nothing left to resolve but ``auto``."""
+
+    hardware: Hardware
+    ep: Ep
+    workload: Workload
+    backend: str
+    grid: dict[str, Axis]
+    measure: Measure
+    num_shards: int
+    seed: int
+    faults: list[str]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What steers this command without changing what is measured."""
+
+    run: str | None
+    outputs: str
+    dry_run: bool
+    strict: bool
+    allow_mixed: bool
+    shard_index: int | None
+
+
+def register() -> None:
+    """Makes the schema known to Hydra, so that names and types are checked when a config is composed."""
+    ConfigStore.instance().store(name="sweep_schema", node=SweepConf)
+
+
+def spec_from(config: DictConfig) -> tuple[Spec, Options]:
+    """The frozen values of a composed config. UserError for a value of the wrong form."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    shard = plain["shard"]
+    plain |= {"backend": plain["backend"]["name"], "num_shards": shard["count"], "shard_index": shard["index"]}
+    if plain["workload"]["dtype"] not in list(Dtype):
+        raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {plain['workload']['dtype']}")
+    try:
+        return msgspec.convert(plain, Spec), msgspec.convert(plain, Options)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"the configuration is not of the right form: {error}",
+            hint="a knob takes a list, grid.nvl_chunk=[8,16], or one for each operation, "
+            "grid.nvl_chunk={dispatch:[8],combine:[16]}",
+        ) from None
