@@ -18,6 +18,11 @@ from launcher.store import RunFolder
 _MAX_REFUSED_SHOWN = 20
 
 
+def command_line() -> list[str]:
+    """The command as it was given, with what this machine filled in."""
+    return ["deepep-sweep", *sys.argv[1:]]
+
+
 def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]) -> tuple[Plan, RunFolder | None]:
     """The checked plan, and its run folder: a new one, or the one to complete; None for a dry run."""
     made = plan.make(machine.resolve(spec, local=local))

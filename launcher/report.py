@@ -111,8 +111,8 @@ def _answer(results: Results) -> list[str]:
     if verdict is not None:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}: "
-            f"default / optimal round trip = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to {verdict.ci95.high:.3f}; "
-            f"margin {verdict.margin:.0%}).",
+            f"default / optimal round trip = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
+            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}).",
             "",
         ]
     return lines

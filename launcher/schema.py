@@ -45,15 +45,15 @@ class WorkloadConf:
     """One MoE layer as the communication sees it."""
 
     name: str = "custom"
-    num_tokens: int = 4096  # per rank
-    hidden: int = 7168
-    num_experts: int = 256
-    num_topk: int = 8
-    num_moe_layers: int = 58
-    moe_intermediate: int = 2048
+    num_tokens: int = 4096  # of each rank
+    hidden: int = 7168  # elements of a token
+    num_experts: int = 256  # on all ranks together
+    num_topk: int = 8  # experts that a token chooses
+    num_moe_layers: int = 58  # of the model
+    moe_intermediate: int = 2048  # width of an expert
     dtype: str = "bf16"  # of dispatch, bf16 or fp8; combine is always BF16
     routing: str = "uniform"  # uniform, zipf, grouped, or the path of a trace (.npy)
-    seed: int = 1
+    seed: int = 1  # of routing and payload
 
 
 @dataclass
@@ -61,7 +61,7 @@ class MeasureConf:
     """How long a point is measured."""
 
     warmup: int = 5  # iterations before the first sample
-    iterations: int = 30
+    iterations: int = 30  # samples; once more when they are spread out
     deadline_s: float = 20.0  # a silent rank counts as hung after this, or 20 times the slowest point
     startup_s: float = 180.0  # the same for starting the ranks and the first use of a backend
 
@@ -77,8 +77,8 @@ class BackendConf:
 class ShardConf:
     """How the points are cut into jobs."""
 
-    count: int = 1
-    index: int | None = None
+    count: int = 1  # jobs, each with an allocation of its own
+    index: int | None = None  # this shard only; null is all of them
 
 
 @dataclass
@@ -92,13 +92,13 @@ class SweepConf:
     measure: MeasureConf = field(default_factory=MeasureConf)
     backend: BackendConf = field(default_factory=BackendConf)
     shard: ShardConf = field(default_factory=ShardConf)
-    seed: int = 1
-    run: str | None = None
-    outputs: str = "outputs"
-    dry_run: bool = False
-    strict: bool = False
-    allow_mixed: bool = False
-    faults: list[str] = field(default_factory=list)
+    seed: int = 1  # of the order of points
+    run: str | None = None  # a run folder to complete, or where to make a new one
+    outputs: str = "outputs"  # where new run folders are made
+    dry_run: bool = False  # print the plan and stop
+    strict: bool = False  # failed points make the exit status 3
+    allow_mixed: bool = False  # report unlike environments apart instead of refusing
+    faults: list[str] = field(default_factory=list)  # injected on purpose, KIND@RANK:TEXT; for tests
 
 
 class Hardware(msgspec.Struct, frozen=True):

@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import importlib.metadata
 import os
+import re
 import secrets
+import shutil
 import socket
 import subprocess
 import time
@@ -53,6 +55,54 @@ class Damaged(msgspec.Struct, frozen=True):
     why: str
 
 
+class Submission(msgspec.Struct, frozen=True):
+    """One sbatch: an array of shards (task i measures ``shards[i]``), or the aggregate."""
+
+    kind: str
+    array_id: str
+    shards: list[int]
+    submitted: float
+
+    def job_of(self, position: int) -> str:
+        """The id of the job at a position of ``shards``; an array of one is a plain job."""
+        return f"{self.array_id}_{position}" if len(self.shards) > 1 else self.array_id
+
+
+class Jobs(msgspec.Struct, frozen=True):
+    """Every submission of a run, resumes included, oldest first."""
+
+    submissions: list[Submission] = []
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try at a shard: complete, stopped, terminated, failed; no ``outcome`` while it runs or if it died."""
+
+    job_id: str | None
+    host: str
+    began: float
+    ended: float | None = None
+    outcome: str | None = None
+    num_gpus: int = 0
+
+
+class Accounting(msgspec.Struct, frozen=True):
+    """What the run cost, and who says so."""
+
+    gpu_hours: float
+    source: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Ids of a shard's points that have a record, and how many of its records are failures."""
+
+    done: frozenset[str]
+    num_failed: int
+
+
+_POINT_ID = re.compile(rb'"point_id":"([0-9a-f]{16})"')
+_FAILED = b'"kind":"failed"'
+
+
 class RunFolder:
     """Every path of a run, and every access to it."""
 
@@ -62,6 +112,11 @@ class RunFolder:
         self.plan_file = path / "plan.json"
         self.report_file = path / "OPTIMAL_CONFIGS.md"
         self.shards = path / "shards"
+
+        self.jobs_file = path / "jobs.json"
+        self.accounting_file = path / "accounting.json"
+        self.slurm = path / "slurm"
+        self.code = path / "code"
 
     def results_file(self, num_ranks: int) -> Path:
         """RESULTS_EP{n}.json."""
@@ -146,13 +201,74 @@ class RunFolder:
             except ValueError as error:
                 damaged.append(Damaged(str(file.relative_to(self.path)), number, str(error)))
 
+    def progress(self, index: int) -> Progress:
+        """How far a shard is, without decoding its samples."""
+        try:
+            content = self.records_file(index).read_bytes()
+        except FileNotFoundError:
+            return Progress(frozenset(), 0)
+        done = frozenset(match.decode() for match in _POINT_ID.findall(content))
+        return Progress(done, content.count(_FAILED))
+
+    def jobs(self) -> Jobs:
+        """What was submitted so far."""
+        return _decode(self.jobs_file, Jobs) if self.jobs_file.is_file() else Jobs()
+
+    def note_submission(self, submission: Submission) -> None:
+        """Adds to jobs.json."""
+        jobs = Jobs([*self.jobs().submissions, submission])
+        write_atomic(self.jobs_file, msgspec.json.format(msgspec.json.encode(jobs), indent=1))
+
+    def begin_attempt(self, index: int, attempt: Attempt) -> int:
+        """Stamps the start of a try at a shard; its number."""
+        self.shard(index).mkdir(parents=True, exist_ok=True)
+        number = len(list(self.shard(index).glob("attempt-*.json")))
+        self.end_attempt(index, number, attempt)
+        return number
+
+    def end_attempt(self, index: int, number: int, attempt: Attempt) -> None:
+        """Replaces the stamp of a try."""
+        write_atomic(self.shard(index) / f"attempt-{number}.json", msgspec.json.encode(attempt))
+
+    def attempts(self) -> list[Attempt]:
+        """Every try at every shard."""
+        return [_decode(file, Attempt) for file in sorted(self.shards.glob("*/attempt-*.json"))]
+
+    def accounting(self) -> Accounting | None:
+        """What the run cost, None before anybody noted it."""
+        return _decode(self.accounting_file, Accounting) if self.accounting_file.is_file() else None
+
+    def note_accounting(self, accounting: Accounting) -> None:
+        """Replaces accounting.json."""
+        write_atomic(self.accounting_file, msgspec.json.encode(accounting))
+
+    def snapshot_code(self) -> None:
+        """Copies the packages that a job needs, so that a node runs what was submitted, whatever happens here since."""
+        root = Path(__file__).resolve().parents[1]
+        if root == self.code.resolve():
+            return
+        ignore = shutil.ignore_patterns("__pycache__")
+        for package in ("bench", "launcher", "conf", "hydra_plugins"):
+            if (root / package).is_dir():
+                shutil.copytree(root / package, self.code / package, ignore=ignore, dirs_exist_ok=True)
+
+    @contextlib.contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Only one process at a time submits jobs of a run; UserError names the other."""
+        descriptor = os.open(self.path / "submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with _locked(descriptor, self.path / "submit.owner", what=f"the jobs of {self.path} are being submitted"):
+                yield
+        finally:
+            os.close(descriptor)
+
     @contextlib.contextmanager
     def appender(self, index: int) -> Iterator[Appender]:
         """The one writer of a shard's records; UserError while another process is writing them."""
         self.shard(index).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.records_file(index), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            with _locked(descriptor, self.shard(index) / "owner"):
+            with _locked(descriptor, self.shard(index) / "owner", what=f"shard {index} is being measured"):
                 yield Appender(descriptor)
         finally:
             os.close(descriptor)
@@ -175,15 +291,13 @@ class Appender:
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int, owner: Path) -> Iterator[None]:
+def _locked(descriptor: int, owner: Path, *, what: str) -> Iterator[None]:
     """Holds the file's lock; ``owner`` says who does, for people."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         who = owner.read_text().strip() if owner.is_file() else "another process"
-        raise UserError(
-            f"the shard in {owner.parent} is being measured by {who}", hint="wait for it, or end it"
-        ) from None
+        raise UserError(f"{what} by {who}", hint="wait for it, or end it") from None
     owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     try:
         yield

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig
+from launcher import manual
 
-from launcher import schema
-from launcher.command_line import completed
-
-schema.register()
-_statuses: list[int] = []
-
-
-@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")
-def _job(config: DictConfig) -> None:
-    """One composed configuration under Hydra's basic launcher."""
-    from launcher import pipeline
-    from launcher.errors import USAGE, UserError
-
-    try:
-        spec, options = schema.spec_from(config)
-        plan, folder = pipeline.prepare(spec, options, local=True, command=["deepep-sweep", *sys.argv[1:]])
-        pipeline.announce(plan)
-        if folder is None:
-            print(pipeline.show(plan))
-        else:
-            _statuses.append(pipeline.execute(plan, folder, options))
-    except UserError as error:
-        error.show()
-        raise SystemExit(USAGE) from None
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
     """Runs the command line. Exit status: see launcher.errors."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(manual.page())
+        return
+    import hydra
+
+    from launcher import schema, settings
+    from launcher.command_line import completed
+
+    schema.register()
+    settings.register()
     sys.argv[1:] = completed(sys.argv[1:])
-    _job()
-    sys.exit(max(_statuses, default=0))
+    statuses: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        """One composed configuration under Hydra's basic launcher."""
+        statuses.append(_in_a_row(config))
+
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
+    sys.exit(max(statuses, default=0))
+
+
+def _in_a_row(config: DictConfig) -> int:
+    from launcher import pipeline, schema
+    from launcher.errors import OK, USAGE, UserError
+
+    try:
+        spec, options = schema.spec_from(config)
+        plan, folder = pipeline.prepare(spec, options, local=True, command=pipeline.command_line())
+        pipeline.announce(plan)
+        if folder is not None:
+            return pipeline.execute(plan, folder, options)
+        print(pipeline.show(plan))
+    except UserError as error:
+        error.show()
+        raise SystemExit(USAGE) from None
+    return OK
 
 
 if __name__ == "__main__":

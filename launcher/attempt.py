@@ -1,0 +1,96 @@
+"""The body of a job: one attempt at a shard, with its stamps, its signals and its requeue. Runs on the node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from launcher import accounting, shard
+from launcher.aggregate import aggregate
+from launcher.store import Attempt, RunFolder
+
+_TERMINATED = 143
+
+
+def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (submitit maps positions)
+    """Measures what the shard lacks. Raises whatever ended it, so that Slurm calls the job FAILED.
+
+    SIGUSR2, which Slurm sends ahead of the time limit, lets the point in flight finish; then the job puts itself back
+    into the queue if it made progress. SIGTERM (preemption, scancel) ends the ranks and the job at once.
+    """
+    folder = RunFolder.open(Path(path))
+    stop = _Stop()
+    signal.signal(signal.SIGUSR2, stop.soon)
+    signal.signal(signal.SIGTERM, stop.now)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    job_id = _job_id()
+    began = time.time()
+    before = len(folder.progress(index).done)
+    number = folder.begin_attempt(index, Attempt(job_id, socket.gethostname(), began, num_gpus=_num_gpus()))
+    outcome = "failed"
+    try:
+        complete = shard.run(folder, index, job_id=job_id, stop=stop)
+        outcome = "complete" if complete else "stopped"
+    except SystemExit:
+        outcome = "terminated"
+        raise
+    finally:
+        ended = Attempt(job_id, socket.gethostname(), began, time.time(), outcome, _num_gpus())
+        folder.end_attempt(index, number, ended)
+    if outcome == "stopped":
+        progressed = len(folder.progress(index).done) > before
+        if requeue and progressed and job_id is not None:
+            print(f"shard {index}: out of time, back into the queue", file=sys.stderr, flush=True)
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            time.sleep(60)  # Slurm ends this job within seconds
+        raise RuntimeError(f"shard {index}: the time limit came before its last point; resume the run to complete it")
+
+
+def run_aggregate(path: str) -> None:
+    """Makes the report. Missing points are its business to tell, not a failure of this job."""
+    folder = RunFolder.open(Path(path))
+    accounting.note(folder)
+    aggregate(folder)
+
+
+class _Stop:
+    """Set by a signal, read between points."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        """Whether no further point shall begin."""
+        return self._asked
+
+    def soon(self, _number: int, _frame: FrameType | None) -> None:
+        """After the point in flight."""
+        self._asked = True
+
+    def now(self, _number: int, _frame: FrameType | None) -> None:
+        """At once; the supervisor's cleanup ends the ranks."""
+        sys.exit(_TERMINATED)
+
+
+def _job_id() -> str | None:
+    """This job as squeue names it: array and index, or a number; None outside Slurm."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and index:
+        return f"{array}_{index}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _num_gpus() -> int:
+    """GPUs that Slurm gave to this job."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("CUDA_VISIBLE_DEVICES") or ""
+    return (
+        int(given)
+        if given.isdigit() and "SLURM_GPUS_ON_NODE" in os.environ
+        else len(list(filter(None, given.split(","))))
+    )

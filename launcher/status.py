@@ -1,0 +1,47 @@
+"""Shows how a run stands, from its files and from Slurm: python -m launcher.status RUN [--json].
+
+Works at any time, on any machine that sees the folder; without Slurm the states come from the files alone.
+Exit status: 0 shown, 2 usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from launcher import picture, watch
+from launcher.errors import OK, USAGE, UserError
+from launcher.store import RunFolder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    paths = [argument for argument in given if not argument.startswith("-")]
+    if "-h" in given or "--help" in given or len(paths) != 1:
+        print(__doc__)
+        return OK if paths or "--help" in given or "-h" in given else USAGE
+    try:
+        folder = RunFolder.open(Path(paths[0]))
+        now = picture.take(folder, folder.plan())
+    except UserError as error:
+        error.show()
+        return USAGE
+    if "--json" in given:
+        print(msgspec.json.format(msgspec.json.encode(now), indent=1).decode())
+    else:
+        Console(highlight=False).print(watch.table(now))
+    return OK
+
+
+def command() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    command()
