@@ -99,21 +99,29 @@ class Rank:
 class Group:
     """The ranks of one process group, from setup to their end."""
 
-    def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
-        """Starts every rank and waits until all have joined; RankFailure if they do not within ``startup_s``."""
+    def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path) -> None:
+        """Starts every rank; they import their libraries and wait, without touching a GPU, until ``join``."""
         log_folder.mkdir(parents=True, exist_ok=True)
+        self._spec = spec
         self._scratch = Path(tempfile.mkdtemp(prefix="deepep-sweep-"))
         self._ranks: list[Rank] = []
-        began = time.monotonic()
+        self.ready: list[protocol.Ready] = []
+        self.startup_s = 0.0
         try:
             for index in range(spec.num_ranks):
                 self._ranks.append(Rank(index, log_folder / f"rank{index}.log"))
-            store = str(self._scratch / "store")
-            setups = [protocol.Setup(spec, rank.index, store) for rank in self._ranks]
-            self.ready = [
-                msgspec.convert(answer, protocol.Ready)
-                for answer in self._ask_each(setups, deadline_s=startup_s, phase="startup")
-            ]
+        except BaseException:
+            self.kill()
+            raise
+
+    def join(self, *, startup_s: float) -> None:
+        """Makes the ranks one process group; RankFailure, and no rank left, if they have not within ``startup_s``."""
+        began = time.monotonic()
+        store = str(self._scratch / "store")
+        setups = [protocol.Setup(self._spec, rank.index, store) for rank in self._ranks]
+        try:
+            answers = self._ask_each(setups, deadline_s=startup_s, phase="startup")
+            self.ready = [msgspec.convert(answer, protocol.Ready) for answer in answers]
         except BaseException:
             self.kill()
             raise

@@ -78,9 +78,10 @@ class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="answer"):
 
 
 class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
-    """This rank's samples in microseconds, the seconds spent on them, and what was wrong afterwards if anything."""
+    """This rank's samples, when GEMMs ended in them, the seconds spent, and what was wrong afterwards if anything."""
 
     samples_us: list[float]
+    compute_us: list[float]
     busy_s: float
     wrong: str | None
 

@@ -11,21 +11,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from datetime import timedelta
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import msgspec
 import torch
 import torch.distributed as dist
 
 from bench import faults, protocol
-from bench.backends import BACKENDS
-from bench.backends.session import Context, Payload, Session
+from bench.backends import BACKENDS, shared_knobs, split_pair
+from bench.backends.session import Context, Dispatched, Overlapped, Payload, Session
+from bench.experts import ExpertGemms
 from bench.faults import FaultKind
 from bench.oracle import Oracle, edge_routings
 from bench.records import Dtype, Op, Point
-from bench.timing import GpuTimer, HostTimer, Timer, spin
+from bench.timing import GpuTimer, HostTimer, Mark, Operation, Timer, spin
 from bench.workload import TopK, route
 
 _PR_SET_PDEATHSIG = 1
@@ -69,6 +69,7 @@ class Worker:
         self._routings = [route(spec.workload, rank=rank, num_ranks=spec.num_ranks) for rank in range(spec.num_ranks)]
         self._sessions: dict[str, Session] = {}
         self._oracles: dict[Dtype, Oracle] = {}
+        self._gemms: ExpertGemms | None = None
 
     def ready(self) -> protocol.Ready:
         """What this rank runs on."""
@@ -88,19 +89,20 @@ class Worker:
             wrong = oracle.wrong_dispatch(session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=ask.point.knobs))
             wrong = wrong or oracle.wrong_combine(session.combine(oracle.returned, knobs=ask.point.knobs))
             results[name] = wrong or "ok"
-        empty = self._timer.samples_us(lambda: None, warmup=3, iterations=ask.iterations)
-        return protocol.SelfTested(results, empty)
+        empty = self._timer.series(lambda _: None, warmup=3, iterations=ask.iterations)
+        return protocol.SelfTested(results, empty.total_us)
 
     def check(self, ask: protocol.Check) -> protocol.Checked:
         """Dispatch in full, then what the point times, each against the oracle."""
         point = ask.point
         faults.strike(self._spec.faults, rank=self.rank, label=point.label)
-        session, oracle = self._session(point.backend), self._oracle(point)
-        wrong = oracle.wrong_dispatch(
-            session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=self._handle_knobs(point))
-        )
-        wrong = wrong or self._wrong(point, self._operation(point)())
-        return protocol.Checked(wrong, session.layout())
+        wrong = None
+        if point.op is not Op.COMPUTE:
+            session, oracle = self._session(point.backend), self._oracle(point)
+            received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=self._dispatch_knobs(point))
+            wrong = oracle.wrong_dispatch(received) or self._wrong(point, self._operation(point)(_no_mark))
+            return protocol.Checked(wrong, session.layout())
+        return protocol.Checked(wrong, [])
 
     def time(self, ask: protocol.Time) -> protocol.Timed:
         """Samples of the point; the output of one more call afterwards is checked too."""
@@ -108,9 +110,10 @@ class Worker:
         operation = self._operation(ask.point)
         slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self.rank, label=ask.point.label)
         timed = operation if slow is None else _after_delay(slow, operation)
-        samples = self._timer.samples_us(timed, warmup=ask.warmup, iterations=ask.iterations)
+        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations)
         busy_s = time.perf_counter() - begin
-        return protocol.Timed(samples, busy_s, self._wrong(ask.point, operation()))
+        wrong = self._wrong(ask.point, operation(_no_mark))
+        return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
 
     def _session(self, backend: str) -> Session:
         if backend not in self._sessions:
@@ -119,7 +122,9 @@ class Worker:
         return self._sessions[backend]
 
     def _oracle(self, point: Point) -> Oracle:
-        dtype = point.dtype if point.op is not Op.COMBINE else self._spec.workload.dtype
+        return self._oracle_of(self._spec.workload.dtype if point.op is Op.COMBINE else point.dtype)
+
+    def _oracle_of(self, dtype: Dtype) -> Oracle:
         if dtype not in self._oracles:
             self._oracles[dtype] = self._oracle_for(self._routings, dtype)
         return self._oracles[dtype]
@@ -127,31 +132,70 @@ class Worker:
     def _oracle_for(self, routings: list[TopK], dtype: Dtype) -> Oracle:
         return Oracle(self._spec.workload, routings, rank=self.rank, dtype=dtype, device=self._device)
 
-    def _handle_knobs(self, point: Point) -> dict[str, int]:
-        """Combine's own config may be one that dispatch was never asked about: same shared knobs, default rest."""
+    def _dispatch_knobs(self, point: Point) -> dict[str, int]:
+        """The config of the dispatch that makes the handle.
+
+        Combine's own config may be one that dispatch was never asked about: it keeps the shared knobs and takes the
+        library's default for the rest.
+        """
+        if point.op is Op.OVERLAPPED:
+            return split_pair(point)[0]
         if point.op is not Op.COMBINE:
             return point.knobs
         backend = BACKENDS[point.backend]
         default = backend.default(Op.DISPATCH, num_ranks=self._spec.num_ranks)
-        return default | {knob.name: point.knobs[knob.name] for knob in backend.knobs if knob.shared}
+        return default | {name: point.knobs[name] for name in shared_knobs(backend)}
 
-    def _operation(self, point: Point) -> Callable[[], object]:
+    def _operation(self, point: Point) -> Operation:
+        if point.op is Op.COMPUTE:
+            return self._experts()
         session, oracle, knobs = self._session(point.backend), self._oracle(point), point.knobs
         inputs, dtype = oracle.inputs, oracle.dtype
         if point.op is Op.COMBINE:
             returned = oracle.returned
-            return lambda: session.combine(returned, knobs=knobs)
+            return lambda _: session.combine(returned, knobs=knobs)
         if point.op is Op.DISPATCH:
-            return lambda: session.cached_dispatch(inputs, dtype=dtype, knobs=knobs)
-        return lambda: session.dispatch(inputs, dtype=dtype, knobs=knobs)
+            return lambda _: session.cached_dispatch(inputs, dtype=dtype, knobs=knobs)
+        if point.op is Op.OVERLAPPED:
+            return self._beside_experts(point, session, oracle)
+        return lambda _: session.dispatch(inputs, dtype=dtype, knobs=knobs)
+
+    def _beside_experts(self, point: Point, session: Session, oracle: Oracle) -> Operation:
+        """Dispatch and combine on the library's own stream, GEMMs on ours; over when both are."""
+        experts = self._experts()
+        dispatch, combine = split_pair(point)
+        inputs, returned, dtype = oracle.inputs, oracle.returned, oracle.dtype
+
+        def both(mark: Mark) -> Overlapped:
+            pending = session.start_pair(inputs, returned, dtype=dtype, dispatch=dispatch, combine=combine)
+            experts(mark)
+            return pending.wait()
+
+        return both
+
+    def _experts(self) -> Operation:
+        """One layer's expert GEMMs of the tokens that this rank receives, in BF16."""
+        if self._gemms is None:
+            received = self._oracle_of(self._spec.workload.dtype).expected.tokens_per_expert
+            self._gemms = ExpertGemms(self._spec.workload, received, device=self._device)
+        gemms = self._gemms
+
+        def compute(mark: Mark) -> None:
+            gemms.run()
+            mark()
+
+        return compute
 
     def _wrong(self, point: Point, output: object) -> str | None:
+        if point.op is Op.COMPUTE:
+            return None
         oracle = self._oracle(point)
-        if point.op is Op.COMBINE:
-            assert isinstance(output, torch.Tensor)
+        if isinstance(output, Overlapped):
+            return oracle.wrong_payload(output.payload) or oracle.wrong_combine(self._spoilt(point, output.combined))
+        if isinstance(output, torch.Tensor):
             return oracle.wrong_combine(self._spoilt(point, output))
-        payload: Payload = output.payload if point.op is Op.DISPATCH_FULL else output  # type: ignore[attr-defined, assignment]
-        return oracle.wrong_payload((self._spoilt(point, payload[0]), payload[1]))
+        tokens, scales = output.payload if isinstance(output, Dispatched) else cast("Payload", output)
+        return oracle.wrong_payload((self._spoilt(point, tokens), scales))
 
     def _spoilt(self, point: Point, tokens: torch.Tensor) -> torch.Tensor:
         """Swaps the first two tokens where a WRONG_TOKEN fault says so."""
@@ -161,10 +205,14 @@ class Worker:
         return tokens
 
 
-def _after_delay(fault: faults.Fault, operation: Callable[[], object]) -> Callable[[], object]:
-    def delayed() -> object:
+def _no_mark() -> None:
+    """For runs that are not timed."""
+
+
+def _after_delay(fault: faults.Fault, operation: Operation) -> Operation:
+    def delayed(mark: Mark) -> object:
         _delay(fault)
-        return operation()
+        return operation(mark)
 
     return delayed
 

@@ -13,11 +13,16 @@ FORMAT_VERSION = 1
 
 
 class Op(StrEnum):
-    """What is timed. ``dispatch`` reuses a handle (cached); ``dispatch_full`` adds layout, notify and CPU sync."""
+    """What is timed. ``dispatch`` reuses a handle (cached); ``dispatch_full`` adds layout, notify and CPU sync.
+
+    ``compute``: one layer's expert GEMMs alone. ``overlapped``: the same beside one dispatch and one combine.
+    """
 
     DISPATCH = "dispatch"
     DISPATCH_FULL = "dispatch_full"
     COMBINE = "combine"
+    COMPUTE = "compute"
+    OVERLAPPED = "overlapped"
 
 
 class Dtype(StrEnum):
@@ -42,12 +47,16 @@ class FailureKind(StrEnum):
 
 
 class Role(StrEnum):
-    """Why a point is measured: a cell of the grid, the library's default, the all-to-all, or a user's wish."""
+    """Why a point is measured.
+
+    A cell of the grid, the library's default, the all-to-all, a user's wish, or a cell of the library's own tuning.
+    """
 
     GRID = "grid"
     ANCHOR = "anchor"
     BASELINE = "baseline"
     CANDIDATE = "candidate"
+    UPSTREAM = "upstream"
 
 
 class Stage(StrEnum):
@@ -77,11 +86,13 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="kind"):
 
     ``samples_us``: for each iteration the maximum over the ranks, in microseconds.
     ``rank_median_us``: each rank's own median. ``extended``: the spread was high, so more samples were taken.
+    ``compute_us``: of an overlapped point, when its GEMMs were done, the maximum over the ranks again.
     """
 
     samples_us: list[float]
     rank_median_us: list[float]
     extended: bool = False
+    compute_us: list[float] = []
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
@@ -151,7 +162,10 @@ class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="typ
 
 
 class Host(msgspec.Struct, frozen=True, tag="host", tag_field="type"):
-    """Where a process group ran: provenance, free to differ between shards."""
+    """Where a process group ran: provenance, free to differ between shards.
+
+    ``startup_s`` is how long measuring waited for it to join.
+    """
 
     hostname: str
     group: int

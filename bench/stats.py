@@ -44,11 +44,12 @@ def bootstrap_ratio(
     numerator: Sequence[Sequence[float] | Floats],
     denominator: Sequence[Sequence[float] | Floats],
     *,
+    weights: Sequence[float] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The percentile-bootstrap interval of a ratio of sums of medians, every part drawn on its own.
+    """The percentile-bootstrap interval of a ratio of weighted sums of medians, every part drawn on its own.
 
     ``numerator`` and ``denominator`` are lists of sample sets: dispatch and combine of two configs, say, so that the
     ratio is that of their round trips [Efron and Tibshirani, An Introduction to the Bootstrap, 13.3].
@@ -57,11 +58,62 @@ def bootstrap_ratio(
 
     def sums(parts: Sequence[Sequence[float] | Floats]) -> Floats:
         total = np.zeros(resamples)
-        for part in parts:
+        for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
             samples = np.asarray(part, dtype=float)
-            total += np.median(generator.choice(samples, size=(resamples, len(samples))), axis=1)
+            total += weight * np.median(generator.choice(samples, size=(resamples, len(samples))), axis=1)
         return total
 
     tail = (1 - confidence) / 2
     low, high = np.quantile(sums(numerator) / sums(denominator), [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def paired_ratio(numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats) -> float:
+    """The geometric mean of the ratios of paired values."""
+    return float(np.exp(np.mean(np.log(np.asarray(numerator) / np.asarray(denominator)))))
+
+
+def paired_ratio_interval(
+    numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, confidence: float = 0.95
+) -> Interval:
+    """Student's interval of the mean log ratio of paired values, back on the scale of ratios.
+
+    A pair is what one fresh process group measured of two configs, so that what the group adds to both cancels. With
+    few groups the t distribution covers as it says, which a bootstrap of five values does not. Needs two pairs.
+    """
+    logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
+    half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
+    middle = float(logs.mean())
+    return Interval(float(np.exp(middle - half)), float(np.exp(middle + half)))
+
+
+def paired_slower_p(values: Sequence[float] | Floats, reference: Sequence[float] | Floats) -> float:
+    """One-sided p-value of Student's paired test that ``values`` are not slower than ``reference``."""
+    logs = np.log(np.asarray(values, dtype=float) / np.asarray(reference, dtype=float))
+    deviation = float(logs.std(ddof=1))
+    if deviation == 0:
+        return 1.0 if logs.mean() <= 0 else 0.0
+    return float(scipy_stats.t.sf(logs.mean() / (deviation / np.sqrt(len(logs))), len(logs) - 1))
+
+
+def holm(p_values: Sequence[float] | Floats, *, alpha: float) -> npt.NDArray[np.bool_]:
+    """Which hypotheses fall when all are tested at once at ``alpha`` [Holm 1979]: by p, until one stands."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    passed = p[order] <= alpha / (len(p) - np.arange(len(p)))
+    fallen = np.zeros(len(p), dtype=bool)
+    fallen[order[: int(np.argmin(passed)) if not passed.all() else len(p)]] = True
+    return fallen
+
+
+def log_median_errors(samples: Sequence[Sequence[float]], *, resamples: int = 100, seed: int = 0) -> Floats:
+    """Bootstrap standard error of the log of each sample set's median, all sets at once."""
+    generator = np.random.default_rng(seed)
+    errors = np.zeros(len(samples))
+    for length in {len(one) for one in samples}:
+        rows = [index for index, one in enumerate(samples) if len(one) == length]
+        matrix = np.asarray([samples[index] for index in rows], dtype=float)
+        draws = generator.integers(0, length, size=(resamples, length))
+        medians = np.median(matrix[:, draws], axis=2)
+        errors[rows] = np.log(medians).std(axis=1, ddof=1)
+    return errors

@@ -19,6 +19,7 @@ from bench.records import (
     Host,
     Line,
     Measured,
+    Op,
     Point,
     Record,
     Role,
@@ -27,7 +28,7 @@ from bench.records import (
     Telemetry,
     Traffic,
 )
-from bench.stats import UNSTABLE_SPREAD, spread
+from bench.stats import UNSTABLE_SPREAD, Floats, spread
 
 _MAX_STARTS_WITHOUT_RESULT = 2
 _SELF_TEST_ITERATIONS = 10
@@ -48,13 +49,15 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A point to measure now, and why."""
+    """A point to measure now, and why; ``warmup`` and ``iterations`` other than the effort's where set."""
 
     point: Point
     point_id: str
     role: Role
     stage: Stage = Stage.SWEEP
     round: int = 0
+    warmup: int | None = None
+    iterations: int | None = None
 
 
 class StartFailure(Exception):
@@ -74,12 +77,15 @@ class Supervisor:
         log_folder: Path,
         shard: int = 0,
         job_id: str | None = None,
+        first_group: int = 0,
     ) -> None:
         """``anchor`` is what new ranks measure first after a failure, so that every group has its own reference."""
         self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
         self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
         self._group: Group | None = None
-        self._group_number = -1
+        self._spare: Group | None = None
+        self._group_number = self._first_group = first_group - 1
+        self._first_group += 1
         self._starts_without_result = 0
         self._sequence = 0
         self._environment = ""
@@ -97,14 +103,17 @@ class Supervisor:
             self.close()
 
     def close(self) -> None:
-        """Ends the ranks."""
-        if self._group is not None:
-            self._group.kill()
-            self._group = None
+        """Ends the ranks, those in reserve too."""
+        self.renew()
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare = None
 
     def renew(self) -> None:
         """The next task gets fresh processes."""
-        self.close()
+        if self._group is not None:
+            self._group.kill()
+            self._group = None
 
     def _measure(self, task: Task) -> Record:
         self._ensure_group()
@@ -121,11 +130,11 @@ class Supervisor:
         outcome: Measured | Failed
         try:
             assert self._group is not None
-            outcome, busy_s = self._trial(self._group, task.point)
+            outcome, busy_s = self._trial(self._group, task)
         except RankFailure as failure:
             outcome = failure.failed
             self._after_failure = True
-            self.close()
+            self.renew()
         else:
             self._starts_without_result = 0
         record = Record(
@@ -149,41 +158,27 @@ class Supervisor:
         self._sequence += 1
         return record
 
-    def _trial(self, group: Group, point: Point) -> tuple[Measured | Failed, float]:
+    def _trial(self, group: Group, task: Task) -> tuple[Measured | Failed, float]:
         """Correctness, then time; once more when the samples are spread out."""
-        began = time.monotonic()
+        began, point = time.monotonic(), task.point
         checked = group.check(protocol.Check(point), deadline_s=self._deadline_s(point))
         self._backends_used.add(point.backend)
         wrong = _first_wrong([answer.wrong for answer in checked], phase="check")
         if wrong is not None:
             return wrong, 0.0
-        self._note_traffic(checked)
-        ask = protocol.Time(point, self._effort.warmup, self._effort.iterations)
-        samples, busy_s, wrong = self._timed(group, ask)
-        if wrong is not None:
-            return wrong, busy_s
-        extended = spread(samples.max(axis=0)) > UNSTABLE_SPREAD
-        if extended:
-            more, more_busy_s, wrong = self._timed(group, ask)
-            samples, busy_s = np.concatenate([samples, more], axis=1), busy_s + more_busy_s
-            if wrong is not None:
-                return wrong, busy_s
-        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
-        return (
-            Measured(
-                samples_us=[round(value, 3) for value in samples.max(axis=0).tolist()],
-                rank_median_us=[round(value, 3) for value in np.median(samples, axis=1).tolist()],
-                extended=extended,
-            ),
-            busy_s,
+        if point.op is not Op.COMPUTE:
+            self._note_traffic(checked)
+        ask = protocol.Time(
+            point,
+            self._effort.warmup if task.warmup is None else task.warmup,
+            task.iterations or self._effort.iterations,
         )
-
-    def _timed(self, group: Group, ask: protocol.Time) -> tuple[np.ndarray, float, Failed | None]:
-        """Samples [num_ranks, iterations], seconds spent on them, and what was wrong afterwards."""
-        timed = group.time(ask, deadline_s=self._deadline_s(ask.point))
-        samples = np.array([answer.samples_us for answer in timed])
-        wrong = _first_wrong([answer.wrong for answer in timed], phase="time")
-        return samples, max(answer.busy_s for answer in timed), wrong
+        timings = _Timings(group.time(ask, deadline_s=self._deadline_s(point)))
+        extended = timings.wrong is None and spread(timings.samples.max(axis=0)) > UNSTABLE_SPREAD
+        if extended:
+            timings.add(group.time(ask, deadline_s=self._deadline_s(point)))
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+        return timings.wrong or timings.measured(extended=extended), timings.busy_s
 
     def _deadline_s(self, point: Point) -> float:
         least = self._effort.deadline_s
@@ -203,10 +198,12 @@ class Supervisor:
         self._group_number += 1
         self._backends_used = set()
         try:
-            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._effort.startup_s)
+            self._group = self._next_group()
         except RankFailure as failure:
             detail = f"{failure.failed.message}\n{failure.failed.last_words}"
             raise StartFailure(f"the ranks did not start: {detail}") from None
+        if self._spec.device == "cuda":
+            self._spare = Group(self._spec, log_folder=self._log_folder)
         environment = environment_of(self._spec, self._group.ready[0])
         self._environment = environment.id
         self._sink(environment)
@@ -222,8 +219,14 @@ class Supervisor:
                 job_id=self._job_id,
             )
         )
-        if self._group_number == 0:
+        if self._group_number == self._first_group:
             self._self_test(self._group)
+
+    def _next_group(self) -> Group:
+        """The group that has been importing its libraries meanwhile, or a new one; joined in either case."""
+        group, self._spare = self._spare or Group(self._spec, log_folder=self._log_folder), None
+        group.join(startup_s=self._effort.startup_s)
+        return group
 
     def _self_test(self, group: Group) -> None:
         """Edge routings and the empty reading, once per shard; a failure here is recorded and the ranks replaced."""
@@ -233,7 +236,7 @@ class Supervisor:
         except RankFailure as failure:
             text = f"{failure.failed.failure}: {failure.failed.message}"
             self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
-            self.close()
+            self.renew()
             return
         routings = {
             name: next((a.edge_routings[name] for a in answers if a.edge_routings[name] != "ok"), "ok")
@@ -251,6 +254,37 @@ class Supervisor:
         states = telemetry.states(group.pids)
         if states:
             self._sink(Telemetry(time.time(), self._sequence, states, self._shard))
+
+
+class _Timings:
+    """What the ranks measured of one point: ``samples`` and ``compute`` [num_ranks, iterations]."""
+
+    def __init__(self, answers: list[protocol.Timed]) -> None:
+        self.samples = np.array([answer.samples_us for answer in answers])
+        self._compute = np.array([answer.compute_us for answer in answers])
+        self.busy_s = max(answer.busy_s for answer in answers)
+        self.wrong = _first_wrong([answer.wrong for answer in answers], phase="time")
+
+    def add(self, answers: list[protocol.Timed]) -> None:
+        """Appends more iterations."""
+        more = _Timings(answers)
+        self.samples = np.concatenate([self.samples, more.samples], axis=1)
+        self._compute = np.concatenate([self._compute, more._compute], axis=1)
+        self.busy_s += more.busy_s
+        self.wrong = self.wrong or more.wrong
+
+    def measured(self, *, extended: bool) -> Measured:
+        """The sample of an iteration is the slowest rank's."""
+        return Measured(
+            samples_us=_rounded(self.samples.max(axis=0)),
+            rank_median_us=_rounded(np.median(self.samples, axis=1)),
+            extended=extended,
+            compute_us=_rounded(self._compute.max(axis=0)),
+        )
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [round(float(value), 3) for value in values]
 
 
 def _first_wrong(verdicts: list[str | None], *, phase: str) -> Failed | None:

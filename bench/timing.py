@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,11 +13,28 @@ _FLUSH_BYTES = 256 * 2**20
 _SPIN_CYCLES = 200_000
 
 
+class Mark(Protocol):
+    """Notes, inside an operation, that its GEMMs are done on the current stream."""
+
+    def __call__(self) -> None:
+        """Takes the time here."""
+
+
+Operation = Callable[[Mark], object]
+
+
+class Series(NamedTuple):
+    """Microseconds of each iteration on this rank: the whole operation, and up to its mark where it has one."""
+
+    total_us: list[float]
+    marked_us: list[float]
+
+
 class Timer(Protocol):
     """Times an operation that all ranks start together."""
 
-    def samples_us(self, operation: Callable[[], object], *, warmup: int, iterations: int) -> list[float]:
-        """Microseconds of each iteration on this rank, after ``warmup`` untimed ones. Collective."""
+    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
+        """Times it ``iterations`` times, after ``warmup`` untimed ones. Collective."""
 
 
 class GpuTimer:
@@ -33,18 +50,26 @@ class GpuTimer:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
         self._token = torch.ones(1, device=device)
 
-    def samples_us(self, operation: Callable[[], object], *, warmup: int, iterations: int) -> list[float]:
+    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
         """See Timer."""
-        events = [(_event(), _event()) for _ in range(warmup + iterations)]
-        for start, stop in events:
+        starts, marks, stops = [], [], []
+        for _ in range(warmup + iterations):
+            start, mark, stop = _event(), _event(), _event()
             self._flush.zero_()
             spin(_SPIN_CYCLES)
             dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
-            operation()
+            operation(mark.record)
             stop.record()
+            starts.append(start)
+            marks.append(mark)
+            stops.append(stop)
         torch.cuda.synchronize()
-        return [1000.0 * start.elapsed_time(stop) for start, stop in events[warmup:]]
+        timed = list(zip(starts, marks, stops, strict=True))[warmup:]
+        return Series(
+            total_us=[1000.0 * start.elapsed_time(stop) for start, _, stop in timed],
+            marked_us=[1000.0 * start.elapsed_time(mark) for start, mark, _ in timed if _was_recorded(mark)],
+        )
 
 
 def _event() -> torch.cuda.Event:
@@ -62,14 +87,20 @@ class HostTimer:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
 
-    def samples_us(self, operation: Callable[[], object], *, warmup: int, iterations: int) -> list[float]:
+    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
         """See Timer."""
-        samples = []
+        totals, marks = [], []
         for _ in range(warmup + iterations):
             dist.barrier(group=self._group)
+            seen: list[int] = []
             begin = time.perf_counter_ns()
-            operation()
+            operation(lambda seen=seen: seen.append(time.perf_counter_ns()))
             if self._on_gpu:
                 torch.cuda.synchronize()
-            samples.append((time.perf_counter_ns() - begin) / 1000.0)
-        return samples[warmup:]
+            totals.append((time.perf_counter_ns() - begin) / 1000.0)
+            marks += [(at - begin) / 1000.0 for at in seen]
+        return Series(totals[warmup:], marks[warmup:])
+
+
+def _was_recorded(event: torch.cuda.Event) -> bool:
+    return bool(event.cuda_event)

@@ -8,7 +8,7 @@ from launcher.store import Accounting, RunFolder
 
 def note(folder: RunFolder) -> None:
     """Writes what the run cost into its folder, so that the report needs no Slurm."""
-    arrays = [submission.array_id for submission in folder.jobs().submissions if submission.kind == "shards"]
+    arrays = [submission.array_id for submission in folder.jobs().submissions if submission.kind != "aggregate"]
     seconds = slurm.gpu_seconds(arrays) if arrays and slurm.available() else None
     attempts = folder.attempts()
     if seconds is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import report, results
+from launcher import report, results, results_json
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
 from launcher.results import Results
 from launcher.store import RunFolder, write_atomic
@@ -35,20 +35,34 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
             f"the records were measured in unlike environments: {'; '.join(differing)}",
             hint="allow_mixed=true reports them apart",
         )
-    parts = [results.build(plan, manifest, part, damaged) for part in results.by_environment(lines)]
+    accounting = folder.accounting()
+    parts = [results.build(plan, manifest, part, damaged, accounting) for part in results.by_environment(lines)]
     ranks = plan.spec.ep.size
     for number, part in enumerate(parts):
         file = folder.results_file(ranks)
         if number:
             file = file.with_suffix(f".{number + 1}.json")
-        encoded = msgspec.json.encode(results.to_json(part))
+        encoded = msgspec.json.encode(results_json.to_json(part))
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
-    write_atomic(folder.report_file, "\n---\n\n".join(report.markdown(part) for part in parts))
+    pictures = _draw(parts[0])
+    for name, svg in pictures.items():
+        write_atomic(folder.path / name, svg)
+    texts = [report.markdown(part, pictures=sorted(pictures) if part is parts[0] else []) for part in parts]
+    write_atomic(folder.report_file, "\n---\n\n".join(texts))
     return _status(parts[0], strict=strict)
 
 
+def _draw(found: Results) -> dict[str, str]:
+    """Matplotlib takes a second to import, so only when there is something to draw."""
+    if not found.choice.best_per_shared:
+        return {}
+    from launcher import plots
+
+    return plots.draw(found)
+
+
 def _status(found: Results, *, strict: bool) -> int:
-    if found.counts.missing or (strict and found.counts.failed):
+    if found.counts.missing or found.lacks_final or (strict and found.counts.failed):
         return MISSING
     return OK
 

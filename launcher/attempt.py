@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from launcher import accounting, shard
+from launcher import accounting, final, shard
 from launcher.aggregate import aggregate
+from launcher.plan import FINAL
+from launcher.shard import Stop
 from launcher.store import Attempt, RunFolder
 
 _TERMINATED = 143
@@ -35,7 +37,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     number = folder.begin_attempt(index, Attempt(job_id, socket.gethostname(), began, num_gpus=_num_gpus()))
     outcome = "failed"
     try:
-        complete = shard.run(folder, index, job_id=job_id, stop=stop)
+        complete = _measure(folder, index, job_id, stop)
         outcome = "complete" if complete else "stopped"
     except SystemExit:
         outcome = "terminated"
@@ -50,6 +52,17 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
             time.sleep(60)  # Slurm ends this job within seconds
         raise RuntimeError(f"shard {index}: the time limit came before its last point; resume the run to complete it")
+
+
+def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+    """The same for the final stage."""
+    run_shard(path, FINAL, requeue)
+
+
+def _measure(folder: RunFolder, index: int, job_id: str | None, stop: Stop) -> bool:
+    if index == FINAL:
+        return final.run(folder, job_id=job_id, stop=stop)
+    return shard.run(folder, index, job_id=job_id, stop=stop)
 
 
 def run_aggregate(path: str) -> None:

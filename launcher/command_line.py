@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bench import telemetry
 
-_SMALL = ("workload=small", "grid=smoke", "measure=quick")
+_SMALL = ("workload=small", "grid=smoke", "measure=quick", "search.rounds=2", "search.final_groups=2")
 _DECIDED = ("hardware", "backend", "hydra/launcher")
 _ONLY_ASKING = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
 _NUMBER_CHOICE = re.compile(r"^(\+?ep)=(\d+(?:,\d+)*)$")

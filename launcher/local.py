@@ -10,7 +10,7 @@ from submitit.local import local as submitit_local
 from launcher import attempt, shard
 from launcher.aggregate import aggregate
 from launcher.errors import FAILURE, OK
-from launcher.plan import Plan
+from launcher.plan import FINAL, Plan
 from launcher.schema import Options
 from launcher.store import RunFolder
 
@@ -22,8 +22,8 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Each shard that lacks points in a process of its own, then the aggregate here; the exit status."""
     folder.snapshot_code()
     failed = False
-    for index in range(plan.spec.num_shards):
-        if not shard.lacking(plan, folder, index):
+    for index in [*range(plan.spec.num_shards), FINAL]:
+        if index != FINAL and not shard.lacking(plan, folder, index):
             continue
         executor = submitit_local.LocalExecutor(folder.path.resolve() / "local")
         executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 _ROOT = Path(__file__).resolve().parents[1]
-_GROUPS = ("hardware", "ep", "workload", "grid", "measure", "backend")
+_GROUPS = ("hardware", "ep", "workload", "grid", "measure", "search", "backend")
 _WIDTH = 30
 
 _HEAD = """\
@@ -68,6 +68,7 @@ _CLASSES = (
     ("schema.py", "EpConf", "ep."),
     ("schema.py", "WorkloadConf", "workload."),
     ("schema.py", "MeasureConf", "measure."),
+    ("schema.py", "SearchConf", "search."),
     ("schema.py", "ShardConf", "shard."),
     ("schema.py", "HardwareConf", "hardware."),
     ("settings.py", "SubmititConf", "hydra.launcher."),

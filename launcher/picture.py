@@ -10,7 +10,7 @@ import msgspec
 from launcher import slurm
 from launcher.plan import Plan
 from launcher.slurm import JobState
-from launcher.store import RunFolder
+from launcher.store import RunFolder, Submission
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -30,6 +30,7 @@ class Picture(msgspec.Struct, frozen=True):
 
     run: str
     rows: list[Row]
+    final: str
     aggregate: str
     planned: int
     done: int
@@ -49,19 +50,27 @@ def take(folder: RunFolder, plan: Plan) -> Picture:
     states = slurm.states(one.array_id for one in jobs) if jobs and slurm.available() else {}
     latest = {index: one.job_of(at) for one in jobs if one.kind == "shards" for at, index in enumerate(one.shards)}
     rows = [_row(folder, plan, index, latest.get(index), states) for index in range(plan.spec.num_shards)]
-    aggregates = [one.array_id for one in jobs if one.kind == "aggregate"]
-    aggregate = states.get(aggregates[-1]) if aggregates else None
     planned, done = sum(row.planned for row in rows), sum(row.done for row in rows)
     return Picture(
         run=str(folder.path),
         rows=rows,
-        aggregate=aggregate.state if aggregate else ("UNKNOWN" if aggregates else "NOT SUBMITTED"),
+        final=_state_of("final", jobs, states),
+        aggregate=_state_of("aggregate", jobs, states),
         planned=planned,
         done=done,
         failed=sum(row.failed for row in rows),
         time_left_s=_time_left_s(folder, planned, done),
         jobs_alive=sum(not state.is_over for state in states.values()),
     )
+
+
+def _state_of(kind: str, jobs: list[Submission], states: dict[str, JobState]) -> str:
+    """Slurm's word for the latest job of a kind."""
+    arrays = [one.array_id for one in jobs if one.kind == kind]
+    if not arrays:
+        return "NOT SUBMITTED"
+    found = states.get(arrays[-1])
+    return found.state if found else "UNKNOWN"
 
 
 def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> Row:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.supervisor import StartFailure
-from launcher import machine, plan, report, shard
+from launcher import final, machine, plan, report, shard
 from launcher.aggregate import aggregate
 from launcher.errors import FAILURE, OK, UserError
 from launcher.plan import Plan
@@ -59,6 +59,12 @@ def execute(made: Plan, folder: RunFolder, options: Options) -> int:
         except StartFailure as error:
             failed = True
             print(f"error: shard {index}: {error}", file=sys.stderr)
+    if options.shard_index is None and not failed:
+        try:
+            final.run(folder)
+        except StartFailure as error:
+            failed = True
+            print(f"error: final: {error}", file=sys.stderr)
     status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
     print(folder.report_file)
     return FAILURE if failed and status == OK else status

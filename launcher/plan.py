@@ -9,17 +9,20 @@ from collections.abc import Iterator
 import msgspec
 
 from bench import rules, workload
-from bench.backends import BACKENDS, Backend
+from bench.backends import BACKENDS, Backend, shared_knobs
 from bench.faults import Fault
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Op, Point, Role, digest
 from bench.rules import Facts, Violation
 from bench.workload import ROUTINGS
 from launcher.errors import UserError
-from launcher.schema import Axis, Spec
+from launcher.schema import METHODS, OBJECTIVES, Axis, Spec
 
 ANCHOR_EVERY = 25
 """Points between two measurements of the library's default, so that drift can be seen and divided out."""
+
+FINAL = -1
+"""In place of a shard's index: the final stage."""
 
 _PAIR = (Op.DISPATCH, Op.COMBINE)
 _STARTUP_S = 15.0
@@ -83,15 +86,54 @@ class Plan(msgspec.Struct, frozen=True):
             faults=[Fault.parse(text) for text in self.spec.faults],
         )
 
+    def final_points(self, finalists: list[Planned]) -> list[Point]:
+        """What one group of the final measures besides the anchors: finalists, and the whole of each dispatch."""
+        own = [planned.point for planned in finalists]
+        return own + [
+            Point(one.backend, Op.DISPATCH_FULL, one.dtype, one.knobs)
+            for one in [planned.point for planned in self.anchors] + own
+            if one.op is Op.DISPATCH
+        ]
+
+    def upstream(self, op: Op) -> list[Planned]:
+        """The cells of the library's own tuning grid, whether ours has them too or not; empty if not asked for."""
+        if not self.spec.search.own_tuning:
+            return []
+        own = BACKENDS[self.spec.backend].own_tuning(op)
+        return [one for one in self.anchors + self.cells if one.point.op is op and one.point.knobs in own]
+
+    @property
+    def has_final(self) -> bool:
+        """Whether a final follows the shards; times of shared GPUs are not worth one."""
+        return self.spec.search.final_groups > 0 and not self.spec.ep.share_gpus
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the final measures beside expert GEMMs."""
+        on_own_gpu = not self.is_dry and not self.spec.ep.share_gpus
+        return self.spec.search.overlapped and on_own_gpu and BACKENDS[self.spec.backend].overlaps
+
     def expected_s(self, index: int) -> float:
         """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s)."""
+        search, measure = self.spec.search, self.spec.measure
+        if index == FINAL:
+            visits = search.final_groups * 3 * search.finalists_per_group * len(self.shared_values())
+            return search.final_groups * _STARTUP_S + visits * self._visit_s(measure.iterations)
+        rounds = 2 if search.method == "racing" else search.rounds
+        cells = rounds * (len(self.shard(index)) + len(self.baselines) + len(self.anchors)) * (1 + 2 / ANCHOR_EVERY)
+        return _STARTUP_S + cells * self._visit_s(search.iterations)
+
+    def shared_values(self) -> set[tuple[int, ...]]:
+        """The values of the shared knobs that occur."""
+        names = shared_knobs(BACKENDS[self.spec.backend])
+        return {tuple(one.point.knobs[name] for name in names) for one in self.anchors + self.cells}
+
+    def _visit_s(self, iterations: int) -> float:
         peak = self.spec.hardware.peak_gb_per_s
         rate = 1e9 * (_CPU_GB_PER_S if peak is None else _LINK_SHARE * peak)
-        cells = len(self.shard(index)) + len(self.baselines) + len(self.anchors)
         tokens = self.spec.workload.num_tokens * min(self.spec.ep.size, self.spec.workload.num_topk)
         sample_s = tokens * self.spec.workload.bytes_per_token(Dtype.BF16) / rate
-        samples = self.spec.measure.warmup + self.spec.measure.iterations
-        return _STARTUP_S + cells * (1 + 2 / ANCHOR_EVERY) * (_POINT_OVERHEAD_S + samples * sample_s)
+        return _POINT_OVERHEAD_S + (self.spec.measure.warmup + iterations) * sample_s
 
 
 def make(spec: Spec) -> Plan:
@@ -107,22 +149,43 @@ def make(spec: Spec) -> Plan:
     _refuse_workload(backend, facts)
     anchors = [_planned(spec, backend, op, backend.default(op, num_ranks=spec.ep.size), Role.ANCHOR) for op in _PAIR]
     taken = {planned.id for planned in anchors}
-    cells, refused = [], []
-    for op in _PAIR:
-        for knobs in _cells(spec, backend, op):
-            violations = backend.point_violations(op, knobs, facts=facts)
-            if violations:
-                refused.append(Refused(op, knobs, violations))
-                continue
-            planned = _planned(spec, backend, op, knobs, Role.GRID)
-            if planned.id not in taken:
-                taken.add(planned.id)
-                cells.append(planned)
-    if not cells and refused:
+    cells, refused = _candidates(spec, backend, facts, taken), []
+    grid = [(op, knobs, Role.GRID) for op in _PAIR for knobs in _cells(spec, backend, op)]
+    own = [(op, knobs, Role.UPSTREAM) for op in _PAIR for knobs in backend.own_tuning(op) if spec.search.own_tuning]
+    for op, knobs, role in grid + own:
+        violations = backend.point_violations(op, knobs, facts=facts)
+        if violations:
+            refused.append(Refused(op, knobs, violations))
+            continue
+        planned = _planned(spec, backend, op, knobs, role)
+        if planned.id not in taken:
+            taken.add(planned.id)
+            cells.append(planned)
+    if refused and not any(cell.role is Role.GRID for cell in cells):
         first = refused[0].violations[0]
         raise UserError(f"every cell of the grid is refused; the first: {first}", hint=first.hint)
     random.Random(spec.seed).shuffle(cells)  # noqa: S311
     return Plan(spec, anchors, _baselines(spec, backend), cells, refused)
+
+
+def _candidates(spec: Spec, backend: Backend, facts: Facts, taken: set[str]) -> list[Planned]:
+    """The user's own configs for both operations, whether the grid has them or not."""
+    found = []
+    for values in spec.search.candidates:
+        if len(values) != len(backend.knobs):
+            raise UserError(
+                f"search.candidates must hold configs of {len(backend.knobs)} numbers, got {values}",
+                hint=f"their order is {_names(backend)}",
+            )
+        knobs = dict(zip((knob.name for knob in backend.knobs), values, strict=True))
+        for op in _PAIR:
+            for violation in backend.point_violations(op, knobs, facts=facts):
+                raise UserError(f"search.candidates {values}: {violation} ({op})", hint=violation.hint)
+            planned = _planned(spec, backend, op, knobs, Role.CANDIDATE)
+            if planned.id not in taken:
+                taken.add(planned.id)
+                found.append(planned)
+    return found
 
 
 def _backend(spec: Spec) -> Backend:
@@ -143,11 +206,23 @@ def _refuse_spec(spec: Spec) -> None:
         ("workload.num_experts", spec.workload.num_experts, 1),
         ("workload.hidden", spec.workload.hidden, 1),
         ("ep.size", spec.ep.size, 1),
+        ("search.rounds", spec.search.rounds, 1),
+        ("search.iterations", spec.search.iterations, 3),
+        ("search.final_groups", spec.search.final_groups, 0),
+        ("search.finalists_per_group", spec.search.finalists_per_group, 1),
     ):
         if value < least:
             raise UserError(f"{key} must be at least {least}, got {value}")
     if spec.measure.deadline_s <= 0 or spec.measure.startup_s <= 0:
         raise UserError("measure.deadline_s and measure.startup_s must be positive")
+    for key, name, choices in (
+        ("search.objective", spec.search.objective, OBJECTIVES),
+        ("search.method", spec.search.method, METHODS),
+    ):
+        if name not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}, got {name}")
+    if spec.search.final_groups == 1:
+        raise UserError("search.final_groups must be 0 or at least 2, got 1", hint="one group shows no spread")
     for text in spec.faults:
         try:
             Fault.parse(text)
@@ -215,4 +290,4 @@ def _planned(spec: Spec, backend: Backend, op: Op, knobs: dict[str, int], role: 
 
 def point_id(spec: Spec, point: Point) -> str:
     """The identity of a result: the point, the workload, the ranks and the kind of GPU."""
-    return digest(point, spec.workload, spec.ep, spec.hardware.name, [spec.measure.warmup, spec.measure.iterations])
+    return digest(point, spec.workload, spec.ep, spec.hardware.name, spec.measure.warmup)

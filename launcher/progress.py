@@ -17,9 +17,10 @@ _LINE_EVERY_S = 5.0
 class ShardProgress:
     """Counts the points of one shard. Failures are printed as they come."""
 
-    def __init__(self, total: int, *, name: str) -> None:
-        self._total, self._name = total, name
-        self._done = self._failed = 0
+    def __init__(self, *, name: str) -> None:
+        """``name`` stands before every line."""
+        self._name, self._what = name, ""
+        self._total = self._done = self._failed = 0
         self._began = self._said = time.monotonic()
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
@@ -33,7 +34,7 @@ class ShardProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(name, total=total, failed=0)
+        self._task = self._bar.add_task(name, total=None, failed=0)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -42,6 +43,11 @@ class ShardProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
         self._say()
+
+    def expect(self, count: int, *, what: str) -> None:
+        """So many more points come, in a part of the work that is called ``what``."""
+        self._total, self._what = self._done + count, what
+        self._bar.update(self._task, total=self._total, description=f"{self._name}, {what}")
 
     def note(self, text: str) -> None:
         """Prints a line beside the bar."""
@@ -63,7 +69,8 @@ class ShardProgress:
             return
         left = (self._said - self._began) / max(self._done, 1) * (self._total - self._done)
         print(
-            f"{self._name}: {self._done}/{self._total} points, {self._failed} failed, about {left:.0f} s left",
+            f"{self._name}, {self._what}: {self._done}/{self._total} points, {self._failed} failed, "
+            f"about {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Dtype
 from bench.workload import Volume, volume
-from launcher.results import Failure, OpResult, Pair, Results
+from launcher.choose import Overlap, Pair
+from launcher.judge import Failure, OpResult
+from launcher.plan import FINAL
+from launcher.results import Results
 
 NOT_A_MEASUREMENT = (
     "This is a dry run on CPUs, not a measurement of DeepEP: the tokens really moved, through gloo, "
@@ -45,12 +48,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, align, *rows)] + [""]
 
 
-def markdown(results: Results) -> str:
-    """The whole report."""
+def markdown(results: Results, *, pictures: Sequence[str] = ()) -> str:
+    """The whole report; ``pictures`` are files beside it to be shown."""
     sections = (
         _head,
         _answer,
+        _situations,
         _best_per_shared,
+        _overlapped,
+        _own_tuning,
         _baselines,
         _points,
         _failures,
@@ -58,7 +64,12 @@ def markdown(results: Results) -> str:
         _columns,
         _provenance,
     )
-    return "\n".join(line for section in sections for line in section(results)).rstrip() + "\n"
+    lines = [line for section in sections for line in section(results)]
+    if pictures:
+        at = next(index for index, line in enumerate(lines) if line.startswith("## The best pair"))
+        shown = [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in pictures]
+        lines[at:at] = ["## Pictures", "", *shown, ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def knobs_text(knobs: dict[str, int]) -> str:
@@ -99,23 +110,144 @@ def _volumes(results: Results) -> tuple[Volume, Volume]:
 
 
 def _answer(results: Results) -> list[str]:
+    choice = results.choice
     lines = ["## Optimal, default and worst", ""]
-    if results.optimal is None:
+    if choice.optimal is None:
         return [*lines, "No pair of a dispatch and a combine was measured: see the failures below.", ""]
-    named = [("optimal", results.optimal), ("default", results.default), ("worst", results.worst)]
+    named = [("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)]
     rows = [row for name, pair in named if pair is not None for row in _pair_rows(name, pair)]
     lines += table(_COLUMNS, rows)
-    if results.default is None:
+    lines += [_how_measured(results), ""]
+    if choice.default is None:
         lines += ["**The library's default has no result**, so nothing can be compared with it.", ""]
-    verdict = results.verdict
+    verdict = choice.verdict
     if verdict is not None:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}: "
-            f"default / optimal round trip = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
-            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}).",
+            f"default / optimal = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
+            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}'s samples).",
             "",
         ]
+    if len(choice.tied) > 1:
+        ties = "; ".join(knobs_text(pair.shared) for pair in choice.tied)
+        lines += [f"Not to be told apart from the fastest: {ties}. The one with the fewest resources is taken.", ""]
     return lines
+
+
+def _how_measured(results: Results) -> str:
+    """Where the numbers of the first table come from."""
+    search = results.plan.spec.search
+    final = results.choice.optimal is not None and results.choice.optimal.is_final
+    if final:
+        text = (
+            f"Optimal and default: the final, {results.final_groups} fresh process groups that measured the best "
+            "configs in turn. Worst: the sweep."
+        )
+    else:
+        text = "**These numbers are the sweep's own**, which also chose: they flatter the winner."
+    if results.lacks_final:
+        text += f" **{search.final_groups - results.final_groups} groups of the final are missing.**"
+    return text
+
+
+def _situations(results: Results) -> list[str]:
+    """Which answer is for whom, and what the wrong one costs."""
+    choice = results.choice
+    if not choice.picks:
+        return []
+    rows = []
+    beside = {id(one.pair): one for one in choice.overlaps}
+    for name, pair in choice.picks.items():
+        one = beside.get(id(pair))
+        rows.append(
+            [
+                name,
+                _config(pair),
+                f"{pair.round_trip_us:.1f}",
+                "n/a" if pair.full is None else f"{pair.full.median_us:.1f}",
+                "n/a" if one is None else f"{one.makespan_us:.1f}",
+            ]
+        )
+    lines = [
+        "## Which one to take",
+        "",
+        *table(("pick", "config", "round trip us", "whole dispatch us", "beside GEMMs us"), rows),
+        "* **fastest**: for serial communication, where computation waits for it.",
+        "* **overlapped**: for communication that runs beside expert GEMMs: both together are done first.",
+        "* **default_sms**: the fastest with as many SMs as the default takes.",
+        "* **knee**: the fewest SMs within 5 % of the fastest.",
+        "",
+    ]
+    return lines + _wrong_answer(choice.picks, beside)
+
+
+def _wrong_answer(picks: dict[str, Pair], beside: dict[int, Overlap]) -> list[str]:
+    """What taking one situation's answer in the other costs."""
+    fastest, overlapped = picks["fastest"], picks.get("overlapped")
+    if overlapped is None or overlapped is fastest or id(fastest) not in beside:
+        return []
+    hidden, taken = beside[id(overlapped)], beside[id(fastest)]
+    return [
+        f"Taking *fastest* where communication is overlapped costs {taken.makespan_us - hidden.makespan_us:.0f} us a "
+        f"layer ({taken.makespan_us / hidden.makespan_us - 1:.1%}); taking *overlapped* where it is serial costs "
+        f"{overlapped.round_trip_us - fastest.round_trip_us:.0f} us "
+        f"({overlapped.round_trip_us / fastest.round_trip_us - 1:.1%}).",
+        "",
+    ]
+
+
+def _config(pair: Pair) -> str:
+    """Both configs in one cell."""
+    shared = tuple(pair.shared)
+    return (
+        f"{knobs_text(pair.shared)}; dispatch {knobs_text(_own(pair.dispatch, shared))}; "
+        f"combine {knobs_text(_own(pair.combine, shared))}"
+    )
+
+
+def _overlapped(results: Results) -> list[str]:
+    """The table of pairs beside GEMMs."""
+    overlaps = results.choice.overlaps
+    if not overlaps:
+        return []
+    workload = results.plan.spec.workload
+    best = min(one.makespan_us for one in overlaps)
+    rows = [
+        [
+            ", ".join(str(value) for value in one.pair.shared.values()),
+            knobs_text(_own(one.pair.dispatch, tuple(one.pair.shared))),
+            knobs_text(_own(one.pair.combine, tuple(one.pair.shared))),
+            f"{one.pair.round_trip_us:.1f}",
+            f"**{one.makespan_us:.1f}**" if one.makespan_us == best else f"{one.makespan_us:.1f}",
+            f"{one.ci95_us.low:.1f} to {one.ci95_us.high:.1f}",
+            f"{one.slowdown:.2f}x",
+            f"{one.one_after_the_other_us:.1f}",
+            f"{one.compute_to_communication:.1f}",
+        ]
+        for one in overlaps
+    ]
+    header = (
+        ", ".join(overlaps[0].pair.shared),
+        "dispatch",
+        "combine",
+        "alone us",
+        "beside GEMMs us",
+        "95 % interval us",
+        "GEMM slowdown",
+        "one after the other us",
+        "compute / communication",
+    )
+    return [
+        "## Beside expert GEMMs",
+        "",
+        "One dispatch and one combine on the library's own stream, beside one layer's expert GEMMs (BF16, hidden "
+        f"{workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
+        f"{overlaps[0].compute_alone_us:.1f} us alone). "
+        "The answer moves with the last column: where computation is scarcer than here, more SMs pay.",
+        "",
+        *table(header, rows),
+        "",
+    ]
 
 
 _COLUMNS = ("", "config", "median us", "95 % interval us", "spread", "logical GB/s", "wire GB/s", "of peak")
@@ -132,6 +264,7 @@ def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
 
 def _row(name: str, result: OpResult, *, bold: str = "") -> list[str]:
     peak = "n/a" if result.peak_fraction is None else f"{result.peak_fraction:.0%}"
+    logical, wire = result.logical_gb_per_s or 0.0, result.wire_gb_per_s or 0.0
     spread = f"{result.spread:.1%}" + (" unstable" if result.unstable else "")
     return [
         name,
@@ -139,20 +272,20 @@ def _row(name: str, result: OpResult, *, bold: str = "") -> list[str]:
         f"{bold}{result.median_us:.1f}{bold}",
         f"{result.ci95_us.low:.1f} to {result.ci95_us.high:.1f}",
         spread,
-        f"{result.logical_gb_per_s:.1f}",
-        f"{result.wire_gb_per_s:.1f}",
+        f"{logical:.1f}",
+        f"{wire:.1f}",
         peak,
     ]
 
 
 def _best_per_shared(results: Results) -> list[str]:
     names = shared_knobs(BACKENDS[results.plan.spec.backend])
-    if not results.best_per_shared:
+    if not results.choice.best_per_shared:
         return []
-    frontier = [pair.shared for pair in results.pareto]
+    frontier = [pair.shared for pair in results.choice.pareto]
     rows = []
-    for pair in results.best_per_shared:
-        bold = "**" if pair is results.best_per_shared[_fastest(results.best_per_shared)] else ""
+    for pair in results.choice.best_per_shared:
+        bold = "**" if pair is results.choice.best_per_shared[_fastest(results.choice.best_per_shared)] else ""
         rows.append(
             [
                 ", ".join(str(value) for value in pair.shared.values()) + (" *" if pair.shared in frontier else ""),
@@ -180,6 +313,34 @@ def _fastest(pairs: list[Pair]) -> int:
 
 def _own(result: OpResult, shared: Sequence[str]) -> dict[str, int]:
     return {name: value for name, value in result.point.knobs.items() if name not in shared}
+
+
+def _own_tuning(results: Results) -> list[str]:
+    """What the library's own tuning script would have chosen, measured here side by side."""
+    tuning, optimal = results.choice.own_tuning, results.choice.optimal
+    if tuning is None or optimal is None:
+        return []
+    same = next((pair for pair in results.choice.best_per_shared if pair.shared == tuning.shared), None)
+    named = [("its best", tuning), ("ours with as many SMs", same), ("optimal", optimal)]
+    rows = [
+        [
+            name,
+            _config(pair),
+            f"{pair.dispatch.median_us:.1f}",
+            f"{pair.combine.median_us:.1f}",
+            f"{pair.round_trip_us:.1f}",
+            f"{tuning.round_trip_us / pair.round_trip_us:.3f}x",
+        ]
+        for name, pair in named
+        if pair is not None
+    ]
+    return [
+        "## The library's own tuning grid, in the same run",
+        "",
+        "Its tuning script fixes the SMs and the buffer and varies the chunk alone.",
+        "",
+        *table(("", "config", "dispatch us", "combine us", "round trip us", "speed"), rows),
+    ]
 
 
 def _baselines(results: Results) -> list[str]:
@@ -243,15 +404,26 @@ def _trust(results: Results) -> list[str]:
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
         good = [name for name in check.edge_routings if name not in bad]
         if good:
-            lines.append(f"* Shard {check.shard}: edge routings right, every token: {', '.join(map(text, good))}.")
-        lines += [f"* Shard {check.shard}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
+            lines.append(f"* {_place(check.shard)}: edge routings right, every token: {', '.join(map(text, good))}.")
+        lines += [f"* {_place(check.shard)}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
     unstable = sum(result.unstable for result in results.measurements)
     lines.append(f"* Unstable points (spread above 10 % also after an extension): {unstable}.")
-    if results.busy_share is not None:
-        lines.append(f"* Share of the points' time spent in warm-up and timed iterations: {results.busy_share:.0%}.")
+    cost = results.cost
+    if cost.wall_s:
+        lines.append(
+            f"* {cost.wall_s:.0f} s from the first start of ranks to the last record: "
+            f"{cost.busy_s / cost.wall_s:.0%} in warm-up and timed iterations, "
+            f"{cost.startup_s / cost.wall_s:.0%} in waiting for ranks to start."
+        )
+    if cost.accounting:
+        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours by {text(cost.accounting.source)}.")
     lines += [f"* **{text(flag)}**" for flag in results.flags]
     lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
     return [*lines, ""]
+
+
+def _place(shard: int) -> str:
+    return "Final" if shard == FINAL else f"Shard {shard}"
 
 
 def _columns(results: Results) -> list[str]:
@@ -261,7 +433,8 @@ def _columns(results: Results) -> list[str]:
         "",
         "* **median us**: median over iterations of the slowest rank's time, from a device-side alignment of the "
         "ranks to the end of the operation. Dispatch is the cached dispatch (the handle exists).",
-        "* **95 % interval**: order-statistic interval of that median.",
+        "* **95 % interval**: of that median; in the final Student's, over its fresh process groups, else by order "
+        "statistics of the samples.",
         "* **spread**: interquartile range over median.",
         "* **logical GB/s**: bytes that the busiest rank moves, tokens that stay on it included, over the median "
         "(DeepEP's own convention).",
@@ -281,7 +454,8 @@ def _provenance(results: Results) -> list[str]:
         "## Where this comes from",
         "",
         f"* Command: {code(shlex.join(manifest.command))}",
-        f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}",
+        f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}, "
+        f"code {text(manifest.revision.code)}",
         f"* Measured: {_when(results.started)} to {_when(results.ended)}",
         f"* Hosts: {', '.join(sorted({text(host.hostname) for host in results.hosts})) or 'none'}",
     ]

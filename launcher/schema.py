@@ -67,6 +67,23 @@ class MeasureConf:
 
 
 @dataclass
+class SearchConf:
+    """How the best config is looked for."""
+
+    method: str = "racing"  # racing drops what is surely slower after each round; exhaustive drops nothing
+    rounds: int = 6  # visits of a point, each in a new order
+    warmup: int = 2  # of a visit; the final takes those of measure
+    iterations: int = 8  # samples of a visit
+    final_groups: int = 5  # fresh process groups that measure the finalists; 0 leaves the final out
+    finalists_per_group: int = 2  # of each operation and value of the shared knobs
+    objective: str = "round_trip"  # round_trip, dispatch, combine, or training (two of each)
+    candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final, [[24,8,256]]
+    own_tuning: bool = True  # also measure the library's own tuning grid, side by side
+    overlapped: bool = True  # also measure beside expert GEMMs, where the backend can
+    budget_s: float | None = None  # wall time of a shard with its final; the best answer so far when it is spent
+
+
+@dataclass
 class BackendConf:
     """The library to measure."""
 
@@ -90,6 +107,7 @@ class SweepConf:
     workload: WorkloadConf = field(default_factory=WorkloadConf)
     grid: dict[str, Any] = field(default_factory=dict)
     measure: MeasureConf = field(default_factory=MeasureConf)
+    search: SearchConf = field(default_factory=SearchConf)
     backend: BackendConf = field(default_factory=BackendConf)
     shard: ShardConf = field(default_factory=ShardConf)
     seed: int = 1  # of the order of points
@@ -138,6 +156,30 @@ class Measure(msgspec.Struct, frozen=True):
     startup_s: float
 
 
+class Search(msgspec.Struct, frozen=True):
+    """SearchConf, frozen."""
+
+    method: str
+    rounds: int
+    warmup: int
+    iterations: int
+    final_groups: int
+    finalists_per_group: int
+    objective: str
+    candidates: list[list[int]]
+    own_tuning: bool
+    overlapped: bool
+    budget_s: float | None
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """How often a dispatch and a combine count."""
+        return OBJECTIVES[self.objective]
+
+
+OBJECTIVES = {"round_trip": (1.0, 1.0), "dispatch": (1.0, 0.0), "combine": (0.0, 1.0), "training": (2.0, 2.0)}
+METHODS = ("racing", "exhaustive")
+
 Axis = list[int] | dict[str, list[int]]
 """Values of a knob: one list, or one for each of dispatch and combine."""
 
@@ -151,6 +193,7 @@ class Spec(msgspec.Struct, frozen=True):
     backend: str
     grid: dict[str, Axis]
     measure: Measure
+    search: Search
     num_shards: int
     seed: int
     faults: list[str]

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from bench import records
-from bench.records import Line
+from bench.records import Line, Record
 from launcher.errors import UserError
-from launcher.plan import Plan
+from launcher.plan import FINAL, Plan
 
 T = TypeVar("T")
 
@@ -30,10 +30,14 @@ FORMAT_VERSION = 1
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """The code that ran: its commit, and whether files differed from it. Both None outside a git checkout."""
+    """The code that ran: its commit, and whether files differed from it, both None outside a git checkout.
+
+    ``code`` is a hash of the program's own files (``code_digest``), which every installation has.
+    """
 
     commit: str | None
     dirty: bool | None
+    code: str
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -124,7 +128,7 @@ class RunFolder:
 
     def shard(self, index: int) -> Path:
         """The folder of one shard."""
-        return self.shards / f"{index:04d}"
+        return self.shards / ("final" if index == FINAL else f"{index:04d}")
 
     def records_file(self, index: int) -> Path:
         """The lines of one shard."""
@@ -187,6 +191,15 @@ class RunFolder:
         if self.records_file(index).is_file():
             self._read(self.records_file(index), found, [])
         return found
+
+    def shard_records(self, index: int) -> list[Record]:
+        """The readable records of one shard, oldest first."""
+        return [line for line in self.shard_lines(index) if isinstance(line, Record)]
+
+    def sweep_records(self) -> list[Record]:
+        """The readable records of every shard, those of the final left out."""
+        lines, _ = self.lines()
+        return [line for line in lines if isinstance(line, Record) and line.shard != FINAL]
 
     def _read(self, file: Path, found: list[Line], damaged: list[Damaged]) -> None:
         for number, text in enumerate(file.read_bytes().split(b"\n"), start=1):
@@ -318,15 +331,27 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def revision() -> Revision:
     """The commit of this source tree, None for both when it is not a git checkout."""
-    root = Path(__file__).resolve().parents[1]
+    root, code = Path(__file__).resolve().parents[1], code_digest()
     if not (root / ".git").exists():
-        return Revision(None, None)
+        return Revision(None, None, code)
     try:
         commit = _git(root, "rev-parse", "HEAD")
         dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):
-        return Revision(None, None)
-    return Revision(commit, dirty)
+        return Revision(None, None, code)
+    return Revision(commit, dirty, code)
+
+
+def code_digest() -> str:
+    """A hash over names and contents of the Python and YAML files of bench, launcher and conf."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(
+        file
+        for package in ("bench", "launcher", "conf")
+        for file in (root / package).rglob("*")
+        if file.suffix in (".py", ".yaml")
+    )
+    return records.digest([[str(file.relative_to(root)), file.read_text()] for file in files])
 
 
 def _git(root: Path, *args: str) -> str:

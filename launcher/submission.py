@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from launcher import attempt, local, pipeline, shard, slurm, watch
 from launcher.errors import OK, USAGE, UserError
-from launcher.plan import Plan
+from launcher.plan import FINAL, Plan
 from launcher.schema import Options, Spec, spec_from
 from launcher.settings import SubmititConf
 from launcher.slurm import Request
@@ -22,6 +22,7 @@ from launcher.store import RunFolder, Submission
 _TIME_FACTOR = 3
 _TIME_EXTRA_S = 600
 _AGGREGATE_MIN = 15
+_MAX_FORECASTS = 64
 _ON_INTERRUPT = ("ask", "detach", "cancel")
 
 
@@ -76,13 +77,13 @@ def _say_how_to_go_on(folder: RunFolder) -> None:
         print(f"{purpose + ':':13}{command}", file=sys.stderr)
 
 
-def shard_request(plan: Plan, settings: SubmititConf) -> Request:
-    """What one shard asks for: a node's GPUs for the EP group, one task, the CPUs and the time of the plan."""
+def job_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> Request:
+    """What each of some shards asks for: a node's GPUs for the EP group, one task, CPUs and time of the plan."""
     on_gpu = not plan.is_dry
     gpus = settings.gpus_per_node
     if gpus is None:
         gpus = plan.spec.ep.size if on_gpu else 0
-    longest_s = max(plan.expected_s(index) for index in range(min(plan.spec.num_shards, 64)))
+    longest_s = max(plan.expected_s(index) for index in indices[:_MAX_FORECASTS])
     minutes = math.ceil((_TIME_FACTOR * longest_s + _TIME_EXTRA_S) / 60)
     return Request(
         name=f"deepep-ep{plan.spec.ep.size}",
@@ -99,15 +100,24 @@ def _aggregate_request(plan: Plan) -> Request:
 
 
 def _setup(folder: RunFolder) -> list[str]:
-    """Shell lines that make the job run the code that was submitted."""
-    return [f"export PYTHONPATH={shlex.quote(str(folder.code.resolve()))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    """Shell lines that make the job run the code that was submitted.
+
+    Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the sweep was started, where the source
+    is that may have changed since.
+    """
+    path = f"export PYTHONPATH={shlex.quote(str(folder.code.resolve()))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    return [path, "export PYTHONSAFEPATH=1"]
 
 
 def script(plan: Plan, settings: SubmititConf) -> str:
     """The sbatch script of the shards, for a run folder that does not exist yet."""
     folder = RunFolder(Path("RUN"))
     return slurm.script(
-        shard_request(plan, settings), settings, folder=folder.slurm, setup=_setup(folder), tasks=plan.spec.num_shards
+        job_request(plan, settings, range(plan.spec.num_shards)),
+        settings,
+        folder=folder.slurm,
+        setup=_setup(folder),
+        tasks=plan.spec.num_shards,
     )
 
 
@@ -119,13 +129,15 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf) -> list[Submis
     with folder.submitting():
         _refuse_running(folder)
         folder.snapshot_code()
-        wanted = [index for index in range(plan.spec.num_shards) if shard.lacking(plan, folder, index)]
+        wanted = [index for index in range(plan.spec.num_shards) if not shard.is_complete(plan, folder, index)]
         made: list[Submission] = []
         try:
             size = slurm.max_array_size()
             for first in range(0, len(wanted), size):
                 submission = _submit_shards(plan, folder, settings, wanted[first : first + size])
                 made.append(submission)
+            if plan.has_final:
+                made.append(_submit_final(plan, folder, settings, [one.array_id for one in made]))
             made.append(_submit_aggregate(plan, folder, settings, [one.array_id for one in made]))
         except BaseException:
             slurm.cancel(one.array_id for one in made)
@@ -148,12 +160,30 @@ def _submit_shards(plan: Plan, folder: RunFolder, settings: SubmititConf, indice
     array = slurm.submit(
         attempt.run_shard,
         [[path, index, settings.requeue] for index in indices],
-        shard_request(plan, settings),
+        job_request(plan, settings, indices),
         settings,
         folder=folder.slurm.resolve(),
         setup=_setup(folder),
     )
     return _noted(folder, Submission("shards", array, indices, time.time()))
+
+
+def _submit_final(plan: Plan, folder: RunFolder, settings: SubmititConf, after: list[str]) -> Submission:
+    """The final asks for what a shard asks for; it begins when every shard has ended, however."""
+    array = slurm.submit(
+        attempt.run_final,
+        [[str(folder.path.resolve()), settings.requeue]],
+        job_request(plan, settings, [FINAL]),
+        settings,
+        folder=folder.slurm.resolve(),
+        setup=_setup(folder),
+        dependency=_after(after),
+    )
+    return _noted(folder, Submission("final", array, [], time.time()))
+
+
+def _after(arrays: list[str]) -> str | None:
+    return "afterany:" + ":".join(arrays) if arrays else None
 
 
 def _submit_aggregate(plan: Plan, folder: RunFolder, settings: SubmititConf, after: list[str]) -> Submission:
@@ -164,7 +194,7 @@ def _submit_aggregate(plan: Plan, folder: RunFolder, settings: SubmititConf, aft
         settings,
         folder=folder.slurm.resolve(),
         setup=_setup(folder),
-        dependency="afterany:" + ":".join(after) if after else None,
+        dependency=_after(after),
     )
     return _noted(folder, Submission("aggregate", array, [], time.time()))
 

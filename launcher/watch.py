@@ -42,7 +42,7 @@ def finish(folder: RunFolder, options: Options, last: Picture) -> int:
         if row.state in _BAD:
             print(f"shard {row.shard}: {row.state} (job {row.job}); log in {folder.slurm}", file=sys.stderr)
     print(folder.report_file)
-    failed = any(row.state in _BAD for row in last.rows)
+    failed = any(state in _BAD for state in [last.final, *(row.state for row in last.rows)])
     return FAILURE if failed and status == OK else status
 
 
@@ -115,5 +115,6 @@ def table(now: Picture) -> Table:
         shown.add_row(str(row.shard), row.state, row.job or "", row.nodes, f"{row.done}/{row.planned}", str(row.failed))
     if len(order) > _MAX_ROWS:
         shown.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
-    shown.add_row("", now.aggregate, "aggregate", "", "", "")
+    shown.add_row("final", now.final, "", "", "", "")
+    shown.add_row("aggregate", now.aggregate, "", "", "", "")
     return shown

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from bench.backends.alltoall import AllToAll
 from bench.backends.deepep import DeepEP
+from bench.records import Dtype, Op, Point
 
 if TYPE_CHECKING:
     from bench.backends.session import Context, Session
-    from bench.records import Op, Point
     from bench.rules import Facts, Knob, Violation
 
 
@@ -31,8 +31,15 @@ class Backend(Protocol):
     def knobs(self) -> tuple[Knob, ...]:
         """The numbers to choose, in the order of their display."""
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether its sessions can run beside computation (Session.start_pair)."""
+
     def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
         """What the library itself would take; the anchor of every comparison."""
+
+    def own_tuning(self, op: Op) -> list[dict[str, int]]:
+        """The configs that the library's own tuning script tries; empty without one."""
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """The rules that this config breaks, empty when it may run."""
@@ -50,3 +57,26 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (DeepEP(), 
 def shared_knobs(backend: Backend) -> tuple[str, ...]:
     """Names of the knobs that a dispatch and its combine have in common."""
     return tuple(knob.name for knob in backend.knobs if knob.shared)
+
+
+def join_pair(backend: Backend, dtype: Dtype, *, dispatch: dict[str, int], combine: dict[str, int]) -> Point:
+    """The point that measures a dispatch and a combine together beside expert GEMMs.
+
+    Its knobs are the shared ones and, with the operation's name before them, each operation's own.
+    """
+    shared = shared_knobs(backend)
+    knobs = {name: dispatch[name] for name in shared}
+    for op, config in ((Op.DISPATCH, dispatch), (Op.COMBINE, combine)):
+        knobs |= {f"{op}_{name}": value for name, value in config.items() if name not in shared}
+    return Point(backend.name, Op.OVERLAPPED, dtype, knobs)
+
+
+def split_pair(point: Point) -> tuple[dict[str, int], dict[str, int]]:
+    """The configs of dispatch and combine that ``join_pair`` put into one point."""
+    backend = BACKENDS[point.backend]
+    shared = shared_knobs(backend)
+    first, second = (
+        {knob.name: point.knobs[knob.name if knob.name in shared else f"{op}_{knob.name}"] for knob in backend.knobs}
+        for op in (Op.DISPATCH, Op.COMBINE)
+    )
+    return first, second

@@ -19,6 +19,7 @@ class AllToAll:
 
     name = "alltoall"
     packages = ("torch", "nccl")
+    overlaps = False
     knobs = (
         Knob("num_slices", "the tokens travel in this many exchanges, one after the other", shared=True),
         Knob("num_in_flight", "exchanges that may be under way at once"),
@@ -27,6 +28,10 @@ class AllToAll:
     def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
         """One exchange: what a plain all_to_all_single does."""
         return {"num_slices": 1, "num_in_flight": 1}
+
+    def own_tuning(self, op: Op) -> list[dict[str, int]]:
+        """None: there is nothing that tunes an all-to-all."""
+        return []
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Bounds on slices and on how many are in flight."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from bench.backends.session import Context, Dispatched, Inputs, Payload
+from bench.backends.session import Context, Dispatched, Inputs, Payload, Pending
 from bench.records import Dtype
 
 
@@ -77,6 +77,12 @@ class AllToAllSession:
         for rest in works:
             _sum(total, *rest)
         return total
+
+    def start_pair(
+        self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
+    ) -> Pending:
+        """Packing and summing are kernels of the current stream: there is nothing to overlap."""
+        raise NotImplementedError("the alltoall backend does not overlap (AllToAll.overlaps is False)")
 
     def layout(self) -> list[int]:
         """Tokens for each rank, from the mask of the last dispatch."""

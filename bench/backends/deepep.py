@@ -43,6 +43,7 @@ class DeepEP:
 
     name = "deepep"
     packages = ("torch", "deep_ep", "nccl")
+    overlaps = True
     knobs = (
         Knob("num_sms", "SMs that the kernels occupy; two make one channel", shared=True),
         Knob("nvl_chunk", "tokens that a channel sends at a time (num_max_nvl_chunked_send_tokens)"),
@@ -54,6 +55,11 @@ class DeepEP:
         direction = "combine" if op is Op.COMBINE else "dispatch"
         chunk = DEFAULT_NVL_CHUNK[num_ranks][direction]
         return {"num_sms": DEFAULT_NUM_SMS, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER}
+
+    def own_tuning(self, op: Op) -> list[dict[str, int]]:
+        """The loops of DeepEP's tests/test_intranode.py: 24 SMs and a buffer of 256, the chunk alone varies."""
+        chunks = range(1, 17) if op is Op.COMBINE else range(4, 33, 2)
+        return [{"num_sms": 24, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER} for chunk in chunks]
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Each rule of the kernels that the config breaks."""

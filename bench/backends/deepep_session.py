@@ -7,7 +7,7 @@ from typing import Any
 import deep_ep
 import torch  # isort: split  (torch first: the extension of deep_ep links against it)
 
-from bench.backends.session import Context, Dispatched, Inputs, Payload
+from bench.backends.session import Context, Dispatched, Inputs, Overlapped, Payload, Pending
 from bench.records import Dtype, Point
 
 
@@ -61,6 +61,18 @@ class DeepEPSession:
         combined, _, _ = self._buffer.combine(tokens, self._handles[knobs["num_sms"]], config=self._config(knobs))
         return combined
 
+    def start_pair(
+        self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
+    ) -> Pending:
+        """Both on DeepEP's stream (``async_finish``), in this order, after what the current stream holds now."""
+        handle, now = self._handles[dispatch["num_sms"]], deep_ep.Buffer.capture()
+        asynchronous = {"async_finish": True, "allocate_on_comm_stream": True, "previous_event": now}
+        received, *_ = self._buffer.dispatch(
+            _packed(inputs.payload), handle=handle, config=self._config(dispatch), **asynchronous
+        )
+        combined, _, done = self._buffer.combine(tokens, handle, config=self._config(combine), **asynchronous)
+        return _PendingPair(_unpacked(received), combined, done)
+
     def layout(self) -> list[int]:
         """The num_tokens_per_rank of the last layout."""
         return [int(count) for count in self._per_rank.tolist()]
@@ -68,6 +80,18 @@ class DeepEPSession:
     def close(self) -> None:
         """Destroys the Buffer."""
         self._buffer.destroy()
+
+
+class _PendingPair:
+    """Keeps the tensors until the current stream has waited for the combine, the later of the two."""
+
+    def __init__(self, payload: Payload, combined: torch.Tensor, done: Any) -> None:
+        self._result, self._done = Overlapped(payload, combined), done
+
+    def wait(self) -> Overlapped:
+        """See Pending."""
+        self._done.current_stream_wait()
+        return self._result
 
 
 def _packed(payload: Payload) -> Any:

@@ -35,6 +35,20 @@ class Dispatched(NamedTuple):
     tokens_per_expert: list[int]
 
 
+class Overlapped(NamedTuple):
+    """What a pair gave that ran beside GEMMs."""
+
+    payload: Payload
+    combined: torch.Tensor
+
+
+class Pending(Protocol):
+    """A pair under way on the library's own stream."""
+
+    def wait(self) -> Overlapped:
+        """Makes the current stream wait for it."""
+
+
 class Context(NamedTuple):
     """Where a session lives. ``device_group`` is NCCL on GPUs of their own, else the gloo group of the hosts."""
 
@@ -57,6 +71,11 @@ class Session(Protocol):
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
         """The sum over ranks of what each sends back for a token [num_tokens, hidden], BF16, same handle."""
+
+    def start_pair(
+        self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
+    ) -> Pending:
+        """A cached dispatch and a combine on the library's own stream, so that the current one can compute."""
 
     def layout(self) -> list[int]:
         """How many tokens the last dispatch sent to each rank, as the library itself counts."""
