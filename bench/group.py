@@ -24,6 +24,7 @@ _LAST_WORDS_CHARS = 2000
 _STACK_FRAMES = 5
 _DUMP_GRACE_S = 0.3
 _TERM_GRACE_S = 0.5
+_DEATH_GRACE_S = 0.5
 _READ_BYTES = 1 << 20
 T = TypeVar("T")
 _decoder: msgspec.json.Decoder[protocol.Answer] = msgspec.json.Decoder(protocol.Answer)
@@ -192,6 +193,9 @@ class Group:
             return None
         answer = _decoder.decode(line)
         if isinstance(answer, protocol.Raised):
+            dead = self._dead_peer(rank)
+            if dead is not None:
+                raise RankFailure(_crash(dead, phase=phase))
             raise RankFailure(
                 Failed(
                     failure=FailureKind.CUDA if answer.cuda else FailureKind.ERROR,
@@ -202,6 +206,17 @@ class Group:
                 )
             )
         return answer
+
+    def _dead_peer(self, rank: Rank) -> Rank | None:
+        """Another rank that died: an exception here may be no more than the echo of its closed connections."""
+        others = [other for other in self._ranks if other is not rank]
+        deadline = time.monotonic() + _DEATH_GRACE_S
+        while time.monotonic() < deadline:
+            for other in others:
+                if other.process.poll() is not None:
+                    return other
+            time.sleep(0.005)
+        return None
 
     def _hang(self, missing: list[Rank], *, deadline_s: float, phase: str) -> Failed:
         """Asks the silent ranks for their stacks before they are killed."""

@@ -209,10 +209,11 @@ class GpuState(msgspec.Struct, frozen=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", tag_field="type"):
-    """The state of every GPU of the group beside the record of number ``sequence``."""
+    """The state of every GPU of the group right after the record of number ``sequence``, which timed ``op``."""
 
     at: float
     sequence: int
+    op: Op
     gpus: list[GpuState]
     shard: int = 0
     v: int = FORMAT_VERSION

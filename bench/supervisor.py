@@ -153,8 +153,8 @@ class Supervisor:
             shard=self._shard,
         )
         self._sink(record)
-        if task.role is Role.ANCHOR and self._group is not None:
-            self._note_state(self._group)
+        if self._group is not None and _is_landmark(task):
+            self._note_state(self._group, task.point.op)
         self._sequence += 1
         return record
 
@@ -250,10 +250,10 @@ class Supervisor:
             self._traffic_known = True
             self._sink(Traffic([answer.sent for answer in checked]))
 
-    def _note_state(self, group: Group) -> None:
+    def _note_state(self, group: Group, op: Op) -> None:
         states = telemetry.states(group.pids)
         if states:
-            self._sink(Telemetry(time.time(), self._sequence, states, self._shard))
+            self._sink(Telemetry(time.time(), self._sequence, op, states, self._shard))
 
 
 class _Timings:
@@ -281,6 +281,11 @@ class _Timings:
             extended=extended,
             compute_us=_rounded(self._compute.max(axis=0)),
         )
+
+
+def _is_landmark(task: Task) -> bool:
+    """Whether the GPUs' state is read after it: now and then, since that takes NVML some milliseconds."""
+    return task.point.op is Op.COMPUTE or (task.role is Role.ANCHOR and task.point.op is Op.DISPATCH)
 
 
 def _rounded(values: Floats) -> list[float]:

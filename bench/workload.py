@@ -71,7 +71,12 @@ def _closed_groups(workload: Workload, generator: np.random.Generator) -> npt.ND
 
 def _trace(workload: Workload, *, rank: int, num_ranks: int) -> TopK:
     """One rank's part of a saved trace; ValueError if its shape or its values do not fit the workload."""
-    trace = np.load(Path(workload.routing), allow_pickle=False)
+    try:
+        trace = np.load(Path(workload.routing), allow_pickle=False)
+    except EOFError:
+        raise ValueError("the file is empty") from None
+    if not isinstance(trace, np.ndarray) or not np.issubdtype(trace.dtype, np.integer):
+        raise ValueError("a routing trace is one saved array of integers")
     wanted = (num_ranks, workload.num_tokens, workload.num_topk)
     if trace.shape != wanted:
         raise ValueError(f"routing trace has shape {trace.shape}, the workload needs {wanted}")

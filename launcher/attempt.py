@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from bench.records import Role
 from launcher import accounting, final, shard
 from launcher.aggregate import aggregate
 from launcher.plan import FINAL
@@ -29,16 +30,17 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     folder = RunFolder.open(Path(path))
     stop = _Stop()
     signal.signal(signal.SIGUSR2, stop.soon)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # inherited by the ranks: Slurm signals them too
     signal.signal(signal.SIGTERM, stop.now)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     job_id = _job_id()
     began = time.time()
-    before = len(folder.progress(index).done)
+    before = _num_visits(folder, index)
     number = folder.begin_attempt(index, Attempt(job_id, socket.gethostname(), began, num_gpus=_num_gpus()))
     outcome = "failed"
     try:
         complete = _measure(folder, index, job_id, stop)
-        outcome = "complete" if complete else "stopped"
+        outcome = "complete" if complete else "stopped" if stop() else "spent"
     except SystemExit:
         outcome = "terminated"
         raise
@@ -46,12 +48,16 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
         ended = Attempt(job_id, socket.gethostname(), began, time.time(), outcome, _num_gpus())
         folder.end_attempt(index, number, ended)
     if outcome == "stopped":
-        progressed = len(folder.progress(index).done) > before
-        if requeue and progressed and job_id is not None:
+        if requeue and _num_visits(folder, index) > before and job_id is not None:
             print(f"shard {index}: out of time, back into the queue", file=sys.stderr, flush=True)
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
             time.sleep(60)  # Slurm ends this job within seconds
         raise RuntimeError(f"shard {index}: the time limit came before its last point; resume the run to complete it")
+
+
+def _num_visits(folder: RunFolder, index: int) -> int:
+    """Records other than the anchors, with which every attempt begins: what shows that an attempt made progress."""
+    return sum(record.role is not Role.ANCHOR for record in folder.shard_records(index))
 
 
 def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -80,7 +86,7 @@ class _Stop:
 
     def __call__(self) -> bool:
         """Whether no further point shall begin."""
-        return self._asked
+        return self._asked or signal.SIGUSR2 in signal.sigpending()
 
     def soon(self, _number: int, _frame: FrameType | None) -> None:
         """After the point in flight."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 
@@ -25,7 +27,8 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     for index in [*range(plan.spec.num_shards), FINAL]:
         if index != FINAL and not shard.lacking(plan, folder, index):
             continue
-        executor = submitit_local.LocalExecutor(folder.path.resolve() / "local")
+        before = _num_successes(folder)
+        executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
         executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
         job = executor.submit(attempt.run_shard, str(folder.path.resolve()), index)
         assert isinstance(job, submitit_local.LocalJob)
@@ -33,9 +36,21 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
         assert process is not None
         while process.poll() is None:
             time.sleep(_POLL_S)
-        if process.returncode:
+        if _num_successes(folder) == before:  # submitit's process says 0, whatever became of its task
             failed = True
             print(f"shard {index} failed; its log: {job.paths.stderr}", file=sys.stderr)
     status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
     print(folder.report_file)
     return FAILURE if failed and status == OK else status
+
+
+def _num_successes(folder: RunFolder) -> int:
+    """Attempts that ended as they should, of all shards."""
+    return sum(one.outcome in ("complete", "spent") for one in folder.attempts())
+
+
+def _python() -> str:
+    """This Python with the GPUs that this process sees: submitit would show its jobs none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
+    return shlex.join(["env", *given, sys.executable])

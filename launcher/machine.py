@@ -32,13 +32,13 @@ def known_hardware() -> list[Hardware]:
     return [hardware for hardware in found if hardware.gpu_pattern or hardware.name == "cpu"]
 
 
-def resolve(spec: Spec, *, local: bool) -> Spec:
+def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> Spec:
     """Replaces ``auto`` by what is there. ``local``: the measurement runs on this machine, not in a job elsewhere.
 
     UserError when that cannot be decided, or when the named hardware is not what this machine has.
     """
     spec = msgspec.structs.replace(spec, hardware=_hardware(spec, local=local))
-    return msgspec.structs.replace(spec, backend=_backend(spec, local=local))
+    return msgspec.structs.replace(spec, backend=_backend(spec, local=local, dry_run=dry_run))
 
 
 def _hardware(spec: Spec, *, local: bool) -> Hardware:
@@ -67,9 +67,9 @@ def _hardware(spec: Spec, *, local: bool) -> Hardware:
     )
 
 
-def _backend(spec: Spec, *, local: bool) -> str:
+def _backend(spec: Spec, *, local: bool, dry_run: bool) -> str:
     on_gpu = spec.hardware.name != "cpu"
-    importable = importlib.util.find_spec("deep_ep") is not None
+    importable = dry_run or importlib.util.find_spec("deep_ep") is not None
     if spec.backend == "deepep" and not on_gpu:
         raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
     if spec.backend == "deepep" and local and not importable:

@@ -25,7 +25,7 @@ def command_line() -> list[str]:
 
 def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]) -> tuple[Plan, RunFolder | None]:
     """The checked plan, and its run folder: a new one, or the one to complete; None for a dry run."""
-    made = plan.make(machine.resolve(spec, local=local))
+    made = plan.make(machine.resolve(spec, local=local, dry_run=options.dry_run))
     index = options.shard_index
     if index is not None and not 0 <= index < made.spec.num_shards:
         raise UserError(f"shard.index must lie in 0..{made.spec.num_shards - 1} (shard.count), got {index}")

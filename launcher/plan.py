@@ -205,6 +205,7 @@ def _refuse_spec(spec: Spec) -> None:
         ("workload.num_tokens", spec.workload.num_tokens, 1),
         ("workload.num_experts", spec.workload.num_experts, 1),
         ("workload.hidden", spec.workload.hidden, 1),
+        ("workload.seed", spec.workload.seed, 0),
         ("ep.size", spec.ep.size, 1),
         ("search.rounds", spec.search.rounds, 1),
         ("search.iterations", spec.search.iterations, 3),

@@ -136,7 +136,13 @@ def build(
         baselines=[result for result in measurements if result.role is Role.BASELINE],
         measurements=measurements,
         failures=failures,
-        self_checks=sorted((line for line in lines if isinstance(line, SelfCheck)), key=lambda check: check.shard),
+        self_checks=sorted(
+            (line for line in lines if isinstance(line, SelfCheck)),
+            key=lambda check: (check.shard, check.group, check.empty_op_us),
+        ),
+            (line for line in lines if isinstance(line, SelfCheck)),
+            key=lambda check: (check.shard, check.group, check.empty_op_us),
+        ),
         rank_ratio=_rank_ratio(records),
         flags=_flags(lines),
         damaged=damaged,
@@ -180,18 +186,21 @@ def _rank_ratio(records: list[Record]) -> float | None:
 
 def _flags(lines: list[Line]) -> list[str]:
     """What was odd about the GPUs while they were measured, a sentence each."""
-    states = [
-        (line.shard, index, gpu) for line in lines if isinstance(line, Telemetry) for index, gpu in enumerate(line.gpus)
+    readings = [
+        (f"{_name(line.shard)}{' beside GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
+        for line in lines
+        if isinstance(line, Telemetry)
+        for index, gpu in enumerate(line.gpus)
     ]
-    throttled = Counter((shard, index, reason) for shard, index, gpu in states for reason in gpu.throttle)
-    busy = Counter((shard, index) for shard, index, gpu in states if gpu.foreign_processes)
-    found = [
-        f"{_name(shard)}, GPU {index}: throttled ({reason}) at {count} of its readings"
-        for (shard, index, reason), count in sorted(throttled.items())
-    ]
-    return found + [
-        f"{_name(shard)}, GPU {index}: busy with other processes at {count} of its readings"
-        for (shard, index), count in sorted(busy.items())
+    total = Counter(place for place, _ in readings)
+    throttled = Counter((place, reason) for place, gpu in readings for reason in gpu.throttle)
+    busy = Counter(place for place, gpu in readings if gpu.foreign_processes)
+    return [
+        f"{place}: throttled ({reason}) at {count} of {total[place]} readings"
+        for (place, reason), count in sorted(throttled.items())
+    ] + [
+        f"{place}: busy with other processes at {count} of {total[place]} readings"
+        for place, count in sorted(busy.items())
     ]
 
 

@@ -111,30 +111,43 @@ def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int
     """The cells that are measured in a round (from 0), by what the rounds before it showed.
 
     Racing drops an arm when it is significantly slower than the leader of its group (bootstrapped medians, one-sided,
-    Holm-corrected over the group), at most half of a group each round. Failed points do not come back.
+    Holm-corrected over the group); after the first round, which saw each arm but once, at most half of a group. The
+    race of a group is over when it fits into the final or when its arms are alike. Failed points do not come back.
     """
     if plan.spec.search.method != "racing":
         return [cell for cell in cells if round_number == 0 or cell.id not in arms.failed]
-    alive = list(cells)
+    alive, enough = list(cells), plan.spec.search.finalists_per_group if plan.has_final else 1
     for past in range(round_number):
         alive = [cell for cell in alive if cell.id not in arms.failed]
-        alive = [cell for group in groups(plan, alive).values() for cell in _race(group, arms, up_to=past)]
+        raced = [_race(group, arms, up_to=past) for group in groups(plan, alive).values()]
+        alive = [cell for group in raced if len(group) > enough for cell in group]
     return alive
 
 
 def _race(group: list[Planned], arms: Arms, *, up_to: int) -> list[Planned]:
+    """The group without what is surely slower than its leader; empty when its race is over."""
     known = [(level, cell) for cell in group if (level := arms.level(cell.id, up_to=up_to)) is not None]
-    if len(known) < 2:
+    if len(known) < 2 or len(known) < len(group):
         return group
     known.sort(key=lambda item: (item[0], item[1].id))
     levels = np.array([level for level, _ in known])
     errors = np.array([arms.error(cell.id, up_to=up_to) for _, cell in known])
     z = (levels[1:] - levels[0]) / np.sqrt(errors[1:] ** 2 + errors[0] ** 2)
     slower = holm(scipy_stats.norm.sf(z), alpha=ALPHA)
-    num_dropped = min(int(slower.sum()), len(known) // 2)
+    num_dropped = int(slower.sum()) if up_to else min(int(slower.sum()), len(known) // 2)
     fallen = [cell for (_, cell), is_slower in zip(known[1:], slower, strict=True) if is_slower]
     dropped = {cell.id for cell in fallen[len(fallen) - num_dropped :]}
-    return [cell for cell in group if cell.id not in dropped]
+    left = [cell for cell in group if cell.id not in dropped]
+    return [] if _alike(left, arms, up_to=up_to) else left
+
+
+def _alike(left: list[Planned], arms: Arms, *, up_to: int) -> bool:
+    """Whether all are within 1 % of the best, at one-sided 95 %: then it does not matter which ones the final takes."""
+    levels = np.array([arms.level(cell.id, up_to=up_to) or 0.0 for cell in left])
+    errors = np.array([arms.error(cell.id, up_to=up_to) for cell in left])
+    best = int(levels.argmin())
+    reach = scipy_stats.norm.ppf(1 - ALPHA) * np.sqrt(errors**2 + errors[best] ** 2)
+    return bool(np.all(np.delete(levels - levels[best] + reach, best) <= _CLOSE))
 
 
 def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[Planned]] | None:

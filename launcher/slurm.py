@@ -59,6 +59,15 @@ class Request(msgspec.Struct, frozen=True):
     cpus_per_task: int
 
 
+class SlurmExecutor(submitit_slurm.SlurmExecutor):
+    """submitit's, which refuses to exist without srun; a dry run needs none, and require() has been before the rest."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """As on a login node."""
+        return 2
+
+
 def available() -> bool:
     """Whether sbatch is on PATH."""
     return shutil.which("sbatch") is not None
@@ -107,7 +116,7 @@ def submit(
 
 def _executor(
     request: Request, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
-) -> submitit_slurm.SlurmExecutor:
+) -> SlurmExecutor:
     additional: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
     if settings.reservation:
         additional["reservation"] = settings.reservation
@@ -120,7 +129,7 @@ def _executor(
         srun_args.append(f"--container-image={settings.container_image}")
     if settings.container_mounts:
         srun_args.append(f"--container-mounts={settings.container_mounts}")
-    executor = submitit_slurm.SlurmExecutor(folder, python=settings.python)
+    executor = SlurmExecutor(folder, python=settings.python)
     executor.update_parameters(
         job_name=request.name,
         time=request.timeout_min,

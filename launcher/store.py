@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import importlib.metadata
 import os
-import re
 import secrets
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,8 +103,26 @@ class Progress(msgspec.Struct, frozen=True):
     num_failed: int
 
 
-_POINT_ID = re.compile(rb'"point_id":"([0-9a-f]{16})"')
-_FAILED = b'"kind":"failed"'
+class _Kind(msgspec.Struct):
+    kind: str
+
+
+class _Brief(msgspec.Struct, tag="record", tag_field="type"):
+    """The part of a record that tells how far a shard is; msgspec checks the rest of the line, and skips it."""
+
+    point_id: str
+    outcome: _Kind
+
+
+_brief_decoder = msgspec.json.Decoder(_Brief)
+
+
+def _brief(line: bytes) -> _Brief | None:
+    """None for lines of another type, and for torn ones: what was half written has to be measured again."""
+    try:
+        return _brief_decoder.decode(line)
+    except msgspec.DecodeError:
+        return None
 
 
 class RunFolder:
@@ -141,14 +159,14 @@ class RunFolder:
     @classmethod
     def create(cls, plan: Plan, *, outputs: Path, path: Path | None, command: list[str]) -> RunFolder:
         """A new folder that no other sweep has, even one of the same second; UserError if it cannot be made."""
-        folder = cls(path or _fresh(outputs))
         try:
+            folder = cls(path or _fresh(outputs))
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
             folder.shards.mkdir()
         except OSError as error:
             raise UserError(
-                f"cannot make the run folder {folder.path}: {error.strerror}", hint="outputs=FOLDER"
+                f"cannot make the run folder {path or outputs}: {error.strerror}", hint="outputs=FOLDER"
             ) from None
         write_atomic(folder.plan_file, msgspec.json.format(msgspec.json.encode(plan), indent=1))
         manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), _version(), plan.id)
@@ -220,8 +238,10 @@ class RunFolder:
             content = self.records_file(index).read_bytes()
         except FileNotFoundError:
             return Progress(frozenset(), 0)
-        done = frozenset(match.decode() for match in _POINT_ID.findall(content))
-        return Progress(done, content.count(_FAILED))
+        found = [brief for line in content.split(b"\n") if (brief := _brief(line)) is not None]
+        return Progress(
+            frozenset(brief.point_id for brief in found), sum(brief.outcome.kind == "failed" for brief in found)
+        )
 
     def jobs(self) -> Jobs:
         """What was submitted so far."""
@@ -281,26 +301,43 @@ class RunFolder:
         self.shard(index).mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.records_file(index), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            with _locked(descriptor, self.shard(index) / "owner", what=f"shard {index} is being measured"):
-                yield Appender(descriptor)
+            with (
+                _locked(descriptor, self.shard(index) / "owner", what=f"shard {index} is being measured"),
+                contextlib.closing(Appender(descriptor)) as appender,
+            ):
+                yield appender
         finally:
             os.close(descriptor)
 
 
 class Appender:
-    """Adds lines to one file, one write and one fsync each: a killed job loses at most the point in flight."""
+    """Adds lines to one file, one write and one fsync each: a killed job loses at most the point in flight.
+
+    The write is done when ``add`` returns, which is what survives the death of the process. The fsync, which is for the
+    death of the machine, follows on a thread, so that the ranks do not wait for a disk; ``close`` waits for the last.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """A torn last line of an earlier writer is closed, so that the next line starts on its own."""
         self._descriptor = descriptor
+        self._syncs = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync")
+        self._last: Future[None] | None = None
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             os.write(descriptor, b"\n")
 
     def add(self, line: Line) -> None:
-        """Appends one line."""
+        """Appends one line. Raises what an earlier fsync raised."""
+        if self._last is not None and self._last.done():
+            self._last.result()
         os.write(self._descriptor, records.encode(line) + b"\n")
-        os.fsync(self._descriptor)
+        self._last = self._syncs.submit(os.fsync, self._descriptor)
+
+    def close(self) -> None:
+        """Everything is on the disk when this returns."""
+        self._syncs.shutdown(wait=True)
+        if self._last is not None:
+            self._last.result()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,12 @@ def main() -> None:
         print(manual.page())
         return
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from launcher import schema, settings
     from launcher.command_line import completed
+    from launcher.errors import USAGE, UserError
 
     schema.register()
     settings.register()
@@ -30,7 +34,17 @@ def main() -> None:
         """One composed configuration under Hydra's basic launcher."""
         statuses.append(_in_a_row(config))
 
-    hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that its words can become one line
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        UserError(" ".join(str(error).split()), hint="--help lists groups, choices and keys").show()
+        sys.exit(USAGE)
+    except OSError as error:
+        if not str(error.filename).endswith(".hydra"):
+            raise
+        UserError(f"cannot make a folder in outputs: {error.strerror}: {error.filename}", hint="outputs=FOLDER").show()
+        sys.exit(USAGE)
     sys.exit(max(statuses, default=0))
 
 

@@ -1,0 +1,212 @@
+"""Small values of every kind for the tests, each with one thing to change at a time."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from hydra import compose, initialize_config_module
+from hypothesis import strategies as st
+
+from bench import records
+from bench.records import (
+    Dtype,
+    Environment,
+    Failed,
+    FailureKind,
+    Host,
+    Line,
+    Measured,
+    Op,
+    Point,
+    Record,
+    Role,
+    SelfCheck,
+    Traffic,
+)
+from bench.workload import Workload
+from launcher import plan, schema
+from launcher.command_line import completed
+from launcher.plan import Plan, Planned
+from launcher.schema import Spec
+from launcher.store import Manifest, Revision
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ENVIRONMENT = Environment(
+    device="NVIDIA H200",
+    num_devices=4,
+    num_ranks=4,
+    shared_gpus=False,
+    num_sms=132,
+    memory_bytes=150_000_000_000,
+    num_links=18,
+    link_gb_per_s=25.0,
+    driver="580.65",
+    topology="NVLINK",
+    versions={"torch": "2.11.0", "deep_ep": "tokenspeed-deepep 1.2.1"},
+)
+HOST = Host(hostname="node1", group=0, started=1000.0, startup_s=9.0, gpu_uuids=["GPU-0"], python="3.12.3")
+SELF_CHECK = SelfCheck(empty_op_us=[3.0, 4.0, 5.0], edge_routings={"one_token": "ok"}, group=0)
+TRAFFIC = Traffic(tokens=[[100] * 4 for _ in range(4)])
+MANIFEST = Manifest(
+    format=1,
+    created=1000.0,
+    command=["deepep-sweep", "-m"],
+    revision=Revision(commit="0" * 40, dirty=False, code="0" * 16),
+    program="0.1.0",
+    plan_id="0" * 16,
+)
+
+
+def small_workload(**changes: Any) -> Workload:
+    """64 tokens of 256 columns, 16 experts, top-4."""
+    base = Workload(
+        name="tiny",
+        num_tokens=64,
+        hidden=256,
+        num_experts=16,
+        num_topk=4,
+        dtype=Dtype.BF16,
+        routing="uniform",
+        num_moe_layers=4,
+        moe_intermediate=256,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+@functools.cache
+def spec(*overrides: str) -> Spec:
+    """The Spec of a command line, defaults from conf/, nothing of this machine in it."""
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        return schema.spec_from(compose("sweep", overrides=completed(["hardware=h200", "backend=deepep", *overrides])))[
+            0
+        ]
+
+
+def deepep_plan(**changes: Any) -> Plan:
+    """DeepEP at EP=4 on H200s with a small layer; 3 num_sms x 2 nvl_chunk for each operation."""
+    grid = {"num_sms": [16, 24, 32], "nvl_chunk": [8, 12], "nvl_buffer": [256]}
+    base = spec("workload=small", "workload.num_tokens=256", "search.own_tuning=false", "search.final_groups=0")
+    return plan.make(msgspec.structs.replace(base, **({"grid": grid} | changes)))
+
+
+def noisy(median_us: float, *, count: int = 30) -> list[float]:
+    """Samples within 0.1 % of a median."""
+    return [median_us * (1 + 0.001 * (2 * index / (count - 1) - 1)) for index in range(count)]
+
+
+def record(planned: Planned, outcome: Measured | Failed | Sequence[float], **changes: Any) -> Record:
+    """A record of a planned point; bare samples count as measured on four equal ranks."""
+    if not isinstance(outcome, Measured | Failed):
+        outcome = Measured(list(outcome), [float(outcome[0])] * 4)
+    base = Record(
+        point=planned.point,
+        point_id=planned.id,
+        outcome=outcome,
+        environment=ENVIRONMENT.id,
+        started=1000.0,
+        wall_s=1.0,
+        busy_s=0.5,
+        role=planned.role,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def failed(kind: FailureKind = FailureKind.HANG, message: str = "no answer within 20 s from rank 1") -> Failed:
+    """A failure of rank 1."""
+    return Failed(kind, message, "time", 1, "last words")
+
+
+def time_of(point: Point) -> float:
+    """A made-up truth: 400 us at 16 SMs, 240 at 32; chunk 8 beats 12; combine takes 10 us longer."""
+    knobs = point.knobs
+    if point.backend != "deepep":
+        return 300.0
+    slower = 10.0 * (point.op is Op.COMBINE) + 2.0 * (knobs["nvl_chunk"] != 8)
+    return 80.0 + 5120.0 / knobs["num_sms"] + slower
+
+
+def complete(made: Plan, **changes: Any) -> list[Line]:
+    """Every line of a shard where all went well, anchors measured before and after."""
+    order = [*made.every_point, *made.anchors]
+    lines: list[Line] = [ENVIRONMENT, HOST, SELF_CHECK, TRAFFIC]
+    return lines + [
+        record(planned, noisy(time_of(planned.point)), sequence=number, started=1000.0 + number, **changes)
+        for number, planned in enumerate(order)
+    ]
+
+
+def anchor_of(made: Plan, op: Op) -> Planned:
+    """The default of one operation."""
+    return next(anchor for anchor in made.anchors if anchor.point.op is op)
+
+
+def is_cell(planned: Planned) -> bool:
+    """Whether this is a cell of the grid."""
+    return planned.role is Role.GRID
+
+
+def lines() -> st.SearchStrategy[Line]:
+    """Any line of any type, every field drawn by its annotation, so that a new field is covered when it is added."""
+    return st.one_of([_any(kind) for kind in typing.get_args(records.Line)])
+
+
+@functools.cache
+def _any(kind: Any) -> st.SearchStrategy[Any]:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        hints = typing.get_type_hints(kind)
+        fields = {field.name: _any(hints[field.name]) for field in msgspec.structs.fields(kind)}
+        if "v" in fields:
+            fields["v"] = st.just(records.FORMAT_VERSION)
+        return st.builds(kind, **fields)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return st.sampled_from(list(kind))
+    inside = [_any(part) for part in typing.get_args(kind)]
+    if isinstance(kind, types.UnionType):
+        return st.one_of(inside)
+    if typing.get_origin(kind) is list:
+        return st.lists(inside[0], max_size=3)
+    if typing.get_origin(kind) is dict:
+        return st.dictionaries(*inside, max_size=3)
+    return {
+        str: st.text(max_size=20),
+        int: st.integers(-(2**63), 2**63 - 1),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        bool: st.booleans(),
+        types.NoneType: st.none(),
+    }[kind]
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+"""``run_module(module, *arguments)``, see conftest."""
+
+
+class Sweep(NamedTuple):
+    """A sweep that was run, and the folder that it made."""
+
+    process: subprocess.CompletedProcess[str]
+    outputs: Path
+    folder: Path
+
+
+def command(module: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What a user sees of ``python -m MODULE ARGUMENTS``."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,42 @@
+"""Fixtures for every test: a machine without GPUs, the plan of a small sweep, and one real sweep."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from builders import Command, Sweep, command, deepep_plan
+from hypothesis import HealthCheck, settings
+
+from launcher.plan import Plan
+
+settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def no_gpus() -> dict[str, str]:
+    """The environment of a machine that shows no GPU, whatever this one has."""
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "HYDRA_FULL_ERROR": "0"}
+
+
+@pytest.fixture(scope="session")
+def run_module(no_gpus: dict[str, str]) -> Command:
+    """``run_module("launcher.sweep", "-m", ...)`` in a process of its own, on CPUs."""
+    return lambda module, *arguments: command(module, *arguments, environment=no_gpus)
+
+
+@pytest.fixture(scope="session")
+def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """The README's first command, run once."""
+    outputs = tmp_path_factory.mktemp("sweep") / "outputs"
+    process = run_module("launcher.sweep", "-m", f"outputs={outputs}")
+    assert process.returncode == 0, process.stderr
+    return Sweep(process, outputs, Path(process.stdout.strip()).parent)
+
+
+@pytest.fixture(scope="session")
+def made() -> Plan:
+    """DeepEP on H200s at EP=4: 6 cells for each operation, 2 anchors, 2 baselines."""
+    return deepep_plan()

@@ -1,0 +1,81 @@
+"""One cluster for the whole session; every test starts with idle nodes and no job left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import slurmlab
+import sweeps
+from slurmlab import SlurmLab
+
+
+@pytest.fixture(scope="session")
+def has_slurm() -> None:
+    """Skips where Slurm is not installed; fails under CI, which would be green for nothing."""
+    missing = slurmlab.missing()
+    if missing:
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse(f"not installed: {', '.join(missing)}; apt-get install {slurmlab.PACKAGES}")
+
+
+@pytest.fixture(scope="session")
+def cluster(has_slurm: None) -> Iterator[SlurmLab]:
+    """2 nodes with 4 fake GPUs each, with accounting."""
+    with SlurmLab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
+    """The cluster for one test."""
+    cluster.reset()
+    yield cluster
+    cluster.reset()
+
+
+@pytest.fixture(scope="module")
+def module_lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
+    """The cluster for the runs that the tests of one module share."""
+    cluster.reset()
+    yield cluster
+    cluster.reset()
+
+
+@pytest.fixture
+def bare_lab(has_slurm: None) -> Iterator[SlurmLab]:
+    """A site without accounting: sacct knows nothing."""
+    with SlurmLab(accounting=False, auth="none") as lab:
+        yield lab
+
+
+class OutOfTime(NamedTuple):
+    """A run that meets its time limit, and its cluster."""
+
+    lab: SlurmLab
+    folder: Path
+
+
+TIMED = "test_slurm_time_limit"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def out_of_time(
+    request: pytest.FixtureRequest, has_slurm: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OutOfTime | None]:
+    """Takes more than a minute, most of it asleep: it goes on beside the other tests, and the last ones look at it.
+
+    Slurm looks at time limits every 30 s and signals up to 30 s early: here 15 to 45 s after the start.
+    """
+    if not any(TIMED in item.nodeid for item in request.session.items):
+        yield None
+        return
+    with SlurmLab(accounting=False, auth="none") as lab:
+        cells = "grid.num_slices=[" + ",".join(map(str, range(1, 25))) + "]"
+        limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=15")
+        yield OutOfTime(
+            lab, sweeps.detached(lab, tmp_path_factory.mktemp("timed"), cells, *limits, *sweeps.slowly(0.6))
+        )

@@ -1,0 +1,248 @@
+"""Runs the project's commands against a SlurmLab, and reads what they left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from slurmlab import SlurmLab, processes
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120
+"""Far more than anything here takes: a test that waits so long has failed."""
+
+T = TypeVar("T")
+
+SMALL = ("hardware=cpu", "backend=alltoall", "workload=small", "grid=smoke", "grid.num_in_flight=[1]", "measure=quick")
+ONE_PASS = ("search.rounds=1", "search.iterations=5", "search.final_groups=0")
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4", "hydra.launcher.poll_s=0.5")
+
+
+class Done(NamedTuple):
+    """A command that ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of a sweep that printed its report's path."""
+        return Path(self.stdout.strip()).parent
+
+
+def slowly(point_s: float) -> tuple[str, ...]:
+    """Overrides that make a visit of a point last so long, most of it asleep."""
+    count = round(point_s / 0.005)  # the fault SLOW waits 5 ms
+    return ("faults=['slow@0:alltoall']", f"measure.iterations={count}", f"search.iterations={count}")
+
+
+def wait_until(condition: Callable[[], T], *, seconds: float = PATIENCE_S) -> T:
+    """The first true value of ``condition``."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+    return value
+
+
+def start(lab: SlurmLab, module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """``python -m MODULE`` on the login node."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=lab.environ(CUDA_VISIBLE_DEVICES="", **environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> Done:
+    """What a command said once it has ended."""
+    try:
+        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    return Done(process.returncode, stdout, stderr)
+
+
+def run(lab: SlurmLab, module: str, *arguments: str, **environment: str) -> Done:
+    """``start`` to its end."""
+    return end(start(lab, module, *arguments, **environment))
+
+
+def sweep_arguments(outputs: Path, *overrides: str) -> list[str]:
+    """A small sweep under Slurm, a few seconds of two ranks for each shard."""
+    given = {override.partition("=")[0] for override in overrides}
+    base = [one for one in ("ep=2", *SMALL, *ONE_PASS, *SLURM) if one.partition("=")[0] not in given]
+    return ["-m", *base, "outputs=" + quoted(outputs), *overrides]
+
+
+def quoted(value: Path | str) -> str:
+    """A value as Hydra's command line takes it, whatever is in it."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def sweep(lab: SlurmLab, outputs: Path, *overrides: str, **environment: str) -> Done:
+    """A sweep to its end."""
+    return run(lab, "launcher.sweep", *sweep_arguments(outputs, *overrides), **environment)
+
+
+def begin(lab: SlurmLab, outputs: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """A sweep that is waited for later."""
+    return start(lab, "launcher.sweep", *sweep_arguments(outputs, *overrides), **environment)
+
+
+def detached(lab: SlurmLab, outputs: Path, *overrides: str) -> Path:
+    """The folder of a sweep whose jobs are on their own."""
+    done = sweep(lab, outputs, "hydra.launcher.detach=true", *overrides)
+    assert done.status == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def only_folder(outputs: Path) -> Path:
+    """The run folder in ``outputs`` once its jobs are submitted."""
+    return wait_until(lambda: next((f.parent for f in outputs.glob("*/jobs.json") if _last(f) == "aggregate"), None))
+
+
+def _last(jobs_file: Path) -> str:
+    return str(json.loads(jobs_file.read_bytes())["submissions"][-1]["kind"])
+
+
+def submissions(folder: Path, kind: str = "shards") -> list[dict[str, Any]]:
+    """What jobs.json says of one kind of job, oldest first."""
+    written = json.loads((folder / "jobs.json").read_bytes())["submissions"]
+    return [submission for submission in written if submission["kind"] == kind]
+
+
+def job_of(folder: Path, shard: int) -> str:
+    """The job that has measured a shard last, as squeue names it."""
+    latest = next(one for one in reversed(submissions(folder)) if shard in one["shards"])
+    array: str = latest["array_id"]
+    return f"{array}_{latest['shards'].index(shard)}" if len(latest["shards"]) > 1 else array
+
+
+def ended(lab: SlurmLab, folder: Path) -> dict[str, str]:
+    """State of every job of a run once all are over."""
+    arrays = {one["array_id"] for kind in ("shards", "final", "aggregate") for one in submissions(folder, kind)}
+    wait_until(lambda: not [job for job in lab.alive() if job.split("_")[0] in arrays])
+    return {job: state for job, state in lab.jobs().items() if job.split("_")[0] in arrays}
+
+
+def wait_state(lab: SlurmLab, job: str, state: str) -> None:
+    """Until Slurm says so of a job."""
+    wait_until(lambda: lab.jobs().get(job) == state)
+
+
+def lines(folder: Path, kind: str = "record") -> list[dict[str, Any]]:
+    """Every whole line of a kind, in order of shard."""
+    found = []
+    for file in sorted((folder / "shards").glob("*/records.jsonl")):
+        for text in file.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # torn, or being written
+                found.append(json.loads(text))
+    return [line for line in found if line["type"] == kind]
+
+
+def wait_points(folder: Path, shard: int, *, least: int = 2) -> None:
+    """Until a shard has so many records."""
+    wait_until(lambda: sum(line.get("shard", 0) == shard for line in lines(folder)) >= least)
+
+
+def repeated(folder: Path) -> list[tuple[object, ...]]:
+    """Points that were measured more than once in a round of a stage; anchors are on purpose."""
+    seen = Counter(
+        (line["point_id"], line.get("stage", "sweep"), line.get("round", 0), line.get("shard", 0))
+        for line in lines(folder)
+        if line.get("role", "grid") == "grid"
+    )
+    return [key for key, count in seen.items() if count > 1]
+
+
+def points(folder: Path) -> dict[str, int]:
+    """Planned, measured, failed and missing of the report, which must add up."""
+    (results,) = folder.glob("RESULTS_EP*.json")
+    found: dict[str, int] = json.loads(results.read_bytes())["points"]
+    assert found["planned"] == found["measured"] + found["failed"] + found["missing"]
+    return found
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every planned point was measured, none of them twice."""
+    found = points(folder)
+    return found["measured"] == found["planned"] and not repeated(folder)
+
+
+def outcomes(folder: Path, shard: int) -> list[str | None]:
+    """How every attempt at a shard ended; None for one that could not say."""
+    files = sorted((folder / "shards" / f"{shard:04d}").glob("attempt-*.json"))
+    return [json.loads(file.read_bytes()).get("outcome") for file in files]
+
+
+def log_of(folder: Path, shard: int) -> str:
+    """What the job of a shard wrote, all its tries."""
+    return "".join(file.read_text() for file in (folder / "slurm").glob(f"{job_of(folder, shard)}_*.out"))
+
+
+def stray_ranks(lab: SlurmLab) -> list[int]:
+    """Rank processes of this cluster or of its commands that are still there a few seconds later."""
+    deadline = time.monotonic() + 10
+    while (found := _ranks(lab)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _ranks(lab: SlurmLab) -> list[int]:
+    return [
+        one.pid
+        for one in processes()
+        if one.environment.get("SLURM_CONF") == str(lab.conf) and "bench.rank" in command_line(one.pid)
+    ]
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def main_process(lab: SlurmLab, job: str) -> int:
+    """The process that runs a shard on its node."""
+    array, _, task = job.partition("_")
+
+    def look() -> int | None:
+        for pid in lab.job_processes():
+            if "submitit.core._submit" not in command_line(pid) or "srun" in command_line(pid)[0]:
+                continue
+            environment = environment_of(pid)
+            given = environment.get("SLURM_ARRAY_JOB_ID", environment.get("SLURM_JOB_ID"))
+            if given == array and environment.get("SLURM_ARRAY_TASK_ID", "") == task:
+                return pid
+        return None
+
+    found = wait_until(look)
+    assert found is not None
+    return found
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """What a process was started with."""
+    return next((one.environment for one in processes() if one.pid == pid), {})
+
+
+def kill(pid: int, sig: signal.Signals) -> None:
+    """Ends a process."""
+    os.kill(pid, sig)

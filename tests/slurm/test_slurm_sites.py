@@ -1,0 +1,130 @@
+"""Sites that differ: no accounting, a sweep that is begun inside a job, another launcher of the same name, no Slurm."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sweeps
+from slurmlab import SlurmLab
+
+
+def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported(bare_lab: SlurmLab, tmp_path: Path):
+    process = sweeps.begin(bare_lab, tmp_path, "shard.count=2")
+    folder = sweeps.only_folder(tmp_path)
+    sweeps.kill(sweeps.main_process(bare_lab, sweeps.job_of(folder, 0)), signal.SIGKILL)
+    done = sweeps.end(process)
+    assert done.status == 3, done.stderr
+    assert f"shard 0: FAILED (job {sweeps.job_of(folder, 0)})" in done.stderr
+    assert sorted(sweeps.ended(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert sweeps.points(folder)["measured"] >= 2
+    assert "the attempts' own stamps" in (folder / "accounting.json").read_text()
+    assert sweeps.stray_ranks(bare_lab) == []
+
+
+def test_inside_a_job_a_sweep_submits_jobs_of_its_own_size(lab: SlurmLab, tmp_path: Path):
+    outer = [sys.executable, "-m", "launcher.sweep", *sweeps.sweep_arguments(tmp_path)]
+    options = ("--ntasks=3", "--cpus-per-task=5", "--mem=9G", "--time=7", "--job-name=outer", f"--chdir={sweeps.ROOT}")
+    output = tmp_path / "outer.out"
+    lab.command("sbatch", *options, "--gpus-per-node=1", f"--output={output}", f"--wrap={shlex.join(outer)}")
+    folder = sweeps.only_folder(tmp_path)
+    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    sweeps.wait_until(lambda: not lab.alive())
+    shown = lab.command("scontrol", "show", "job", sweeps.job_of(folder, 0))
+    assert "NumNodes=1 NumCPUs=2 NumTasks=1 CPUs/Task=2" in shown
+    assert "mem=4000M" in shown
+    assert "TresPerNode=gres:gpu:4" in shown
+    assert output.read_text().splitlines()[-1] == f"{folder}/OPTIMAL_CONFIGS.md"
+    assert sweeps.is_complete(folder)
+
+
+DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
+
+
+def test_a_dry_run_prints_the_script_and_submits_nothing(lab: SlurmLab, tmp_path: Path):
+    before = lab.jobs()
+    done = sweeps.run(lab, "launcher.sweep", *DRY, f"outputs={tmp_path}/outputs")
+    assert done.status == 0, done.stderr
+    assert {"#SBATCH --nodes=1", "#SBATCH --gpus-per-node=4", "#SBATCH --cpus-per-task=64"} <= set(
+        done.stdout.splitlines()
+    )
+    assert lab.jobs() == before
+    assert not list(tmp_path.glob("outputs/*/run.json"))
+
+
+def test_a_dry_run_needs_no_slurm(lab: SlurmLab, tmp_path: Path):
+    done = sweeps.run(lab, "launcher.sweep", *DRY, f"outputs={tmp_path}/outputs", PATH=str(tmp_path))
+    assert done.status == 0, done.stderr
+    assert "#SBATCH --gpus-per-node=4" in done.stdout
+
+
+def test_without_sbatch_a_sweep_is_refused_in_one_line(lab: SlurmLab, tmp_path: Path):
+    done = sweeps.sweep(lab, tmp_path / "outputs", PATH=str(tmp_path))
+    assert done.status == 2
+    assert _said(done.stderr) == [
+        "error: hydra/launcher=submitit_slurm needs sbatch on PATH, and there is none",
+        "hint: run on a login node, or use hydra/launcher=submitit_local or the basic launcher",
+    ]
+
+
+def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_queued(lab: SlurmLab, tmp_path: Path):
+    before = lab.jobs()
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.partition=nowhere")
+    assert done.status == 2
+    assert done.stdout == ""
+    error, hint = _said(done.stderr)
+    assert error.startswith("error: Slurm refused the jobs: ")
+    assert "invalid partition specified: nowhere" in error
+    assert hint == "hint: name one that sinfo lists: hydra.launcher.partition=NAME"
+    assert lab.jobs() == before
+
+
+def test_more_shards_than_an_array_may_have_become_several_arrays(lab: SlurmLab, tmp_path: Path):
+    lab.command("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        cells = "grid.num_slices=[" + ",".join(map(str, range(1, 702))) + "]"
+        folder = sweeps.detached(lab, tmp_path, "shard.count=1200", cells, "hydra.launcher.partition=low")
+        arrays = sweeps.submissions(folder)
+        assert [len(array["shards"]) for array in arrays] == [1001, 199]
+        assert [shard for array in arrays for shard in array["shards"]] == list(range(1200))
+        tasks = [job for job, state in lab.jobs().items() if state == "PENDING" and "_" in job]
+        assert len(tasks) == 1200
+        lab.command("scancel", *(array["array_id"] for array in arrays))
+    finally:
+        lab.command("scontrol", "update", "partitionname=low", "state=up")
+
+
+def test_the_local_launcher_reports_what_there_is_and_tells_that_a_shard_failed(lab: SlurmLab, tmp_path: Path):
+    process = sweeps.begin(lab, tmp_path, "hydra/launcher=submitit_local", "shard.count=2", f"run={tmp_path}/run")
+    sweeps.wait_until((tmp_path / "run" / "shards" / "0000").is_dir)
+    unusable = tmp_path / "run" / "shards" / "0001"
+    unusable.mkdir()
+    (unusable / "logs").touch()
+    done = sweeps.end(process)
+    assert done.status == 3
+    assert done.stdout == f"{tmp_path}/run/OPTIMAL_CONFIGS.md\n"
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("shard 1 failed; its log: ")]
+    assert "FileExistsError" in Path(said.partition("its log: ")[2]).read_text()
+    assert sweeps.points(tmp_path / "run")["measured"] >= 2
+    assert sweeps.stray_ranks(lab) == []
+
+
+def test_ours_is_found_where_another_launcher_has_the_same_name(lab: SlurmLab, tmp_path: Path):
+    install = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"))
+    done = subprocess.run(
+        [*install, "hydra-submitit-launcher==1.2.0"], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"pip cannot install hydra-submitit-launcher: {done.stderr.splitlines()[-1:]}")
+    assert (tmp_path / "site" / "hydra_plugins" / "hydra_submitit_launcher").is_dir()
+    shown = sweeps.run(lab, "launcher.sweep", *DRY, PYTHONPATH=str(tmp_path / "site"))
+    assert shown.status == 0, shown.stderr
+    assert "#SBATCH --gpus-per-node=4" in shown.stdout
+
+
+def _said(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith(("error:", "hint:", "Traceback"))]

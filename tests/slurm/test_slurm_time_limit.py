@@ -1,0 +1,19 @@
+"""A shard whose time limit comes before its last point: stops after a point, requeues itself, and completes."""
+
+from __future__ import annotations
+
+import sweeps
+
+
+def test_out_of_time_a_shard_finishes_its_point_requeues_itself_and_completes(out_of_time):
+    lab, folder = out_of_time
+    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    *earlier, last = sweeps.outcomes(folder, 0)
+    assert last == "complete"
+    assert set(earlier) == {"stopped"}
+    assert "out of time, back into the queue" in sweeps.log_of(folder, 0)
+    shown = lab.command("scontrol", "show", "job", sweeps.job_of(folder, 0))
+    assert f"Restarts={len(earlier)}" in shown
+    assert sweeps.is_complete(folder)
+    assert [line for line in sweeps.lines(folder) if line["outcome"]["kind"] == "failed"] == []
+    assert sweeps.stray_ranks(lab) == []

@@ -1,0 +1,111 @@
+"""Statistics against theory, simulation and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from bench.stats import bootstrap_ratio, median_interval, spread
+
+times = st.lists(st.floats(1.0, 1e6), min_size=1, max_size=60)
+
+
+@given(times, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_the_interval_contains_the_median_and_lies_within_the_samples(samples: list[float], confidence: float) -> None:
+    interval = median_interval(samples, confidence=confidence)
+    assert min(samples) <= interval.low <= np.median(samples) <= interval.high <= max(samples)
+
+
+@given(times, st.randoms())
+def test_the_interval_does_not_depend_on_the_order_of_the_samples(samples: list[float], chance: object) -> None:
+    shuffled = list(samples)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert median_interval(shuffled) == median_interval(samples)
+
+
+@pytest.mark.parametrize("count", [6, 10, 30, 31, 60, 200])
+def test_the_interval_is_the_tightest_pair_of_order_statistics_with_95_percent(count: int) -> None:
+    interval = median_interval(list(range(count)))
+    low = int(interval.low)
+    assert interval.high == count - 1 - low
+    assert 1 - 2 * scipy_stats.binom.cdf(low, count, 0.5) >= 0.95
+    assert 1 - 2 * scipy_stats.binom.cdf(low + 1, count, 0.5) < 0.95
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_with_too_few_samples_the_interval_is_their_whole_range(count: int) -> None:
+    interval = median_interval(list(range(count)))
+    assert (interval.low, interval.high) == (0, count - 1)
+
+
+def test_of_30_samples_the_interval_spans_the_10th_to_the_21st() -> None:
+    interval = median_interval(list(range(1, 31)))
+    assert (interval.low, interval.high) == (10, 21)
+
+
+@pytest.mark.parametrize("count", [10, 30])
+def test_the_interval_covers_the_true_median_as_often_as_theory_says(count: int) -> None:
+    trials = 4000
+    draws = np.random.default_rng(7).exponential(size=(trials, count))
+    intervals = [median_interval(row) for row in draws]
+    covered = np.mean([one.low <= np.log(2) <= one.high for one in intervals])
+    rank = int(median_interval(list(range(count))).low)
+    theory = 1 - 2 * scipy_stats.binom.cdf(rank, count, 0.5)
+    assert covered == pytest.approx(theory, abs=4 * np.sqrt(theory * (1 - theory) / trials))
+
+
+def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
+    samples = [float(value) for value in range(1, 102)]
+    assert spread(samples) == pytest.approx(scipy_stats.iqr(samples) / 51)
+    assert spread([5.0, 5.0, 5.0]) == 0.0
+    assert spread([0.0, 0.0]) == 0.0
+
+
+@given(times, st.floats(0.1, 10))
+def test_the_spread_has_no_unit(samples: list[float], factor: float) -> None:
+    assert spread([factor * value for value in samples]) == pytest.approx(spread(samples), abs=1e-9)
+
+
+def test_the_ratio_interval_agrees_with_scipys_percentile_bootstrap() -> None:
+    generator = np.random.default_rng(3)
+    slow, fast = generator.normal(120, 6, 40), generator.normal(100, 5, 40)
+
+    def ratio(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.median(one, axis=axis) / np.median(other, axis=axis)
+
+    theirs = scipy_stats.bootstrap(
+        (slow, fast), ratio, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
+    ).confidence_interval
+    ours = bootstrap_ratio([slow], [fast], resamples=20_000)
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.1 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+def test_the_ratio_of_sums_is_bounded_by_the_ratios_of_constant_parts() -> None:
+    interval = bootstrap_ratio([[30.0] * 5, [60.0] * 5], [[20.0] * 5, [25.0] * 5])
+    assert (interval.low, interval.high) == (2.0, 2.0)
+
+
+def test_the_ratio_interval_is_the_same_for_the_same_seed_only() -> None:
+    samples = np.random.default_rng(0).normal(100, 5, 30)
+    other = np.random.default_rng(1).normal(100, 5, 30)
+    assert bootstrap_ratio([samples], [other]) == bootstrap_ratio([samples], [other])
+    assert bootstrap_ratio([samples], [other]) != bootstrap_ratio([samples], [other], seed=1)
+
+
+def test_equal_distributions_give_an_interval_around_one_at_about_the_nominal_rate() -> None:
+    trials = 300
+    draws = np.random.default_rng(11).lognormal(4.6, 0.05, size=(trials, 4, 30))
+    intervals = [bootstrap_ratio(list(one[:2]), list(one[2:]), resamples=400) for one in draws]
+    covered = np.mean([one.low <= 1 <= one.high for one in intervals])
+    assert 0.92 <= covered <= 0.995
+
+
+def test_a_higher_confidence_widens_the_ratio_interval() -> None:
+    one, other = np.random.default_rng(5).normal(100, 5, size=(2, 30))
+    narrow, wide = (bootstrap_ratio([one], [other], confidence=level) for level in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high

@@ -1,0 +1,320 @@
+"""Real ranks on CPUs that hang, crash, raise and lie: each becomes one record, and the work goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from builders import ROOT, small_workload
+
+from bench.faults import Fault
+from bench.protocol import GroupSpec
+from bench.records import (
+    Dtype,
+    Environment,
+    Failed,
+    FailureKind,
+    Host,
+    Line,
+    Measured,
+    Op,
+    Point,
+    Record,
+    Role,
+    SelfCheck,
+    Traffic,
+)
+from bench.supervisor import Effort, StartFailure, Supervisor, Task
+from bench.workload import token_matrix
+
+EFFORT = Effort(warmup=1, iterations=5, deadline_s=2.0, startup_s=120.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpus() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+def point(op: Op, num_slices: int, dtype: Dtype = Dtype.BF16) -> Point:
+    dtype = Dtype.BF16 if op is Op.COMBINE else dtype
+    return Point("alltoall", op, dtype, {"num_slices": num_slices, "num_in_flight": 1})
+
+
+def task(what: Point, role: Role = Role.GRID) -> Task:
+    return Task(what, what.label, role)
+
+
+def group_spec(*faults: str, device: str = "cpu", dtype: Dtype = Dtype.BF16) -> GroupSpec:
+    points = [point(op, slices, dtype) for op in (Op.DISPATCH, Op.COMBINE) for slices in range(1, 9)]
+    workload = small_workload(dtype=dtype)
+    return GroupSpec(
+        2, device, shared_gpus=False, workload=workload, points=points, faults=list(map(Fault.parse, faults))
+    )
+
+
+def children(parent: int) -> set[int]:
+    """The ranks that this process started and that still run."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and is_rank(int(folder.name)):
+            try:
+                parent_of = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent_of == parent:
+                found.add(int(folder.name))
+    return found
+
+
+def is_rank(pid: int) -> bool:
+    """Whether the process runs (a zombie has no command line) and is a rank."""
+    try:
+        return b"bench.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+class Outcome(NamedTuple):
+    """What a supervisor wrote, by the label of the point."""
+
+    lines: list[Line]
+    yielded: list[Record]
+
+    @property
+    def records(self) -> list[Record]:
+        return [line for line in self.lines if isinstance(line, Record)]
+
+    def of(self, op: Op, num_slices: int) -> Measured | Failed:
+        found = [
+            one
+            for one in self.records
+            if one.role is Role.GRID and one.point.op is op and one.point.knobs["num_slices"] == num_slices
+        ]
+        assert len(found) == 1
+        return found[0].outcome
+
+    def failed(self, op: Op, num_slices: int) -> Failed:
+        outcome = self.of(op, num_slices)
+        assert isinstance(outcome, Failed)
+        return outcome
+
+
+def supervised(
+    folder: Path,
+    spec: GroupSpec,
+    tasks: list[Task],
+    *,
+    effort: Effort = EFFORT,
+    lines: list[Line] | None = None,
+) -> Outcome:
+    lines = [] if lines is None else lines
+    anchor = task(spec.points[0], Role.ANCHOR)
+    supervisor = Supervisor(spec, effort, anchor=anchor, sink=lines.append, log_folder=folder)
+    return Outcome(lines, list(supervisor.run([anchor, *tasks])))
+
+
+@pytest.fixture(scope="module", params=list(Dtype))
+def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A shard in which four of nine points go wrong, each in its own way."""
+    spec = group_spec(
+        f"hang@1:dispatch/{request.param}/num_slices=2,",
+        "segfault@1:num_slices=3,",
+        "exception@1:num_slices=4,",
+        f"wrong_token@1:dispatch/{request.param}/num_slices=5,",
+        "wrong_token@0:combine/bf16/num_slices=5,",
+        "slow@1:num_slices=7,",
+        dtype=request.param,
+    )
+    dispatches = [task(point(Op.DISPATCH, slices, request.param)) for slices in range(2, 9)]
+    combines = [task(point(Op.COMBINE, slices)) for slices in (5, 8)]
+    return supervised(tmp_path_factory.mktemp("logs"), spec, [*dispatches, *combines])
+
+
+def test_every_task_has_one_record_that_is_yielded_and_kept(outcome: Outcome) -> None:
+    assert [(one.point.op, one.point.knobs["num_slices"]) for one in outcome.yielded] == [
+        (Op.DISPATCH, 1),
+        *((Op.DISPATCH, slices) for slices in range(2, 9)),
+        (Op.COMBINE, 5),
+        (Op.COMBINE, 8),
+    ]
+    assert [one for one in outcome.records if one in outcome.yielded] == outcome.yielded
+    assert [one.sequence for one in outcome.records] == list(range(len(outcome.records)))
+
+
+def test_points_beside_the_faulty_ones_are_measured(outcome: Outcome) -> None:
+    for op, slices in ((Op.DISPATCH, 6), (Op.DISPATCH, 7), (Op.DISPATCH, 8), (Op.COMBINE, 8)):
+        measured = outcome.of(op, slices)
+        assert isinstance(measured, Measured)
+        assert len(measured.samples_us) == (10 if measured.extended else 5)
+        assert len(measured.rank_median_us) == 2
+        assert min(measured.samples_us) > 0
+
+
+def test_a_silent_rank_is_a_hang_with_the_stacks_of_the_silent(outcome: Outcome) -> None:
+    failed = outcome.failed(Op.DISPATCH, 2)
+    assert (failed.failure, failed.phase) == (FailureKind.HANG, "check")
+    assert re.fullmatch(r"no answer within \d+ s from rank 0, 1", failed.message)
+    stacks = dict(re.findall(r"^rank (\d): (.*)$", failed.last_words, re.MULTILINE))
+    assert "in strike" in stacks["1"]
+    assert "in strike" not in stacks["0"]
+    assert "alltoall_session.py" in stacks["0"]
+
+
+def test_a_rank_that_dies_is_a_crash_with_its_last_words(outcome: Outcome) -> None:
+    failed = outcome.failed(Op.DISPATCH, 3)
+    assert (failed.failure, failed.phase, failed.rank) == (FailureKind.CRASH, "check", 1)
+    assert failed.message == "rank 1 was killed by SIGSEGV"
+    assert "Fatal Python error: Segmentation fault" in failed.last_words
+    assert "in strike" in failed.last_words
+
+
+def test_an_exception_in_a_rank_is_an_error_with_its_traceback(outcome: Outcome) -> None:
+    failed = outcome.failed(Op.DISPATCH, 4)
+    assert (failed.failure, failed.phase, failed.rank) == (FailureKind.ERROR, "check", 1)
+    assert failed.message == "RuntimeError: injected exception"
+    assert failed.last_words.endswith("RuntimeError: injected exception\n")
+    assert "in strike" in failed.last_words
+
+
+@pytest.mark.parametrize(("op", "rank"), [(Op.DISPATCH, 1), (Op.COMBINE, 0)])
+def test_a_swapped_token_is_incorrect(outcome: Outcome, op: Op, rank: int) -> None:
+    failed = outcome.failed(op, 5)
+    assert (failed.failure, failed.phase, failed.rank) == (FailureKind.INCORRECT, "check", rank)
+    assert re.fullmatch(
+        rf"rank {rank}: 2 of \d+ (received|combined) tokens are wrong, first token \d+.*", failed.message
+    )
+
+
+def test_a_sample_is_that_of_the_slowest_rank(outcome: Outcome) -> None:
+    measured = outcome.of(Op.DISPATCH, 7)
+    assert isinstance(measured, Measured)
+    assert min(measured.samples_us) >= 5000
+    assert measured.rank_median_us[1] >= 5000
+
+
+def test_ranks_are_replaced_after_a_failure_and_measure_the_anchor_first(outcome: Outcome) -> None:
+    replacing = (FailureKind.HANG, FailureKind.CRASH, FailureKind.ERROR)
+    number = 0
+    for one, following in zip(outcome.records, outcome.records[1:], strict=False):
+        lost = isinstance(one.outcome, Failed) and one.outcome.failure in replacing
+        assert one.group == number
+        number += lost
+        assert following.group == number
+        if lost:
+            assert (following.role, following.point) == (Role.ANCHOR, outcome.records[0].point)
+            assert isinstance(following.outcome, Measured)
+    assert number == 3
+    assert [line.group for line in outcome.lines if isinstance(line, Host)] == [0, 1, 2, 3]
+
+
+def test_every_group_has_an_environment_and_the_shard_one_self_check_and_layout(outcome: Outcome) -> None:
+    environments = [line for line in outcome.lines if isinstance(line, Environment)]
+    assert len(environments) == 4
+    assert len({one.id for one in environments}) == 1
+    assert {one.environment for one in outcome.records} == {environments[0].id}
+    checks = [line for line in outcome.lines if isinstance(line, SelfCheck)]
+    assert [set(check.edge_routings.values()) for check in checks] == [{"ok"}]
+    assert len(checks[0].empty_op_us) > 0
+    layouts = [line for line in outcome.lines if isinstance(line, Traffic)]
+    assert [line.tokens for line in layouts] == [token_matrix(small_workload(), num_ranks=2)]
+
+
+def test_no_rank_outlives_its_supervisor(outcome: Outcome) -> None:
+    assert outcome.records
+    assert children(os.getpid()) == set()
+
+
+def test_ranks_that_raise_when_they_start_are_a_start_failure(tmp_path: Path) -> None:
+    lines: list[Line] = []
+    with pytest.raises(StartFailure, match=r"^the ranks did not start: \S"):
+        supervised(tmp_path, group_spec(device="cuda"), [], lines=lines)
+    assert lines == []
+    assert children(os.getpid()) == set()
+
+
+def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> None:
+    hasty = msgspec.structs.replace(EFFORT, startup_s=0.05)
+    with pytest.raises(StartFailure, match=r"^the ranks did not start: no answer within 0 s from rank 0, 1"):
+        supervised(tmp_path, group_spec(), [], effort=hasty)
+    assert children(os.getpid()) == set()
+
+
+def test_an_anchor_that_always_fails_ends_the_shard_after_two_starts(tmp_path: Path) -> None:
+    lines: list[Line] = []
+    with pytest.raises(StartFailure, match="failed right after two starts in a row"):
+        supervised(tmp_path, group_spec("exception@0:num_slices=1,"), [task(point(Op.DISPATCH, 2))], lines=lines)
+    kept = [line for line in lines if isinstance(line, Record)]
+    assert [(one.role, one.outcome.failure) for one in kept if isinstance(one.outcome, Failed)] == [
+        (Role.ANCHOR, FailureKind.ERROR)
+    ] * 2
+    assert len(kept) == 2
+    assert children(os.getpid()) == set()
+
+
+def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
+    spec = group_spec()
+    anchor = task(spec.points[0], Role.ANCHOR)
+    supervisor = Supervisor(spec, EFFORT, anchor=anchor, sink=lambda _: None, log_folder=tmp_path)
+    records = iter(supervisor.run([anchor, anchor]))
+    next(records)
+    assert len(children(os.getpid())) == 2
+    records.close()  # type: ignore[attr-defined]
+    assert children(os.getpid()) == set()
+
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+import msgspec
+from bench.protocol import GroupSpec
+from bench.records import Record, Role
+from bench.supervisor import Effort, Supervisor, Task
+spec = msgspec.json.decode(sys.argv[1], type=GroupSpec)
+def sink(line):
+    if isinstance(line, Record):
+        print("measured", flush=True)
+anchor, hung = (Task(point, point.label, Role.ANCHOR) for point in (spec.points[0], spec.points[1]))
+supervisor = Supervisor(spec, Effort(1, 3, 300.0, 300.0), anchor=anchor, sink=sink, log_folder=Path(sys.argv[2]))
+for _ in supervisor.run([anchor, hung]):
+    pass
+"""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["while the ranks start", "while a rank hangs"])
+def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str) -> None:
+    spec = msgspec.json.encode(group_spec("hang@1:dispatch/bf16/num_slices=2,")).decode()
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR, spec, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        wait_until(lambda: len(children(process.pid)) == 2)
+        ranks = children(process.pid)
+        if moment == "while a rank hangs":
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"measured\n"
+        process.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_rank, ranks)))
+
+
+@pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.pipeline", "launcher.aggregate"])
+def test_what_supervises_never_imports_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"
