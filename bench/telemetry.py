@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pynvml
@@ -28,18 +28,14 @@ _REASONS = {
 _HARMLESS = 0x2 | 0x100
 
 
-@contextmanager
-def _nvml() -> Iterator[bool]:
-    """Whether NVML answers here; shut down again at the end."""
+@functools.cache
+def _nvml() -> bool:
+    """Whether NVML answers here. It stays open: opening it takes tens of milliseconds, and it is asked often."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        pynvml.nvmlShutdown()
+        return False
+    return True
 
 
 def _said(question: Callable[..., Any], *args: Any) -> Any | None:
@@ -89,30 +85,26 @@ def _gpu(handle: Any) -> Gpu:
 
 def inventory() -> list[Gpu]:
     """The visible GPUs, empty where there are none."""
-    with _nvml() as there:
-        return [_gpu(handle) for handle in _handles()] if there else []
+    return [_gpu(handle) for handle in _handles()] if _nvml() else []
 
 
 def uuids() -> list[str]:
     """The visible GPUs' UUIDs."""
-    with _nvml() as there:
-        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _handles()] if there else []
+    return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _handles()] if _nvml() else []
 
 
 def driver() -> str | None:
     """The driver's version."""
-    with _nvml() as there:
-        return str(pynvml.nvmlSystemGetDriverVersion()) if there else None
+    return str(pynvml.nvmlSystemGetDriverVersion()) if _nvml() else None
 
 
 def topology() -> str | None:
     """How each pair of visible GPUs is connected, as ``0-1:NVLINK 0-2:PIX ...``; one word when all are alike."""
-    with _nvml() as there:
-        if not there:
-            return None
-        handles = _handles()
-        pairs = [(a, b) for a in range(len(handles)) for b in range(a + 1, len(handles))]
-        names = [_pair(handles[a], handles[b]) for a, b in pairs]
+    if not _nvml():
+        return None
+    handles = _handles()
+    pairs = [(a, b) for a in range(len(handles)) for b in range(a + 1, len(handles))]
+    names = [_pair(handles[a], handles[b]) for a, b in pairs]
     if not names:
         return None
     if len(set(names)) == 1:
@@ -130,8 +122,7 @@ def _pair(one: Any, other: Any) -> str:
 
 def states(own_pids: set[int]) -> list[GpuState]:
     """Clocks, power, temperature, throttle reasons and processes that are not ours, of each visible GPU."""
-    with _nvml() as there:
-        return [_state(handle, own_pids) for handle in _handles()] if there else []
+    return [_state(handle, own_pids) for handle in _handles()] if _nvml() else []
 
 
 def _state(handle: Any, own_pids: set[int]) -> GpuState:

@@ -24,9 +24,8 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Each shard that lacks points in a process of its own, then the aggregate here; the exit status."""
     folder.snapshot_code()
     failed = False
-    for index in [*range(plan.spec.num_shards), FINAL]:
-        if index != FINAL and not shard.lacking(plan, folder, index):
-            continue
+    shards = [index for index in range(plan.spec.num_shards) if not shard.is_complete(plan, folder, index)]
+    for index in [*shards, FINAL] if plan.has_final else shards:
         before = _num_successes(folder)
         executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
         executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)

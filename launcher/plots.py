@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.backends import BACKENDS, shared_knobs
-from bench.records import Op
+from bench.records import Op, Role
 from launcher.choose import Pair
 from launcher.judge import OpResult
 from launcher.results import Results
@@ -108,7 +108,11 @@ def _heatmaps(results: Results, op: Op) -> Figure | None:
     """One panel for each value of the last knob: the first own knob down, the shared knob across."""
     backend = BACKENDS[results.plan.spec.backend]
     names = [knob.name for knob in backend.knobs]
-    found = [one for one in results.measurements if one.point.op is op and one.point.backend == backend.name]
+    found = [
+        one
+        for one in results.measurements
+        if one.point.op is op and one.point.backend == backend.name and one.role is not Role.UPSTREAM
+    ]
     if len(names) < 2 or not found:
         return None
     panels = sorted({one.point.knobs[names[-1]] for one in found}) if len(names) > 2 else [None]

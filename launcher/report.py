@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Dtype
 from bench.workload import Volume, volume
-from launcher.choose import Overlap, Pair
+from launcher.choose import Choice, Overlap, Pair
 from launcher.judge import Failure, OpResult
 from launcher.plan import FINAL
 from launcher.results import Results
@@ -156,9 +156,8 @@ def _situations(results: Results) -> list[str]:
     if not choice.picks:
         return []
     rows = []
-    beside = {id(one.pair): one for one in choice.overlaps}
     for name, pair in choice.picks.items():
-        one = beside.get(id(pair))
+        one = _beside(choice, pair)
         rows.append(
             [
                 name,
@@ -176,17 +175,28 @@ def _situations(results: Results) -> list[str]:
         "* **overlapped**: for communication that runs beside expert GEMMs: both together are done first.",
         "* **default_sms**: the fastest with as many SMs as the default takes.",
         "* **knee**: the fewest SMs within 5 % of the fastest.",
+        "* **whole dispatch**: layout, exchange of counts and the wait for them on the CPU included. "
+        "**beside GEMMs**: with this pick's SMs, see below.",
         "",
     ]
-    return lines + _wrong_answer(choice.picks, beside)
+    return lines + _wrong_answer(choice)
 
 
-def _wrong_answer(picks: dict[str, Pair], beside: dict[int, Overlap]) -> list[str]:
+def _beside(choice: Choice, pair: Pair) -> Overlap | None:
+    """What was measured beside GEMMs of this pair, or else of the best with the same shared knobs."""
+    same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
+    exact = [one for one in same if one.pair.same_configs(pair)]
+    return min(exact or same, key=lambda one: one.makespan_us, default=None)
+
+
+def _wrong_answer(choice: Choice) -> list[str]:
     """What taking one situation's answer in the other costs."""
-    fastest, overlapped = picks["fastest"], picks.get("overlapped")
-    if overlapped is None or overlapped is fastest or id(fastest) not in beside:
+    fastest, overlapped = choice.picks["fastest"], choice.picks.get("overlapped")
+    if overlapped is None or overlapped.shared == fastest.shared:
         return []
-    hidden, taken = beside[id(overlapped)], beside[id(fastest)]
+    hidden, taken = _beside(choice, overlapped), _beside(choice, fastest)
+    if hidden is None or taken is None:
+        return []
     return [
         f"Taking *fastest* where communication is overlapped costs {taken.makespan_us - hidden.makespan_us:.0f} us a "
         f"layer ({taken.makespan_us / hidden.makespan_us - 1:.1%}); taking *overlapped* where it is serial costs "

@@ -65,7 +65,9 @@ def test_an_empty_operation_reads_less_than_10_us_and_no_rank_waits_for_another(
 
 
 def test_no_time_is_shorter_than_the_links_allow(sweep: dict[str, Any]) -> None:
-    assert all(0 < one["peak_fraction"] <= 1 for one in sweep["measurements"])
+    shares = [one["peak_fraction"] for one in sweep["measurements"] if one["op"] not in ("compute", "overlapped")]
+    assert shares
+    assert all(0 < share <= 1 for share in shares)
     assert {one["backend"] for one in sweep["baselines"]} == {"alltoall"}
 
 

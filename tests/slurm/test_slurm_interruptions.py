@@ -41,8 +41,8 @@ def runs(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Inte
         name: sweeps.detached(
             lab,
             base / name,
-            "grid.num_slices=[1,2,4,8]",
-            *sweeps.slowly(0.4),
+            "grid.num_slices=[1,2,4]",
+            *sweeps.slowly(0.3),
             *PLACES[name],
             *(elsewhere if name == PREEMPTED else ()),
         )

@@ -11,7 +11,7 @@ from slurmlab import SlurmLab
 
 
 def test_detached_a_run_is_shown_reported_and_resumed_for_what_is_missing_only(lab: SlurmLab, tmp_path: Path):
-    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2", "grid.num_slices=[1,2,4,8]")
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2")
     folder = Path(done.stdout.strip())
     assert done.status == 0, done.stderr
     for command in ("launcher.status", "launcher.aggregate", "launcher.resume"):
@@ -68,8 +68,8 @@ def test_interrupted_and_detached_the_jobs_go_on(lab: SlurmLab, tmp_path: Path):
 
 
 def test_interrupted_and_cancelled_the_jobs_end_and_what_was_measured_is_reported(lab: SlurmLab, tmp_path: Path):
-    slow = sweeps.slowly(0.6)
-    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=cancel", "grid.num_slices=[1,2,4,8,16]", *slow)
+    slow = sweeps.slowly(0.4)
+    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=cancel", "grid.num_slices=[1,2,4,8]", *slow)
     folder = sweeps.only_folder(tmp_path)
     sweeps.wait_points(folder, 0)
     process.send_signal(signal.SIGINT)
