@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -30,8 +31,14 @@ def median_interval(samples: Sequence[float] | Floats, *, confidence: float = 0.
     """
     ordered = np.sort(np.asarray(samples, dtype=float))
     count = len(ordered)
-    low = max(int(scipy_stats.binom.ppf((1 - confidence) / 2, count, 0.5)) - 1, 0)
+    low = _low_rank(count, confidence)
     return Interval(float(ordered[low]), float(ordered[count - 1 - low]))
+
+
+@functools.cache
+def _low_rank(count: int, confidence: float) -> int:
+    """Index of the order statistic that bounds the median from below."""
+    return max(int(scipy_stats.binom.ppf((1 - confidence) / 2, count, 0.5)) - 1, 0)
 
 
 def spread(samples: Sequence[float] | Floats) -> float:

@@ -35,7 +35,7 @@ def draw(results: Results) -> dict[str, str]:
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "deepep-sweep"}, bbox_inches="tight")
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "deepep-sweep"})
     return out.getvalue()
 
 
@@ -47,7 +47,7 @@ def _pareto(results: Results) -> Figure:
     """Round trip alone and, where it was measured, the time beside GEMMs, over the shared knob."""
     choice = results.choice
     name = shared_knobs(BACKENDS[results.plan.spec.backend])[0]
-    figure = Figure(figsize=(10 if choice.overlaps else 5.5, 4))
+    figure = Figure(figsize=(10 if choice.overlaps else 5.5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if choice.overlaps else 1, squeeze=False)[0]
     _serial(axes[0], results, name)
     if choice.overlaps:
@@ -116,7 +116,7 @@ def _heatmaps(results: Results, op: Op) -> Figure | None:
     if len(names) < 2 or not found:
         return None
     panels = sorted({one.point.knobs[names[-1]] for one in found}) if len(names) > 2 else [None]
-    figure = Figure(figsize=(1.5 + 4.2 * len(panels), 4))
+    figure = Figure(figsize=(1.5 + 4.2 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     times = [one.median_us for one in found]
     norm = mpl.colors.LogNorm(min(times), max(times))

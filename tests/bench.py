@@ -5,6 +5,7 @@ Times depend on the machine; ratios within one run do not, so each figure that h
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def _command() -> Iterator[tuple[str, str]]:
         records = [line for line in lines if line["type"] == "record"]
         overhead = sorted(record["wall_s"] - record.get("busy_s", 0.0) for record in records)[len(records) // 2]
         between = sorted(
-            later["started"] - one["started"] - one["wall_s"] for one, later in zip(records, records[1:], strict=False)
+            later["started"] - one["started"] - one["wall_s"] for one, later in itertools.pairwise(records)
         )[len(records) // 2]
         yield "command to first measured point, s", f"{records[0]['started'] + records[0]['wall_s'] - began:.1f}"
         yield "a point's time outside warm-up and samples, ms", f"{1000 * (overhead + between):.1f}"

@@ -121,7 +121,7 @@ def test_ours_is_found_where_another_launcher_has_the_same_name(lab: SlurmLab, t
     if done.returncode:
         pytest.skip(f"pip cannot install hydra-submitit-launcher: {done.stderr.splitlines()[-1:]}")
     assert (tmp_path / "site" / "hydra_plugins" / "hydra_submitit_launcher").is_dir()
-    shown = sweeps.run(lab, "launcher.sweep", *DRY, PYTHONPATH=str(tmp_path / "site"))
+    shown = sweeps.run(lab, "launcher.sweep", *DRY, f"outputs={tmp_path}/outputs", PYTHONPATH=str(tmp_path / "site"))
     assert shown.status == 0, shown.stderr
     assert "#SBATCH --gpus-per-node=4" in shown.stdout
 
