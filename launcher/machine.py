@@ -38,6 +38,8 @@ def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> Spec:
     UserError when that cannot be decided, or when the named hardware is not what this machine has.
     """
     spec = msgspec.structs.replace(spec, hardware=_hardware(spec, local=local))
+    if local and not dry_run and spec.hardware.name != "cpu":
+        _refuse_missing_gpus(spec)
     return msgspec.structs.replace(spec, backend=_backend(spec, local=local, dry_run=dry_run))
 
 
@@ -65,6 +67,21 @@ def _hardware(spec: Spec, *, local: bool) -> Hardware:
         f"no hardware file matches the GPU {gpus[0].name!r}",
         hint=f"take the nearest of {names} (hardware=NAME), or add conf/hardware/<name>.yaml",
     )
+
+
+def _refuse_missing_gpus(spec: Spec) -> None:
+    """UserError where the ranks would not find what was named."""
+    count = len(telemetry.inventory())
+    if not count:
+        raise UserError(
+            f"hardware={spec.hardware.name} needs GPUs, this machine has none",
+            hint="hardware=cpu backend=alltoall runs here, hydra/launcher=submitit_slurm runs elsewhere",
+        )
+    if count < spec.ep.size and not spec.ep.share_gpus:
+        raise UserError(
+            f"ep.size must be at most {count}, the GPUs of this machine, got {spec.ep.size}",
+            hint="take a smaller ep; ep.share_gpus=true tests the path without measuring",
+        )
 
 
 def _backend(spec: Spec, *, local: bool, dry_run: bool) -> str:
