@@ -79,7 +79,7 @@ class Jobs(msgspec.Struct, frozen=True):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One try at a shard: complete, stopped, terminated, failed; no ``outcome`` while it runs or if it died."""
+    """One try at a shard: complete, stopped (time limit), spent (budget), terminated, failed; None if it just died."""
 
     job_id: str | None
     host: str
@@ -236,7 +236,7 @@ class RunFolder:
         """How far a shard is, without decoding its samples."""
         try:
             content = self.records_file(index).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return Progress(frozenset(), 0)
         found = [brief for line in content.split(b"\n") if (brief := _brief(line)) is not None]
         return Progress(
