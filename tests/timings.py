@@ -1,4 +1,4 @@
-"""How fast the program itself is: python -m tests.timings (make bench). Prints figures of this machine; asserts nothing.
+"""How fast the program itself is (make bench): prints figures of this machine, asserts nothing.
 
 Times depend on the machine; ratios within one run do not, so each figure that has a target is also given as one.
 """
