@@ -466,7 +466,7 @@ def with_text(text: str) -> list[Line]:
         *(msgspec.structs.replace(line, environment=environment.id) for line in measured),
         Host(text, 1, 2000.0, 1.0, [text], text),
         SelfCheck([1.0], {text: text, "odd": "ok"}, 1),
-        Telemetry(1.0, 1, [GpuState(None, None, None, [text], 1)]),
+        Telemetry(1.0, 1, Op.DISPATCH, [GpuState(None, None, None, [text], 1)]),
     ]
 
 
@@ -543,11 +543,11 @@ def test_the_results_of_a_real_sweep_fit_the_schema(sweep: Sweep) -> None:
 
 def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
     state = GpuState(1500, 600.0, 80, ["power cap"], 1)
-    telemetry = [Telemetry(1000.0, 0, [state]), Telemetry(1001.0, 9, [state])]
+    telemetry = [Telemetry(1000.0, 0, Op.DISPATCH, [state]), Telemetry(1001.0, 9, Op.DISPATCH, [state])]
     found = build([*LINES, *telemetry], damaged=[Damaged("shards/0000/records.jsonl", 3, "torn")])
     assert found.flags == [
-        "shard 0, GPU 0: throttled (power cap) at 2 of its readings",
-        "shard 0, GPU 0: busy with other processes at 2 of its readings",
+        "shard 0, GPU 0: throttled (power cap) at 2 of 2 readings",
+        "shard 0, GPU 0: busy with other processes at 2 of 2 readings",
     ]
     text = report.markdown(found)
     for flag in found.flags:
