@@ -105,7 +105,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
     last_words: str = ""
 
 
-class Record(msgspec.Struct, frozen=True, tag="record", tag_field="type", omit_defaults=True):
+class Record(msgspec.Struct, frozen=True, tag="record", tag_field="type"):
     """One measurement or failure. ``environment`` names the Environment line that it was taken in.
 
     ``group`` counts the process groups of the shard: two records of one group shared their processes.
