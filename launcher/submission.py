@@ -39,6 +39,8 @@ def _launch(wanted: Sequence[tuple[Spec, Options]], settings: SubmititConf) -> i
     if settings.on_interrupt not in _ON_INTERRUPT:
         raise UserError(f"hydra.launcher.on_interrupt must be one of {', '.join(_ON_INTERRUPT)}")
     is_local = settings.cluster == "local"
+    if not is_local and not any(options.dry_run for _, options in wanted):
+        slurm.require()
     prepared = [
         (*pipeline.prepare(spec, options, local=is_local, command=pipeline.command_line()), options)
         for spec, options in wanted
@@ -52,7 +54,6 @@ def _launch(wanted: Sequence[tuple[Spec, Options]], settings: SubmititConf) -> i
         return OK
     if is_local:
         return max(local.run(plan, folder, options) for plan, folder, options in prepared if folder)
-    slurm.require()
     runs = [(submit(plan, folder, settings), folder, options) for plan, folder, options in prepared if folder]
     return max(_follow(folder, options, settings) for _, folder, options in runs)
 
