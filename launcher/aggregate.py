@@ -25,8 +25,11 @@ class Unlike(UserError):
     """The shards were measured in environments that must not share a ranking."""
 
 
-def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False) -> int:
-    """Writes RESULTS_EP{n}.json and OPTIMAL_CONFIGS.md; the exit status. Unlike when environments differ."""
+def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False, draw: bool = True) -> int:
+    """Writes RESULTS_EP{n}.json and OPTIMAL_CONFIGS.md; the exit status. Unlike when environments differ.
+
+    Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
+    """
     plan, manifest = folder.plan(), folder.manifest()
     lines, damaged = folder.lines()
     differing = results.unlike(lines)
@@ -44,10 +47,10 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
             file = file.with_suffix(f".{number + 1}.json")
         encoded = msgspec.json.encode(results_json.to_json(part))
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
-    pictures = _draw(parts[0])
-    for name, svg in pictures.items():
+    for name, svg in (_draw(parts[0]) if draw else {}).items():
         write_atomic(folder.path / name, svg)
-    texts = [report.markdown(part, pictures=sorted(pictures) if part is parts[0] else []) for part in parts]
+    pictures = sorted(file.name for file in folder.path.glob("*.svg"))
+    texts = [report.markdown(part, pictures=pictures if part is parts[0] else []) for part in parts]
     write_atomic(folder.report_file, "\n---\n\n".join(texts))
     return _status(parts[0], strict=strict)
 

@@ -66,7 +66,7 @@ def markdown(results: Results, *, pictures: Sequence[str] = ()) -> str:
     )
     lines = [line for section in sections for line in section(results)]
     if pictures:
-        at = next(index for index, line in enumerate(lines) if line.startswith("## The best pair"))
+        at = next((index for index, line in enumerate(lines) if line.startswith("## The best pair")), len(lines))
         shown = [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in pictures]
         lines[at:at] = ["## Pictures", "", *shown, ""]
     return "\n".join(lines).rstrip() + "\n"

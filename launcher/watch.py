@@ -37,7 +37,8 @@ def wait(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
 def finish(folder: RunFolder, options: Options, last: Picture) -> int:
     """The report of what there is; FAILURE when a shard failed although no point is missing."""
     accounting.note(folder)
-    status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
+    drawn = last.aggregate == "COMPLETED"
+    status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed, draw=not drawn)
     for row in last.rows:
         if row.state in _BAD:
             print(f"shard {row.shard}: {row.state} (job {row.job}); log in {folder.slurm}", file=sys.stderr)
