@@ -21,11 +21,6 @@ GET_DEEP_EP = (
 )
 
 
-def has_gpus() -> bool:
-    """Whether NVML shows a GPU to this process."""
-    return bool(telemetry.inventory())
-
-
 def known_hardware() -> list[Hardware]:
     """The files of the hardware group that name a GPU."""
     found = [msgspec.convert(yaml.safe_load(path.read_text()), Hardware) for path in sorted(_GROUP.glob("*.yaml"))]

@@ -92,12 +92,6 @@ def _is_complete(plan: Plan, arms: Arms, done: Seen, index: int) -> bool:
     return all(one.id in done for one in needed) and search.next_round(plan, plan.shard(index), arms) is None
 
 
-def lacking(plan: Plan, folder: RunFolder, index: int) -> list[Planned]:
-    """The shard's points without any record: a failure is a record."""
-    done = folder.progress(index).done
-    return [planned for planned in plan.anchors + plan.baselines + plan.shard(index) if planned.id not in done]
-
-
 def _tasks(plan: Plan, index: int, *, arms: Arms, done: Seen, progress: ShardProgress, stop: Stop) -> Iterator[Task]:
     """Round after round; ``arms`` and ``done`` grow while the tasks are taken."""
     cells = plan.shard(index)
