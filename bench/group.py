@@ -7,17 +7,15 @@ import os
 import selectors
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from bench import protocol
+from bench import nursery, protocol
 from bench.records import Failed, FailureKind
 
 _LAST_WORDS_CHARS = 2000
@@ -41,40 +39,21 @@ class RankFailure(Exception):
 class Rank:
     """One process, its answers so far, and its stderr in a file."""
 
-    def __init__(self, index: int, log: Path) -> None:
+    def __init__(self, index: int, log: Path, *, startup_s: float) -> None:
         self.index, self.log = index, log
-        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        package_root = str(Path(__file__).resolve().parents[1])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        with log.open("ab") as stderr:
-            self._log_start = stderr.tell()
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "bench.rank"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-                env=environment,
-            )
+        self._log_start = log.stat().st_size if log.exists() else 0
+        self.process = nursery.shared().fork(f"rank {index}", log, timeout_s=startup_s)
         self._partial = b""
-
-    @property
-    def answers(self) -> IO[bytes]:
-        """Where its lines come from."""
-        assert self.process.stdout is not None
-        return self.process.stdout
 
     def ask(self, line: bytes) -> None:
         """Sends one line; a rank that is dead is noticed when its answer is read."""
-        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
+            self.process.asks.write(line)
+            self.process.asks.flush()
 
     def read(self) -> bytes | None:
         """A complete line if there is one, None if not yet; EOFError when the process closed its end."""
-        part = os.read(self.answers.fileno(), _READ_BYTES)
+        part = os.read(self.process.answers.fileno(), _READ_BYTES)
         if not part:
             raise EOFError
         self._partial += part
@@ -100,33 +79,32 @@ class Rank:
 class Group:
     """The ranks of one process group, from setup to their end."""
 
-    def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path) -> None:
-        """Starts every rank; they import their libraries and wait, without touching a GPU, until ``join``."""
+    def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
+        """Starts every rank and makes them one process group.
+
+        RankFailure, and no rank left, if they have not joined within ``startup_s``.
+        """
+        began = time.monotonic()
         log_folder.mkdir(parents=True, exist_ok=True)
-        self._spec = spec
         self._scratch = Path(tempfile.mkdtemp(prefix="deepep-sweep-"))
         self._ranks: list[Rank] = []
-        self.ready: list[protocol.Ready] = []
-        self.startup_s = 0.0
         try:
             for index in range(spec.num_ranks):
-                self._ranks.append(Rank(index, log_folder / f"rank{index}.log"))
-        except BaseException:
+                self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=startup_s))
+            self.ready = self._join(spec, deadline_s=startup_s)
+        except nursery.NurseryFailure as failure:
             self.kill()
-            raise
-
-    def join(self, *, startup_s: float) -> None:
-        """Makes the ranks one process group; RankFailure, and no rank left, if they have not within ``startup_s``."""
-        began = time.monotonic()
-        store = str(self._scratch / "store")
-        setups = [protocol.Setup(self._spec, rank.index, store) for rank in self._ranks]
-        try:
-            answers = self._ask_each(setups, deadline_s=startup_s, phase="startup")
-            self.ready = [msgspec.convert(answer, protocol.Ready) for answer in answers]
+            raise RankFailure(Failed(FailureKind.CRASH, str(failure), "startup")) from None
         except BaseException:
             self.kill()
             raise
         self.startup_s = time.monotonic() - began
+
+    def _join(self, spec: protocol.GroupSpec, *, deadline_s: float) -> list[protocol.Ready]:
+        store = str(self._scratch / "store")
+        setups = [protocol.Setup(spec, rank.index, store) for rank in self._ranks]
+        answers = self._ask_each(setups, deadline_s=deadline_s, phase="startup")
+        return [msgspec.convert(answer, protocol.Ready) for answer in answers]
 
     @property
     def pids(self) -> set[int]:
@@ -147,17 +125,14 @@ class Group:
 
     def kill(self) -> None:
         """Ends every rank within a second or so: SIGTERM, then SIGKILL to the whole session of each."""
-        for sig, grace in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, 5.0)):
+        for number, grace_s in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, 5.0)):
             for rank in self._ranks:
-                _signal(rank.process, sig)
-            deadline = time.monotonic() + grace
-            while time.monotonic() < deadline and any(rank.process.poll() is None for rank in self._ranks):
-                time.sleep(0.005)
+                rank.process.signal(number, everyone=True)
+            deadline = time.monotonic() + grace_s
+            for rank in self._ranks:
+                rank.process.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         for rank in self._ranks:
-            for pipe in (rank.process.stdin, rank.process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
+            rank.process.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _ask(self, ask: protocol.Ask, kind: type[T], *, deadline_s: float, phase: str) -> list[T]:
@@ -172,7 +147,7 @@ class Group:
         deadline = time.monotonic() + deadline_s
         with selectors.DefaultSelector() as selector:
             for rank in self._ranks:
-                selector.register(rank.answers, selectors.EVENT_READ, rank)
+                selector.register(rank.process.answers, selectors.EVENT_READ, rank)
             while len(answers) < len(self._ranks):
                 ready = selector.select(timeout=max(0.0, deadline - time.monotonic()))
                 if not ready:
@@ -221,7 +196,7 @@ class Group:
     def _hang(self, missing: list[Rank], *, deadline_s: float, phase: str) -> Failed:
         """Asks the silent ranks for their stacks before they are killed."""
         for rank in missing:
-            _signal(rank.process, signal.SIGUSR1)
+            rank.process.signal(signal.SIGUSR1, everyone=False)
         time.sleep(_DUMP_GRACE_S)
         names = ", ".join(str(rank.index) for rank in missing)
         return Failed(
@@ -234,11 +209,8 @@ class Group:
 
 
 def _crash(rank: Rank, *, phase: str) -> Failed:
-    try:
-        status = rank.process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        status = None
-    if status is None:
+    status = rank.process.wait(timeout_s=5)
+    if status is None or status not in range(-signal.NSIG, 256):
         how = "closed its output"
     elif status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
@@ -251,15 +223,3 @@ def _crash(rank: Rank, *, phase: str) -> Failed:
         rank=rank.index,
         last_words=rank.last_words(),
     )
-
-
-def _signal(process: subprocess.Popen[bytes], sig: signal.Signals) -> None:
-    if process.poll() is not None:
-        return
-    try:
-        if sig is signal.SIGUSR1:
-            process.send_signal(sig)
-        else:
-            os.killpg(process.pid, sig)
-    except ProcessLookupError:
-        pass

@@ -1,18 +1,16 @@
-"""One rank: a disposable process that does what the supervisor asks on its stdin and answers on its stdout."""
+"""One rank: a disposable process that does what the supervisor asks, line by line, and answers each."""
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import importlib.metadata
 import os
 import platform
 import signal
-import sys
 import time
 import traceback
 from datetime import timedelta
-from typing import BinaryIO, cast
+from typing import BinaryIO, NoReturn, cast
 
 import msgspec
 import torch
@@ -28,7 +26,6 @@ from bench.records import Dtype, Op, Point
 from bench.timing import GpuTimer, HostTimer, Mark, Operation, Timer, spin
 from bench.workload import TopK, route
 
-_PR_SET_PDEATHSIG = 1
 _CYCLES_PER_US = 1700
 _GROUP_TIMEOUT = timedelta(hours=1)  # the supervisor's deadlines come first
 
@@ -238,13 +235,6 @@ def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
     return found
 
 
-def _die_with_parent() -> None:
-    """The kernel kills this process when the supervisor dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit("the supervisor is gone")
-
-
 def _answer(worker: Worker | None, ask: protocol.Ask) -> tuple[Worker | None, protocol.Answer]:
     if isinstance(ask, protocol.Setup):
         worker = Worker(ask)
@@ -272,16 +262,9 @@ def serve(asks: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def main() -> None:
-    """Keeps stdout for answers: whatever a library prints goes to stderr."""
-    _die_with_parent()
+def run(asks: BinaryIO, answers: BinaryIO) -> NoReturn:
+    """The whole life of a rank: its stderr is open, and no GPU has been touched yet."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, answers)
+    serve(asks, answers)
     os._exit(0)  # destructors of CUDA libraries may wait for ranks that are already gone
-
-
-if __name__ == "__main__":
-    main()

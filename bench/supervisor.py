@@ -83,7 +83,6 @@ class Supervisor:
         self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
         self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
         self._group: Group | None = None
-        self._spare: Group | None = None
         self._group_number = self._first_group = first_group - 1
         self._first_group += 1
         self._starts_without_result = 0
@@ -103,11 +102,8 @@ class Supervisor:
             self.close()
 
     def close(self) -> None:
-        """Ends the ranks, those in reserve too."""
+        """Ends the ranks."""
         self.renew()
-        if self._spare is not None:
-            self._spare.kill()
-            self._spare = None
 
     def renew(self) -> None:
         """The next task gets fresh processes."""
@@ -198,12 +194,10 @@ class Supervisor:
         self._group_number += 1
         self._backends_used = set()
         try:
-            self._group = self._next_group()
+            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._effort.startup_s)
         except RankFailure as failure:
             detail = f"{failure.failed.message}\n{failure.failed.last_words}"
             raise StartFailure(f"the ranks did not start: {detail}") from None
-        if self._spec.device == "cuda":
-            self._spare = Group(self._spec, log_folder=self._log_folder)
         environment = environment_of(self._spec, self._group.ready[0])
         self._environment = environment.id
         self._sink(environment)
@@ -221,12 +215,6 @@ class Supervisor:
         )
         if self._group_number == self._first_group:
             self._self_test(self._group)
-
-    def _next_group(self) -> Group:
-        """The group that has been importing its libraries meanwhile, or a new one; joined in either case."""
-        group, self._spare = self._spare or Group(self._spec, log_folder=self._log_folder), None
-        group.join(startup_s=self._effort.startup_s)
-        return group
 
     def _self_test(self, group: Group) -> None:
         """Edge routings and the empty reading, once per shard; a failure here is recorded and the ranks replaced."""

@@ -64,25 +64,27 @@ def group_spec(*faults: str, device: str = "cpu", dtype: Dtype = Dtype.BF16) -> 
 
 
 def children(parent: int) -> set[int]:
-    """The ranks that this process started and that still run."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and is_rank(int(folder.name)):
-            try:
-                parent_of = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            if parent_of == parent:
-                found.add(int(folder.name))
-    return found
+    """The ranks that run for this process: children of the nursery that it started."""
+    states = {int(folder.name): state_of(folder) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
+    nurseries = {pid for pid, state in states.items() if state.parent == parent}
+    return {pid for pid, state in states.items() if state.is_rank and state.parent in nurseries}
 
 
-def is_rank(pid: int) -> bool:
-    """Whether the process runs (a zombie has no command line) and is a rank."""
+class State(NamedTuple):
+    """What the kernel says of a process."""
+
+    is_rank: bool
+    parent: int
+
+
+def state_of(folder: Path) -> State:
+    """A zombie, or a process that is gone, is no rank."""
     try:
-        return b"bench.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        name, _, rest = (folder / "stat").read_text().partition(") ")
     except OSError:
-        return False
+        return State(is_rank=False, parent=0)
+    state, parent = rest.split()[:2]
+    return State(is_rank="(rank " in name and state != "Z", parent=int(parent))
 
 
 class Outcome(NamedTuple):
@@ -244,10 +246,26 @@ def test_ranks_that_raise_when_they_start_are_a_start_failure(tmp_path: Path) ->
 
 
 def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> None:
-    hasty = msgspec.structs.replace(EFFORT, startup_s=0.05)
-    with pytest.raises(StartFailure, match=r"^the ranks did not start: no answer within 0 s from rank 0, 1"):
+    hasty = msgspec.structs.replace(EFFORT, startup_s=0.0005)
+    with pytest.raises(StartFailure, match=r"^the ranks did not start: (no answer|torch was not imported) within 0 s"):
         supervised(tmp_path, group_spec(), [], effort=hasty)
     assert children(os.getpid()) == set()
+
+
+def test_the_process_that_forks_the_ranks_is_replaced_when_it_dies(tmp_path: Path) -> None:
+    lines: list[Line] = []
+    supervisor = Supervisor(
+        group_spec(), EFFORT, anchor=task(point(Op.DISPATCH, 1), Role.ANCHOR), sink=lines.append, log_folder=tmp_path
+    )
+    outcomes = []
+    for record in supervisor.run([task(point(Op.DISPATCH, slices)) for slices in (2, 3, 4)]):
+        outcomes.append(record.outcome)
+        if len(outcomes) == 1:
+            (rank, _) = children(os.getpid())
+            os.kill(int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    assert [type(outcome) for outcome in outcomes] == [Measured, Failed, Measured]
+    assert isinstance(outcomes[1], Failed)
+    assert outcomes[1].failure is FailureKind.CRASH
 
 
 def test_an_anchor_that_always_fails_ends_the_shard_after_two_starts(tmp_path: Path) -> None:
@@ -310,7 +328,7 @@ def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str
             assert process.stdout is not None
             assert process.stdout.readline() == b"measured\n"
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_rank, ranks)))
+    wait_until(lambda: not any(state_of(Path(f"/proc/{pid}")).is_rank for pid in ranks))
 
 
 @pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.pipeline", "launcher.aggregate"])
