@@ -38,6 +38,12 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
 def _launch(wanted: Sequence[tuple[Spec, Options]], settings: SubmititConf) -> int:
     if settings.on_interrupt not in _ON_INTERRUPT:
         raise UserError(f"hydra.launcher.on_interrupt must be one of {', '.join(_ON_INTERRUPT)}")
+    if settings.timeout_min is not None and settings.signal_delay_s >= 60 * settings.timeout_min:
+        raise UserError(
+            f"hydra.launcher.signal_delay_s must be below the time limit, {60 * settings.timeout_min} s, "
+            f"got {settings.signal_delay_s}",
+            hint="Slurm may signal up to a minute early besides; leave the shard some minutes before it",
+        )
     is_local = settings.cluster == "local"
     if not is_local and not any(options.dry_run for _, options in wanted):
         slurm.require()

@@ -40,6 +40,17 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
     assert sweeps.stray_ranks(lab) == []
 
 
+def test_a_shard_that_dies_is_noticed_within_30_s(lab: SlurmLab, tmp_path: Path):
+    process = sweeps.begin(lab, tmp_path, *sweeps.slowly(2.0))
+    folder = sweeps.only_folder(tmp_path)
+    sweeps.wait_points(folder, 0)
+    sweeps.kill(sweeps.main_process(lab, sweeps.job_of(folder, 0)), signal.SIGKILL)
+    process.wait(timeout=30)
+    done = sweeps.end(process)
+    assert done.status == 3
+    assert f"shard 0: FAILED (job {sweeps.job_of(folder, 0)})" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def run(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Five shards at once: one cannot use its folder, two lose their main process, one is cancelled, one is fine."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +82,38 @@ def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_qu
     assert error.startswith("error: Slurm refused the jobs: ")
     assert "invalid partition specified: nowhere" in error
     assert hint == "hint: name one that sinfo lists: hydra.launcher.partition=NAME"
+    assert lab.jobs() == before
+
+
+def test_an_aggregate_that_is_refused_takes_the_accepted_shards_back(lab: SlurmLab, tmp_path: Path):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(
+        f"""#!/bin/sh
+for script; do :; done
+grep -q 'job-name=.*-aggregate' "$script" && set -- --partition=nowhere "$@"
+exec {shutil.which("sbatch")} "$@"
+"""
+    )
+    sbatch.chmod(0o755)
+    before = lab.jobs().keys()
+    done = sweeps.sweep(lab, tmp_path / "outputs", "shard.count=2", PATH=f"{sbatch.parent}:{os.environ['PATH']}")
+    assert done.status == 2
+    assert "invalid partition specified: nowhere" in done.stderr
+    shards = {job: state for job, state in lab.jobs().items() if job not in before}
+    assert len(shards) == 2
+    sweeps.wait_until(lambda: not lab.alive())
+    assert {lab.jobs()[job] for job in shards} == {"CANCELLED"}
+
+
+def test_a_signal_that_would_come_before_the_job_is_refused(lab: SlurmLab, tmp_path: Path):
+    before = lab.jobs()
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=60")
+    assert done.status == 2
+    assert _said(done.stderr) == [
+        "error: hydra.launcher.signal_delay_s must be below the time limit, 60 s, got 60",
+        "hint: Slurm may signal up to a minute early besides; leave the shard some minutes before it",
+    ]
     assert lab.jobs() == before
 
 
