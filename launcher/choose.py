@@ -17,6 +17,9 @@ MARGIN = 0.02
 TIE_LIMIT = 0.005
 """A pair further than this from the best is no tie, however few groups there are to tell them apart."""
 
+OVERLAP_TIE_LIMIT = 0.02
+"""The same beside GEMMs, where GPUs at their power cap scatter the passes by some percent."""
+
 KNEE = 0.05
 _ALPHA = 0.05
 _MIN_GROUPS = 3
@@ -327,7 +330,8 @@ def _overlap(pair: Pair, result: OpResult, alone: OpResult) -> Overlap:
 def _best_overlap(overlaps: list[Overlap]) -> Overlap:
     """The shortest makespan; of those that paired passes cannot tell from it, the one with the fewest resources."""
     best = min(overlaps, key=lambda one: one.makespan_us)
-    rivals = [one for one in overlaps if one is not best]
+    limit_us = (1 + OVERLAP_TIE_LIMIT) * best.makespan_us
+    rivals = [one for one in overlaps if one is not best and one.makespan_us <= limit_us]
     paired = [(one, sorted(one.by_round.keys() & best.by_round.keys())) for one in rivals]
     paired = [(one, common) for one, common in paired if len(common) >= _MIN_GROUPS]
     p_values = [
