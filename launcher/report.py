@@ -145,6 +145,11 @@ def _how_measured(results: Results) -> str:
         )
     else:
         text = "**These numbers are the sweep's own**, which also chose: they flatter the winner."
+    if search.budget_s is not None and (results.missing or results.lacks_final):
+        text += (
+            f" **The budget of {search.budget_s:.0f} s (search.budget_s) was spent before the search was over**: this "
+            "is the best answer so far."
+        )
     if results.lacks_final:
         text += f" **{search.final_groups - results.final_groups} groups of the final are missing.**"
     return text

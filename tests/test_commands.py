@@ -340,3 +340,30 @@ def test_no_file_of_the_project_names_a_machine_it_was_written_on() -> None:
     for folder, suffix in itertools.product(("bench", "launcher", "conf"), (".py", ".yaml")):
         for file in (ROOT / folder).rglob(f"*{suffix}"):
             assert not re.search(r"/(home|work|Users)/", file.read_text()), file
+
+
+def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: Command, tmp_path: Path) -> None:
+    process = run_module(
+        "launcher.sweep",
+        *SMALL,
+        "search.final_groups=5",
+        "search.iterations=20",
+        "search.budget_s=6",
+        "grid.num_slices=[1,2,3,4,5,6,7,8]",
+        "grid.num_in_flight=[1,2,3,4,5,6,7,8]",
+        "faults=['slow@0:alltoall']",
+        f"outputs={tmp_path}",
+    )
+    assert process.returncode == 3, process.stderr
+    folder = Path(process.stdout.strip()).parent
+    measured = records_of(folder)
+    for stage, share in ((Stage.SWEEP, 0.6), (Stage.FINAL, 0.4)):
+        starts = [record.started for record in measured if record.stage is stage]
+        assert starts
+        assert max(starts) - min(starts) <= share * 6
+    results = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
+    assert results["points"]["missing"] > 0
+    assert results["optimal"]["round_trip_us"] > 0
+    assert results["verdict"]["ci95"][0] <= results["verdict"]["ratio"] <= results["verdict"]["ci95"][1]
+    said = (folder / "OPTIMAL_CONFIGS.md").read_text()
+    assert "The budget of 6 s (search.budget_s) was spent before the search was over" in said
