@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import report, results, results_json
+from launcher import page, report, results, results_json
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
 from launcher.results import Results
 from launcher.store import RunFolder, write_atomic
@@ -26,7 +26,7 @@ class Unlike(UserError):
 
 
 def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False, draw: bool = True) -> int:
-    """Writes RESULTS_EP{n}.json and OPTIMAL_CONFIGS.md; the exit status. Unlike when environments differ.
+    """Writes RESULTS_EP{n}.json and the reports in Markdown and HTML; the exit status. Unlike when environments differ.
 
     Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
     """
@@ -49,8 +49,11 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
     for name, svg in (_draw(parts[0]) if draw else {}).items():
         write_atomic(folder.path / name, svg)
-    pictures = sorted(file.name for file in folder.path.glob("*.svg"))
-    texts = [report.markdown(part, pictures=pictures if part is parts[0] else []) for part in parts]
+    pictures = {file.name: file.read_text() for file in sorted(folder.path.glob("*.svg"))}
+    shown = [sorted(pictures) if part is parts[0] else [] for part in parts]
+    texts = [report.markdown(part, pictures=names) for part, names in zip(parts, shown, strict=True)]
+    write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(map(report.summary, parts)))
+    write_atomic(folder.path / "report.html", page.html(parts[0], pictures=pictures))
     write_atomic(folder.report_file, "\n---\n\n".join(texts))
     return _status(parts[0], strict=strict)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Dtype
 from bench.workload import Volume, volume
-from launcher.choose import Choice, Overlap, Pair
-from launcher.judge import Failure, OpResult
-from launcher.plan import FINAL
+from launcher import evidence, findings
+from launcher.choose import Pair
+from launcher.findings import beside
+from launcher.judge import OpResult
+from launcher.markdown import table, text
 from launcher.results import Results
 
 NOT_A_MEASUREMENT = (
@@ -24,28 +22,6 @@ SHARED_GPUS = (
     "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
     "so there is no verdict and no speed-up."
 )
-_MAX_FAILURES = 50
-
-
-def text(value: object) -> str:
-    """A value as Markdown text: whatever could open markup, a table cell or a line is escaped."""
-    one_line = " ".join(str(value).split())
-    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", one_line)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def code(value: object) -> str:
-    """A value as inline code that cannot end early, in a table or out of it."""
-    one_line = " ".join(str(value).split()).replace("|", "\\|")
-    fence = "`" * (max((len(run) for run in re.findall(r"`+", one_line)), default=0) + 1)
-    pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
-    return f"{fence}{pad}{one_line}{pad}{fence}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned, the others are numbers."""
-    align = ["---"] + ["---:"] * (len(header) - 1)
-    return [f"| {' | '.join(cells)} |" for cells in (header, align, *rows)] + [""]
 
 
 def markdown(results: Results, *, pictures: Sequence[str] = ()) -> str:
@@ -53,16 +29,21 @@ def markdown(results: Results, *, pictures: Sequence[str] = ()) -> str:
     sections = (
         _head,
         _answer,
+        _findings,
         _situations,
+        _apply,
+        _effect,
         _best_per_shared,
         _overlapped,
         _own_tuning,
         _baselines,
-        _points,
-        _failures,
-        _trust,
-        _columns,
-        _provenance,
+        evidence.points,
+        evidence.failures,
+        evidence.trust,
+        evidence.columns,
+        _files,
+        evidence.provenance,
+        _in_short,
     )
     lines = [line for section in sections for line in section(results)]
     if pictures:
@@ -162,7 +143,7 @@ def _situations(results: Results) -> list[str]:
         return []
     rows = []
     for name, pair in choice.picks.items():
-        one = _beside(choice, pair)
+        one = beside(choice, pair)
         rows.append(
             [
                 name,
@@ -172,7 +153,7 @@ def _situations(results: Results) -> list[str]:
                 "n/a" if one is None else f"{one.makespan_us:.1f}",
             ]
         )
-    lines = [
+    return [
         "## Which one to take",
         "",
         *table(("pick", "config", "round trip us", "whole dispatch us", "beside GEMMs us"), rows),
@@ -184,31 +165,109 @@ def _situations(results: Results) -> list[str]:
         "**beside GEMMs**: with this pick's SMs, see below.",
         "",
     ]
-    return lines + _wrong_answer(choice)
 
 
-def _beside(choice: Choice, pair: Pair) -> Overlap | None:
-    """What was measured beside GEMMs of this pair, or else of the best with the same shared knobs."""
-    same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
-    exact = [one for one in same if one.pair.same_configs(pair)]
-    return min(exact or same, key=lambda one: one.makespan_us, default=None)
-
-
-def _wrong_answer(choice: Choice) -> list[str]:
-    """What taking one situation's answer in the other costs."""
-    fastest, overlapped = choice.picks["fastest"], choice.picks.get("overlapped")
-    if overlapped is None or overlapped.shared == fastest.shared:
+def _findings(results: Results) -> list[str]:
+    found = findings.findings(results)
+    if not found:
         return []
-    hidden, taken = _beside(choice, overlapped), _beside(choice, fastest)
-    if hidden is None or taken is None:
+    return ["## Key findings", "", *(f"{number}. {text(one)}" for number, one in enumerate(found, start=1)), ""]
+
+
+_FRAMEWORKS = (
+    ("SGLang", "`--deepep-config exports/sglang_deepep_config.json`", "all of it"),
+    ("Megatron-LM", "`$(grep -v '^#' exports/megatron.args)`", "num_sms; the rest through the shim"),
+    ("vLLM", "`exports/vllm.env`, and the shim", "all of it"),
+    ("verl", "`exports/verl.overrides`, and the shim", "num_sms; the rest through the shim"),
+    ("PaddleFleet", "`exports/paddle.yaml`", "all of it"),
+    (
+        "Primus-Turbo, torchtitan",
+        "`exports/primus_turbo.yaml`, or the shim",
+        "see the file: newer ones take num_sms",
+    ),
+    ("your own code", "`import deepep_shim` in every rank, before the Buffer is made", "all of it"),
+)
+
+
+def _apply(results: Results) -> list[str]:
+    """For each framework what to set; the files themselves are the exports'."""
+    if results.plan.spec.backend != "deepep" or results.choice.optimal is None or results.plan.spec.ep.share_gpus:
         return []
     return [
-        f"Taking *fastest* where communication is overlapped costs {taken.makespan_us - hidden.makespan_us:.0f} us a "
-        f"layer ({taken.makespan_us / hidden.makespan_us - 1:.1%}); taking *overlapped* where it is serial costs "
-        f"{overlapped.round_trip_us - fastest.round_trip_us:.0f} us "
-        f"({overlapped.round_trip_us / fastest.round_trip_us - 1:.1%}).",
+        "## How to apply it",
+        "",
+        "`python -m launcher.export RUN` writes the files below for the pick *fastest*; `--pick overlapped` and the "
+        "others write theirs. docs/APPLY.md says for each framework how to see that it took effect.",
+        "",
+        *table(("framework", "what to set", "what it carries"), _FRAMEWORKS),
+    ]
+
+
+def _effect(results: Results) -> list[str]:
+    """What a model gains, by the formula that stands below the table."""
+    found = findings.effect(results)
+    if found is None:
+        return []
+    before, after = found.default_forward_ms, found.optimal_forward_ms
+    rows = [
+        [name, f"{times * before:.1f}", f"**{times * after:.1f}**", f"{times * (before - after):.1f}"]
+        for name, times in (("forward pass", 1), ("training step", 2))
+    ]
+    return [
+        "## Expected effect on the model",
+        "",
+        *table(("before overlap", "default ms", "optimal ms", "saved ms"), rows),
+        f"{text(found.model)}, computed, not measured: {found.num_layers} MoE layers x (dispatch + combine) for a forward pass, twice that "
+        "for a training step (the backward pass of a dispatch is a combine, and the other way round), for one "
+        "micro-batch of as many tokens as here. Where communication is hidden behind compute less is gained: see "
+        "*overlapped*. A model with another hidden size, number of experts or top-k has to be measured: workload=NAME.",
         "",
     ]
+
+
+_FILES = (
+    ("OPTIMAL_CONFIGS.md", "this report"),
+    ("SUMMARY.md", "the same on one page"),
+    ("report.html", "the same with every point, to sort and filter; one file, no network needed"),
+    ("RESULTS_EP*.json", "the same for programs (docs/results.schema.json)"),
+    ("pareto.svg, heatmap_*.svg", "the pictures"),
+    ("plan.json, run.json", "what was to be measured; the command and the code that did it"),
+    ("shards/*/records.jsonl", "every sample and every failure, as it was written (docs/RECORDS.md)"),
+)
+
+
+def _files(_: Results) -> list[str]:
+    return ["## Files", "", *(f"* `{name}`: {what}" for name, what in _FILES), ""]
+
+
+def _in_short(results: Results) -> list[str]:
+    return ["## Summary", "", *in_short(results), ""]
+
+
+def in_short(results: Results) -> list[str]:
+    """The answer in a few Markdown lines."""
+    choice = results.choice
+    if choice.optimal is None:
+        return ["Nothing was measured that could be deployed."]
+    verdict = "" if choice.verdict is None else f", **{choice.verdict.kind}** ({choice.verdict.ratio:.3f}x)"
+    lines = [f"* Fastest: {_config(choice.optimal)}: {choice.optimal.round_trip_us:.1f} us a round trip{verdict}."]
+    other = choice.picks.get("overlapped")
+    if other is not None and not other.same_configs(choice.optimal):
+        lines.append(f"* Beside computation: {_config(other)}.")
+    counts = results.counts
+    lines.append(
+        f"* {counts.planned} points planned: {counts.measured} measured, {counts.failed} failed, "
+        f"{counts.missing} missing."
+    )
+    return lines
+
+
+def summary(results: Results) -> str:
+    """SUMMARY.md: the head, the verdict, the findings and what to do, on one page."""
+    sections = (_head, _in_short, _findings, _effect)
+    lines = [line for section in sections for line in section(results)]
+    lines += ["Everything else, with how it was measured: OPTIMAL_CONFIGS.md; with every point: report.html.", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _config(pair: Pair) -> str:
@@ -366,128 +425,3 @@ def _baselines(results: Results) -> list[str]:
         return ["## NCCL all-to-all", "", "Not measured: NCCL refuses several ranks on one GPU.", ""]
     rows = [_row(f"NCCL all-to-all, {result.point.op}", result) for result in results.baselines]
     return ["## NCCL all-to-all of the same tokens", "", *table(_COLUMNS, rows)]
-
-
-def _points(results: Results) -> list[str]:
-    counts = results.counts
-    lines = [
-        "## Points",
-        "",
-        *table(
-            ("planned", "measured", "failed", "missing"),
-            [[str(counts.planned), str(counts.measured), str(counts.failed), str(counts.missing)]],
-        ),
-    ]
-    if results.missing:
-        labels = ", ".join(code(planned.point.label) for planned in results.missing[:10])
-        more = f" and {len(results.missing) - 10} more" if len(results.missing) > 10 else ""
-        lines += [f"**Missing:** {labels}{more}. The same command with `run=` and this folder measures them.", ""]
-    if results.plan.refused:
-        rules = Counter(f"{v.key} must {v.rule}" for cell in results.plan.refused for v in cell.violations)
-        lines += [f"{len(results.plan.refused)} cells of the grid were refused when planning:", ""]
-        lines += [f"* {text(rule)}: {count}" for rule, count in sorted(rules.items())] + [""]
-    return lines
-
-
-def _failures(results: Results) -> list[str]:
-    if not results.failures:
-        return []
-    kinds = Counter(failure.kind for failure in results.failures)
-    lines = [f"## Failures: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}", ""]
-    lines += table(
-        ("point", "kind", "phase", "rank", "what happened"),
-        [_failure_row(failure) for failure in results.failures[:_MAX_FAILURES]],
-    )
-    if len(results.failures) > _MAX_FAILURES:
-        lines += [f"{len(results.failures) - _MAX_FAILURES} more are in the RESULTS file.", ""]
-    return lines
-
-
-def _failure_row(failure: Failure) -> list[str]:
-    rank = "" if failure.rank is None else str(failure.rank)
-    return [code(failure.point.label), text(failure.kind), text(failure.phase), rank, text(failure.message)]
-
-
-def _trust(results: Results) -> list[str]:
-    lines = ["## Checks", ""]
-    empty = sorted(value for check in results.self_checks for value in check.empty_op_us)
-    if empty:
-        lines.append(f"* An empty operation reads {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
-    if results.rank_ratio is not None:
-        lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
-    for check in results.self_checks:
-        bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
-        good = [name for name in check.edge_routings if name not in bad]
-        if good:
-            lines.append(f"* {_place(check.shard)}: edge routings right, every token: {', '.join(map(text, good))}.")
-        lines += [f"* {_place(check.shard)}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
-    unstable = sum(result.unstable for result in results.measurements)
-    lines.append(f"* Unstable points (spread above 10 % also after an extension): {unstable}.")
-    cost = results.cost
-    if cost.wall_s:
-        lines.append(
-            f"* {cost.wall_s:.0f} s from the first start of ranks to the last record: "
-            f"{cost.busy_s / cost.wall_s:.0%} in warm-up and timed iterations, "
-            f"{cost.startup_s / cost.wall_s:.0%} in waiting for ranks to start."
-        )
-    if cost.accounting:
-        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours by {text(cost.accounting.source)}.")
-    lines += [f"* **{text(flag)}**" for flag in results.flags]
-    lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
-    return [*lines, ""]
-
-
-def _place(shard: int) -> str:
-    return "Final" if shard == FINAL else f"Shard {shard}"
-
-
-def _columns(results: Results) -> list[str]:
-    peak = results.peak_gb_per_s
-    return [
-        "## What the columns say",
-        "",
-        "* **median us**: median over iterations of the slowest rank's time, from a device-side alignment of the "
-        "ranks to the end of the operation. Dispatch is the cached dispatch (the handle exists).",
-        "* **95 % interval**: of that median; in the final Student's, over its fresh process groups, else by order "
-        "statistics of the samples.",
-        "* **spread**: interquartile range over median.",
-        "* **logical GB/s**: bytes that the busiest rank moves, tokens that stay on it included, over the median "
-        "(DeepEP's own convention).",
-        "* **wire GB/s**: the same without tokens that stay on their rank; only this may be compared with a link.",
-        f"* **of peak**: wire GB/s over {'the link peak (none here)' if peak is None else f'{peak:.0f} GB/s'}, "
-        "all links of one GPU, one direction.",
-        "* **round trip**: dispatch + combine.",
-        "",
-    ]
-
-
-def _provenance(results: Results) -> list[str]:
-    manifest, environment = results.manifest, results.environment
-    revision = manifest.revision.commit or "unknown"
-    dirty = " with local changes" if manifest.revision.dirty else ""
-    lines = [
-        "## Where this comes from",
-        "",
-        f"* Command: {code(shlex.join(manifest.command))}",
-        f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}, "
-        f"code {text(manifest.revision.code)}",
-        f"* Measured: {_when(results.started)} to {_when(results.ended)}",
-        f"* Hosts: {', '.join(sorted({text(host.hostname) for host in results.hosts})) or 'none'}",
-    ]
-    if environment is not None:
-        versions = ", ".join(f"{text(name)} {text(version)}" for name, version in sorted(environment.versions.items()))
-        lines.append(f"* Versions: {versions}")
-        if environment.driver:
-            lines.append(
-                f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks a GPU, "
-                f"pairs by {text(environment.topology)}"
-            )
-    lines.append(
-        "* Raw samples: `shards/*/records.jsonl`; the same as this report for programs: "
-        f"`RESULTS_EP{results.plan.spec.ep.size}.json`"
-    )
-    return [*lines, ""]
-
-
-def _when(seconds: float | None) -> str:
-    return "never" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -59,10 +59,12 @@ def test_stdout_of_a_sweep_is_exactly_the_path_of_its_report(sweep: Sweep) -> No
     assert sorted(path.name for path in sweep.folder.iterdir() if not path.name.startswith(".")) == [
         "OPTIMAL_CONFIGS.md",
         "RESULTS_EP4.json",
+        "SUMMARY.md",
         "heatmap_combine.svg",
         "heatmap_dispatch.svg",
         "pareto.svg",
         "plan.json",
+        "report.html",
         "run.json",
         "shards",
     ]

@@ -48,7 +48,7 @@ from bench.records import (
 )
 from bench.stats import median_interval
 from bench.workload import Workload
-from launcher import aggregate, report, results, results_json
+from launcher import aggregate, markdown, report, results, results_json
 from launcher.judge import OpResult
 from launcher.plan import FINAL, Plan, Planned
 from launcher.results import Results
@@ -495,7 +495,7 @@ def test_no_name_or_message_can_break_the_report(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["|", "``", "`a", "a`|`b", "\\|"])
 def test_inline_code_ends_where_it_should(word: str) -> None:
-    text = report.code(word)
+    text = markdown.code(word)
     fence = re.match(r"`+", text)
     assert fence is not None
     assert text.endswith(fence[0])
@@ -551,7 +551,7 @@ def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
     ]
     text = report.markdown(found)
     for flag in found.flags:
-        assert f"* **{report.text(flag)}**" in text
+        assert f"* **{markdown.text(flag)}**" in text
     assert "* **`shards/0000/records.jsonl` line 3 cannot be read**: torn" in text
 
 
