@@ -250,6 +250,15 @@ def decode(text: bytes) -> Line:
     return line
 
 
+def decode_all(text: bytes) -> list[Line] | None:
+    """Every line at once, several times as fast; None when there is one that ``decode`` must explain."""
+    try:
+        lines = _decoder.decode_lines(text)
+    except msgspec.DecodeError:
+        return None
+    return None if any(line.v > FORMAT_VERSION for line in lines) else lines
+
+
 def _claimed_version(text: bytes) -> int:
     try:
         version = _version.decode(text).get("v", 0)

@@ -29,10 +29,15 @@ def median_interval(samples: Sequence[float] | Floats, *, confidence: float = 0.
     Ranks come from the binomial distribution (n, 1/2) [Conover, Practical Nonparametric Statistics, 3.2]. With too
     few samples for the confidence (fewer than 6 for 95 %) it is the whole range of the samples.
     """
-    ordered = np.sort(np.asarray(samples, dtype=float))
-    count = len(ordered)
-    low = _low_rank(count, confidence)
-    return Interval(float(ordered[low]), float(ordered[count - 1 - low]))
+    low, high = median_intervals(np.asarray(samples, dtype=float)[None, :], confidence=confidence)[0]
+    return Interval(float(low), float(high))
+
+
+def median_intervals(samples: Floats, *, confidence: float = 0.95) -> Floats:
+    """The same for each row of ``samples`` [sets, samples of each]: low and high ends [sets, 2]."""
+    ordered = np.sort(samples, axis=1)
+    low = _low_rank(ordered.shape[1], confidence)
+    return ordered[:, [low, ordered.shape[1] - 1 - low]]
 
 
 @functools.cache

@@ -31,15 +31,15 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
     Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
     """
     plan, manifest = folder.plan(), folder.manifest()
-    lines, damaged = folder.lines()
-    differing = results.unlike(lines)
+    found, damaged = folder.evidence()
+    differing = results.unlike(found)
     if differing and not allow_mixed:
         raise Unlike(
             f"the records were measured in unlike environments: {'; '.join(differing)}",
             hint="allow_mixed=true reports them apart",
         )
     accounting = folder.accounting()
-    parts = [results.build(plan, manifest, part, damaged, accounting) for part in results.by_environment(lines)]
+    parts = [results.build(plan, manifest, part, damaged, accounting) for part in results.by_environment(found)]
     ranks = plan.spec.ep.size
     for number, part in enumerate(parts):
         file = folder.results_file(ranks)

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from bench import workload as layout
-from bench.records import Failed, Measured, Op, Point, Record, Role, Stage
-from bench.stats import UNSTABLE_SPREAD, Interval, median_interval, paired_ratio_interval, spread
+from bench.records import Dtype, Failed, Op, Point, Record, Role, Stage
+from bench.stats import (
+    UNSTABLE_SPREAD,
+    Floats,
+    Interval,
+    median_interval,
+    median_intervals,
+    paired_ratio_interval,
+)
 from launcher.plan import Plan
+from launcher.visits import ROLES, ROW, STAGES, Rows, Visits
 
 _MIN_GROUPS = 3
+_SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
 
 
 class OpResult(msgspec.Struct, frozen=True):
@@ -37,7 +48,7 @@ class OpResult(msgspec.Struct, frozen=True):
     wire_gb_per_s: float | None
     peak_fraction: float | None
     unstable: bool
-    samples: list[float]
+    samples: Floats
     compute_by_round: dict[int, float] = {}
 
 
@@ -53,26 +64,25 @@ class Failure(msgspec.Struct, frozen=True):
     shard: int
 
 
-def judge(plan: Plan, records: Sequence[Record], tokens: list[list[int]]) -> tuple[list[OpResult], list[Failure]]:
+def judge(plan: Plan, visited: Visits, tokens: list[list[int]]) -> tuple[list[OpResult], list[Failure]]:
     """One result for each point with valid times, fastest first for each operation, and every failure."""
-    levels = _anchor_levels(records)
-    measured: dict[str, list[Record]] = defaultdict(list)
-    failures = []
-    for record in records:
-        if isinstance(record.outcome, Measured):
-            measured[record.point.label].append(record)
-        else:
-            failures.append(_failure(record, record.outcome))
-    results = []
-    for group in measured.values():
-        finals = [record for record in group if record.stage is Stage.FINAL]
-        result = _result(plan, finals or group, tokens, levels)
+    rows = visited.rows[visited.rows["count"] > 0]
+    is_final = np.isin(rows["point"], np.unique(rows["point"][rows["stage"] == _FINAL]))
+    rates = _Rates(plan, tokens)
+    found = _sweep_results(visited, rows[~is_final], rows, rates)
+    found += _final_results(visited, rows[is_final & (rows["stage"] == _FINAL)], rates)
+    results, impossible = [], []
+    for shard, result in found:
         if result.peak_fraction is not None and result.peak_fraction > 1 and not plan.spec.ep.share_gpus:
             message = f"{result.median_us:.1f} us would need {result.peak_fraction:.0%} of the link's peak"
-            failures.append(Failure(result.point, "impossible", message, "judge", None, "", group[0].shard))
+            impossible.append(Failure(result.point, "impossible", message, "judge", None, "", shard))
         else:
             results.append(result)
-    return sorted(results, key=lambda result: (result.point.op, result.relative, result.point.label)), failures
+    return (
+        sorted(results, key=lambda result: (result.point.op, result.relative, result.point.label)),
+        [_failure(record, record.outcome) for record in visited.failed if isinstance(record.outcome, Failed)]
+        + sorted(impossible, key=lambda failure: (failure.shard, failure.point.label)),
+    )
 
 
 def _failure(record: Record, failed: Failed) -> Failure:
@@ -81,72 +91,172 @@ def _failure(record: Record, failed: Failed) -> Failure:
     )
 
 
-_Visit = tuple[int, int, Op]
-"""Shard, round and operation: what an anchor stands for."""
+_Found = list[tuple[int, OpResult]]
+"""Results, each with the shard of its first record."""
 
 
-def _anchor_levels(records: Sequence[Record]) -> dict[_Visit, float]:
-    """The anchor's median of each visit over that of all visits; the final is judged by its own pairs instead."""
-    medians: dict[_Visit, list[float]] = defaultdict(list)
-    for record in records:
-        if record.role is Role.ANCHOR and record.stage is Stage.SWEEP and isinstance(record.outcome, Measured):
-            medians[record.shard, record.round, record.point.op].append(float(np.median(record.outcome.samples_us)))
-    visits = {visit: float(np.median(values)) for visit, values in medians.items()}
-    overall = {
-        op: float(np.median([value for (_, _, other), value in visits.items() if other is op]))
-        for op in {op for _, _, op in visits}
-    }
-    return {visit: value / overall[visit[2]] for visit, value in visits.items()}
+def _anchor_levels(rows: Rows, anchors: Rows) -> Floats:
+    """For each row the anchor's median of its shard, round and operation over that of all visits; 1 without one.
+
+    The final is judged by its own pairs instead.
+    """
+    if not len(anchors):
+        return np.ones(len(rows))
+    keys, which = np.unique(_places(anchors), axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    visits = np.array([np.median(part) for part in np.split(anchors["median_us"][order], _starts(which[order])[1:])])
+    overall = {op: np.median(visits[keys[:, 2] == op]) for op in np.unique(keys[:, 2])}
+    levels = {tuple(key): value / overall[key[2]] for key, value in zip(keys.tolist(), visits, strict=True)}
+    wanted, inverse = np.unique(_places(rows), axis=0, return_inverse=True)
+    found: Floats = np.array([levels.get(tuple(key), 1.0) for key in wanted.tolist()])[inverse.reshape(-1)]
+    return found
 
 
-def _result(plan: Plan, group: list[Record], tokens: list[list[int]], levels: dict[_Visit, float]) -> OpResult:
-    point, stage = group[0].point, group[0].stage
-    parts = [(record, record.outcome) for record in group if isinstance(record.outcome, Measured)]
-    samples = np.concatenate([np.asarray(outcome.samples_us) for _, outcome in parts])
-    by_round = _by_round([(record.round, outcome.samples_us) for record, outcome in parts])
-    relative = [
-        float(np.median(outcome.samples_us)) / levels.get((record.shard, record.round, point.op), 1.0)
-        for record, outcome in parts
+def _places(rows: Rows) -> npt.NDArray[np.int64]:
+    """What an anchor stands for: shard, round and operation of each row."""
+    return np.stack([rows["shard"], rows["round"], rows["op"]], axis=1).astype(np.int64)
+
+
+def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Where a new value begins in an ordered array."""
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates) -> _Found:
+    """Points that no final measured: all their samples together, as arrays since there may be a million records."""
+    if not len(rows):
+        return []
+    anchors = everything[(everything["role"] == _ANCHOR) & (everything["stage"] == _SWEEP)]
+    rows = rows[np.argsort(rows["point"], kind="stable")]
+    relative = rows["median_us"] / _anchor_levels(rows, anchors)
+    starts = _starts(rows["point"])
+    counts = np.diff(np.append(starts, len(rows)))
+    ranking, scatter = _by_size(
+        starts,
+        counts,
+        lambda block: [np.median(relative[block], axis=1), np.median(rows["spread"][block], axis=1)],
+        width=2,
+    )
+    samples, firsts, lengths = _pooled(visited, rows, starts)
+    middle, low, high = _by_size(
+        firsts,
+        lengths,
+        lambda block: [np.median(samples[block], axis=1), *median_intervals(samples[block]).T],
+        width=3,
+    )
+    found: _Found = []
+    for number, row in enumerate(rows[starts]):
+        point = visited.points[row["point"]]
+        median_us = float(middle[number])
+        logical, wire, peak = rates.of(point, median_us)
+        result = OpResult(
+            point=point,
+            role=ROLES[row["role"]],
+            stage=Stage.SWEEP,
+            median_us=median_us,
+            ci95_us=Interval(float(low[number]), float(high[number])),
+            spread=float(scatter[number]),
+            relative=float(ranking[number]),
+            by_round={},
+            logical_gb_per_s=logical,
+            wire_gb_per_s=wire,
+            peak_fraction=peak,
+            unstable=bool(scatter[number] > UNSTABLE_SPREAD),
+            samples=samples[firsts[number] : firsts[number] + lengths[number]],
+        )
+        found.append((int(row["shard"]), result))
+    return found
+
+
+def _pooled(
+    visited: Visits, rows: Rows, starts: npt.NDArray[np.intp]
+) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The samples of the rows in their order; where those of each point begin, and how many they are."""
+    counts = rows["count"].astype(np.intp)
+    before = np.cumsum(counts) - counts
+    samples = visited.samples[np.repeat(rows["first"] - before, counts) + np.arange(counts.sum())]
+    return samples, before[starts], np.add.reduceat(counts, starts)
+
+
+def _by_size(
+    starts: npt.NDArray[np.intp],
+    sizes: npt.NDArray[np.intp],
+    summary: Callable[[npt.NDArray[np.intp]], Sequence[Floats]],
+    *,
+    width: int,
+) -> Floats:
+    """``summary`` of every group, all groups of one size at once, by indices [groups, size]; [width, groups]."""
+    found = np.zeros((width, len(starts)))
+    for size in np.unique(sizes):
+        where = np.flatnonzero(sizes == size)
+        found[:, where] = summary(starts[where][:, None] + np.arange(size))
+    return found
+
+
+def _final_results(visited: Visits, rows: Rows, rates: _Rates) -> _Found:
+    """Points that the final measured, by its records alone."""
+    compute = {int(visited.rows["first"][row]): values for row, values in visited.compute.items()}
+    groups: dict[int, list[Any]] = defaultdict(list)
+    for row in rows:
+        groups[int(row["point"])].append(row)
+    return [
+        (int(group[0]["shard"]), _final_result(visited, np.array(group, dtype=ROW), compute, rates))
+        for group in groups.values()
     ]
-    is_final = stage is Stage.FINAL
-    if is_final and len(by_round) >= _MIN_GROUPS:
+
+
+def _final_result(visited: Visits, rows: Rows, compute: dict[int, list[float]], rates: _Rates) -> OpResult:
+    point = visited.points[rows[0]["point"]]
+    samples = visited.samples_of(rows)
+    by_round = _by_round([(int(row["round"]), visited.samples_of(rows[[at]])) for at, row in enumerate(rows)])
+    beside = [(int(row["round"]), compute[int(row["first"])]) for row in rows if int(row["first"]) in compute]
+    if len(by_round) >= _MIN_GROUPS:
         medians = np.asarray(list(by_round.values()))
         median_us = float(np.exp(np.log(medians).mean()))
         interval = paired_ratio_interval(medians, np.ones(len(medians)))
     else:
         median_us, interval = float(np.median(samples)), median_interval(samples)
-    scatter = float(np.median([spread(outcome.samples_us) for _, outcome in parts]))
-    logical, wire = _rates(plan, point, tokens, median_us)
-    peak = plan.spec.hardware.peak_gb_per_s
+    scatter = float(np.median(rows["spread"]))
+    logical, wire, peak = rates.of(point, median_us)
     return OpResult(
         point=point,
-        role=group[0].role,
-        stage=stage,
+        role=ROLES[rows[0]["role"]],
+        stage=Stage.FINAL,
         median_us=median_us,
         ci95_us=interval,
         spread=scatter,
-        relative=median_us if is_final else float(np.median(relative)),
-        by_round=by_round if is_final else {},
+        relative=median_us,
+        by_round=by_round,
         logical_gb_per_s=logical,
         wire_gb_per_s=wire,
-        peak_fraction=None if peak is None or wire is None else wire / peak,
+        peak_fraction=peak,
         unstable=scatter > UNSTABLE_SPREAD,
-        samples=samples.tolist(),
-        compute_by_round=_by_round([(r.round, outcome.compute_us) for r, outcome in parts if outcome.compute_us]),
+        samples=samples,
+        compute_by_round=_by_round([(number, np.asarray(values)) for number, values in beside]),
     )
 
 
-def _by_round(parts: list[tuple[int, list[float]]]) -> dict[int, float]:
+def _by_round(parts: list[tuple[int, Floats]]) -> dict[int, float]:
     """The median of each round's samples, in order of round."""
-    samples: dict[int, list[float]] = defaultdict(list)
+    samples: dict[int, list[Floats]] = defaultdict(list)
     for number, values in parts:
-        samples[number] += values
-    return {number: float(np.median(values)) for number, values in sorted(samples.items())}
+        samples[number].append(values)
+    return {number: float(np.median(np.concatenate(values))) for number, values in sorted(samples.items())}
 
 
-def _rates(plan: Plan, point: Point, tokens: list[list[int]], median_us: float) -> tuple[float | None, float | None]:
-    """Logical and wire GB/s; None where GEMMs are part of the time."""
-    if point.op in (Op.COMPUTE, Op.OVERLAPPED):
-        return None, None
-    size = layout.volume(tokens, bytes_per_token=plan.spec.workload.bytes_per_token(point.dtype))
-    return size.logical / median_us / 1000, size.wire / median_us / 1000
+class _Rates:
+    """Bytes of the busiest rank over a time, for each kind of payload."""
+
+    def __init__(self, plan: Plan, tokens: list[list[int]]) -> None:
+        self._peak = plan.spec.hardware.peak_gb_per_s
+        self._volumes = {
+            dtype: layout.volume(tokens, bytes_per_token=plan.spec.workload.bytes_per_token(dtype)) for dtype in Dtype
+        }
+
+    def of(self, point: Point, median_us: float) -> tuple[float | None, float | None, float | None]:
+        """Logical and wire GB/s, and wire over the link's peak; None where GEMMs are part of the time."""
+        if point.op in (Op.COMPUTE, Op.OVERLAPPED):
+            return None, None, None
+        size = self._volumes[point.dtype]
+        wire = size.wire / median_us / 1000
+        return size.logical / median_us / 1000, wire, None if self._peak is None else wire / self._peak

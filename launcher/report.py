@@ -217,7 +217,8 @@ def _effect(results: Results) -> list[str]:
         "## Expected effect on the model",
         "",
         *table(("before overlap", "default ms", "optimal ms", "saved ms"), rows),
-        f"{text(found.model)}, computed, not measured: {found.num_layers} MoE layers x (dispatch + combine) for a forward pass, twice that "
+        f"{text(found.model)}, computed, not measured: {found.num_layers} MoE layers x (dispatch + combine) for a "
+        "forward pass, twice that "
         "for a training step (the backward pass of a dispatch is a combine, and the other way round), for one "
         "micro-batch of as many tokens as here. Where communication is hidden behind compute less is gained: see "
         "*overlapped*. A model with another hidden size, number of experts or top-k has to be measured: workload=NAME.",

@@ -8,11 +8,12 @@ import msgspec
 import numpy as np
 
 from bench import workload as layout
-from bench.records import Environment, Host, Line, Measured, Op, Record, Role, SelfCheck, Stage, Telemetry, Traffic
+from bench.records import Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from launcher.choose import Choice, choose
 from launcher.judge import Failure, OpResult, judge
 from launcher.plan import FINAL, Plan, Planned
 from launcher.store import Accounting, Damaged, Manifest
+from launcher.visits import OPS, ROLES, STAGES, Evidence, Rows, Visits, ordered
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -73,11 +74,10 @@ class Results(msgspec.Struct, frozen=True):
         return bool(self.measurements) and self.final_groups < planned
 
 
-def unlike(lines: list[Line]) -> list[str]:
+def unlike(found: Evidence) -> list[str]:
     """The fields in which the environments of the records differ, as ``field: value | value``; empty when alike."""
-    found = list({line.id: line for line in lines if isinstance(line, Environment)}.values())
-    used = {line.environment for line in lines if isinstance(line, Record)}
-    plain = [msgspec.to_builtins(environment) for environment in found if environment.id in used]
+    environments = {line.id: line for line in found.others if isinstance(line, Environment)}
+    plain = [msgspec.to_builtins(one) for name, one in environments.items() if name in found.visits.environments]
     differing = []
     for field in Environment.__struct_fields__:
         values = {str(one[field]) for one in plain}
@@ -86,50 +86,59 @@ def unlike(lines: list[Line]) -> list[str]:
     return differing
 
 
-def by_environment(lines: list[Line]) -> list[list[Line]]:
+def by_environment(found: Evidence) -> list[Evidence]:
     """The lines of each environment, the one with most records first; shard-wide lines go with the first."""
-    counts = Counter(line.environment for line in lines if isinstance(line, Record))
-    order = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))] or [""]
-    parts: dict[str, list[Line]] = {name: [] for name in order}
-    for line in lines:
-        owner = line.environment if isinstance(line, Record) else order[0]
-        if isinstance(line, Environment):
-            owner = line.id
-        parts.setdefault(owner, []).append(line)
-    return [parts[name] for name in order]
+    visited = found.visits
+    counts = np.bincount(visited.rows["environment"], minlength=len(visited.environments))
+    order = sorted(range(len(counts)), key=lambda index: (-counts[index], visited.environments[index]))
+    if not order:
+        return [found]
+    names = [visited.environments[index] for index in order]
+    others: dict[str, list[Line]] = {name: [] for name in names}
+    for line in found.others:
+        owner = line.id if isinstance(line, Environment) and line.id in others else names[0]
+        others[owner].append(line)
+    return [Evidence(visited.only(index), others[name]) for index, name in zip(order, names, strict=True)]
 
 
 def build(
-    plan: Plan, manifest: Manifest, lines: list[Line], damaged: list[Damaged], accounting: Accounting | None = None
+    plan: Plan,
+    manifest: Manifest,
+    found: Evidence,
+    damaged: list[Damaged],
+    accounting: Accounting | None = None,
 ) -> Results:
     """The answer of one environment's lines."""
-    records = sorted((line for line in lines if isinstance(line, Record)), key=_record_order)
+    visited, lines = ordered(found.visits), found.others
+    rows = visited.rows
+    used = {visited.environments[index] for index in np.unique(rows["environment"])}
     environments = [line for line in lines if isinstance(line, Environment)]
+    environments = [one for one in environments if one.id in used] or environments
     environment = min(environments, key=lambda one: one.id) if environments else None
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = next((line.tokens for line in lines if isinstance(line, Traffic)), None)
     tokens = tokens or layout.token_matrix(plan.spec.workload, num_ranks=plan.spec.ep.size)
-    measurements, failures = judge(plan, records, tokens)
+    measurements, failures = judge(plan, visited, tokens)
     done = {result.point.label for result in measurements}
     failed = {failure.point.label for failure in failures} - done
-    every = plan.every_point
-    missing = [planned for planned in every if planned.point.label not in done | failed]
+    every = [(planned, planned.point.label) for planned in plan.every_point]
+    missing = [planned for planned, label in every if label not in done and label not in failed]
     return Results(
         plan=plan,
         manifest=manifest,
         environment=environment,
         hosts=hosts,
-        started=min((record.started for record in records), default=None),
-        ended=max((record.started + record.wall_s for record in records), default=None),
-        cost=_cost(records, hosts, accounting),
+        started=float(rows["started"].min()) if len(rows) else None,
+        ended=float((rows["started"] + rows["wall_s"]).max()) if len(rows) else None,
+        cost=_cost(rows, hosts, accounting),
         counts=Counts(
             planned=len(every),
-            measured=sum(planned.point.label in done for planned in every),
-            failed=sum(planned.point.label in failed for planned in every),
+            measured=sum(label in done for _, label in every),
+            failed=sum(label in failed for _, label in every),
             missing=len(missing),
         ),
         missing=missing,
-        final_groups=_final_groups(plan, records),
+        final_groups=_final_groups(plan, visited),
         tokens=tokens,
         peak_gb_per_s=plan.spec.hardware.peak_gb_per_s,
         choice=choose(plan, measurements),
@@ -140,45 +149,47 @@ def build(
             (line for line in lines if isinstance(line, SelfCheck)),
             key=lambda check: (check.shard, check.group, check.empty_op_us),
         ),
-        rank_ratio=_rank_ratio(records),
+        rank_ratio=_rank_ratio(rows),
         flags=_flags(lines),
         damaged=damaged,
     )
 
 
-def _record_order(record: Record) -> tuple[int, int, float]:
-    return record.shard, record.sequence, record.started
-
-
-def _final_groups(plan: Plan, records: list[Record]) -> int:
+def _final_groups(plan: Plan, visited: Visits) -> int:
     """Groups of the final in which both anchors have a record."""
-    ids = {anchor.id for anchor in plan.anchors}
-    seen = {(record.round, record.point_id) for record in records if record.stage is Stage.FINAL}
-    return sum(ids <= {point for other, point in seen if other == number} for number in {number for number, _ in seen})
+    finals = visited.rows[visited.rows["stage"] == STAGES.index(Stage.FINAL)]
+    anchors = [anchor.point for anchor in plan.anchors]
+    ids = [index for index, point in enumerate(visited.points) if point in anchors]
+    if len(ids) < len(anchors):
+        return 0
+    return len(set.intersection(*(set(finals["round"][finals["point"] == index].tolist()) for index in ids)))
 
 
-def _cost(records: list[Record], hosts: list[Host], accounting: Accounting | None) -> Cost:
+def _cost(rows: Rows, hosts: list[Host], accounting: Accounting | None) -> Cost:
     wall_s = 0.0
-    for shard in {record.shard for record in records}:
-        starts = [host.started for host in hosts if host.shard == shard]
-        starts += [record.started for record in records if record.shard == shard]
-        wall_s += max(r.started + r.wall_s for r in records if r.shard == shard) - min(starts)
+    starts: dict[int, float] = {}
+    for host in hosts:
+        starts[host.shard] = min(host.started, starts.get(host.shard, host.started))
+    order = np.argsort(rows["shard"], kind="stable")
+    for part in np.split(rows[order], np.flatnonzero(np.diff(rows["shard"][order])) + 1):
+        if len(part):
+            first = float(part["started"].min())
+            wall_s += float((part["started"] + part["wall_s"]).max()) - min(
+                first, starts.get(int(part["shard"][0]), first)
+            )
     return Cost(
         wall_s=wall_s,
-        busy_s=sum(record.busy_s for record in records),
+        busy_s=float(rows["busy_s"].sum()),
         startup_s=sum(host.startup_s for host in hosts),
         accounting=accounting,
     )
 
 
-def _rank_ratio(records: list[Record]) -> float | None:
+def _rank_ratio(rows: Rows) -> float | None:
     """Slowest over fastest rank's median of the default dispatch: the timer's check that no rank waits for another."""
-    ratios = [
-        max(record.outcome.rank_median_us) / min(record.outcome.rank_median_us)
-        for record in records
-        if record.role is Role.ANCHOR and record.point.op is Op.DISPATCH and isinstance(record.outcome, Measured)
-    ]
-    return float(np.median(ratios)) if ratios else None
+    chosen = rows[(rows["role"] == ROLES.index(Role.ANCHOR)) & (rows["op"] == OPS.index(Op.DISPATCH))]
+    ratios = chosen["rank_ratio"][np.isfinite(chosen["rank_ratio"])]
+    return float(np.median(ratios)) if len(ratios) else None
 
 
 def _flags(lines: list[Line]) -> list[str]:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,13 +20,20 @@ import msgspec
 
 from bench import records
 from bench.records import Line, Record
+from launcher import visits
 from launcher.errors import UserError
 from launcher.plan import FINAL, Plan
+from launcher.visits import Evidence
 
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
 """Version of the run folder. A newer folder is refused by name; history in docs/RECORDS.md."""
+
+_LARGE_BYTES = 64_000_000
+"""From here on a second process pays off in reading records."""
+
+_READERS = 2
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -203,6 +210,24 @@ class RunFolder:
             self._read(file, found, damaged)
         return found, damaged
 
+    def evidence(self) -> tuple[Evidence, list[Damaged]]:
+        """The same with the records as columns, one file's lines in memory at a time; large runs on two processes."""
+        files = sorted(self.shards.glob("*/records.jsonl"))
+        if sum(file.stat().st_size for file in files) > _LARGE_BYTES:
+            with ProcessPoolExecutor(max_workers=_READERS) as pool:
+                parts = list(pool.map(self._evidence_of, files, chunksize=max(1, len(files) // (4 * _READERS))))
+        else:
+            parts = [self._evidence_of(file) for file in files]
+        joined = visits.joined([part.visits for part, _ in parts])
+        others = [line for part, _ in parts for line in part.others]
+        return Evidence(joined, others), [line for _, damaged in parts for line in damaged]
+
+    def _evidence_of(self, file: Path) -> tuple[Evidence, list[Damaged]]:
+        found: list[Line] = []
+        damaged: list[Damaged] = []
+        self._read(file, found, damaged)
+        return visits.evidence(found), damaged
+
     def shard_lines(self, index: int) -> list[Line]:
         """The readable lines of one shard."""
         found: list[Line] = []
@@ -220,7 +245,12 @@ class RunFolder:
         return [line for line in lines if isinstance(line, Record) and line.shard != FINAL]
 
     def _read(self, file: Path, found: list[Line], damaged: list[Damaged]) -> None:
-        for number, text in enumerate(file.read_bytes().split(b"\n"), start=1):
+        content = file.read_bytes()
+        whole = records.decode_all(content)
+        if whole is not None:
+            found += whole
+            return
+        for number, text in enumerate(content.split(b"\n"), start=1):
             if not text:
                 continue
             try:

@@ -54,6 +54,7 @@ from launcher.plan import FINAL, Plan, Planned
 from launcher.results import Results
 from launcher.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
 from launcher.store import Damaged, RunFolder
+from launcher.visits import evidence
 
 MADE = deepep_plan()
 LINES = complete(MADE)
@@ -61,7 +62,7 @@ SCHEMA = msgspec.json.decode((ROOT / "docs" / "results.schema.json").read_bytes(
 
 
 def build(lines: Iterable[Line], *, plan: Plan = MADE, damaged: Iterable[Damaged] = ()) -> Results:
-    return results.build(plan, MANIFEST, list(lines), list(damaged))
+    return results.build(plan, MANIFEST, evidence(lines), list(damaged))
 
 
 def with_times(times: Callable[[Planned], list[float] | Failed | None], *, plan: Plan = MADE) -> list[Line]:
@@ -295,12 +296,12 @@ def unlike(**changes: Any) -> list[Line]:
     ],
 )
 def test_unlike_environments_are_named_with_both_values(changes: dict[str, Any], message: list[str]) -> None:
-    assert results.unlike(unlike(**changes)) == message
-    assert results.unlike(LINES) == []
+    assert results.unlike(evidence(unlike(**changes))) == message
+    assert results.unlike(evidence(LINES)) == []
 
 
 def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
-    assert results.unlike([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")]) == []
+    assert results.unlike(evidence([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
 
 
 def stored(lines: list[Line], tmp_path: Path) -> RunFolder:
@@ -477,7 +478,7 @@ def hostile(word: str) -> tuple[Results, Results]:
         manifest = msgspec.structs.replace(MANIFEST, command=["deepep-sweep", text], program=text)
         workload = msgspec.structs.replace(MADE.spec.workload, name=text)
         plan = msgspec.structs.replace(MADE, spec=msgspec.structs.replace(MADE.spec, workload=workload))
-        found.append(results.build(plan, manifest, with_text(text), [Damaged(text, 1, text)]))
+        found.append(results.build(plan, manifest, evidence(with_text(text)), [Damaged(text, 1, text)]))
     return found[0], found[1]
 
 

@@ -14,6 +14,7 @@ from launcher.choose import choose
 from launcher.judge import judge
 from launcher.plan import FINAL, Plan, Planned
 from launcher.search import Arms
+from launcher.visits import visits
 from tests.builders import spec
 
 
@@ -125,7 +126,7 @@ class Machine:
 def tuned(seed: int, *, default_factor: float, num_shards: int = 4):
     plan = make_plan(sms=[16, 20, 24, 48, 64, 128], chunks=[4, 8, 12, 16, 24], num_shards=num_shards, seed=seed)
     machine = Machine(plan, seed=seed, default_factor=default_factor)
-    results, _ = judge(plan, machine.run(), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
+    results, _ = judge(plan, visits(machine.run()), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
     return machine, choose(plan, results)
 
 
