@@ -80,6 +80,11 @@ class Point(msgspec.Struct, frozen=True):
         knobs = ",".join(f"{name}={value}" for name, value in self.knobs.items())
         return f"{self.backend}/{self.op}/{self.dtype}/{knobs}"
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Hashable, and equal for equal points; a point itself holds a dict. Sooner made than the label."""
+        return (self.backend, self.op, self.dtype, *self.knobs.items())
+
 
 class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="kind"):
     """Raw samples of one point.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -129,3 +130,15 @@ def log_median_errors(samples: Sequence[Sequence[float]], *, resamples: int = 10
         medians = np.median(matrix[:, draws], axis=2)
         errors[rows] = np.log(medians).std(axis=1, ddof=1)
     return errors
+
+
+def combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> npt.NDArray[np.int64]:
+    """One number for each distinct combination of several columns' values, in their lexical order [rows].
+
+    What ``numpy.unique(axis=0)`` finds, an order of magnitude sooner.
+    """
+    which = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        values, place = np.unique(column, return_inverse=True)
+        which = which * len(values) + place
+    return np.unique(which, return_inverse=True)[1]

@@ -7,13 +7,15 @@ Exit status: 0 nothing is missing; 3 points are missing (strict=true: or failed)
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
 
-from launcher import page, report, results, results_json
+from launcher import page, report, results, results_json, visits
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
 from launcher.results import Results
 from launcher.store import RunFolder, write_atomic
@@ -30,6 +32,11 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
 
     Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
     """
+    with visits.uncollected():
+        return _aggregate(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
+
+
+def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> int:
     plan, manifest = folder.plan(), folder.manifest()
     found, damaged = folder.evidence()
     differing = results.unlike(found)
@@ -40,6 +47,7 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
         )
     accounting = folder.accounting()
     parts = [results.build(plan, manifest, part, damaged, accounting) for part in results.by_environment(found)]
+    drawing = _drawing(folder, parts[0]) if draw else None
     ranks = plan.spec.ep.size
     for number, part in enumerate(parts):
         file = folder.results_file(ranks)
@@ -47,8 +55,10 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
             file = file.with_suffix(f".{number + 1}.json")
         encoded = msgspec.json.encode(results_json.to_json(part))
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
-    for name, svg in (_draw(parts[0]) if draw else {}).items():
-        write_atomic(folder.path / name, svg)
+    if drawing is not None:
+        drawing.join()
+        if drawing.exitcode:
+            raise RuntimeError(f"drawing ended with status {drawing.exitcode}; its traceback stands above")
     pictures = {file.name: file.read_text() for file in sorted(folder.path.glob("*.svg"))}
     shown = [sorted(pictures) if part is parts[0] else [] for part in parts]
     texts = [report.markdown(part, pictures=names) for part, names in zip(parts, shown, strict=True)]
@@ -58,13 +68,24 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
     return _status(parts[0], strict=strict)
 
 
-def _draw(found: Results) -> dict[str, str]:
-    """Matplotlib takes a second to import, so only when there is something to draw."""
+def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
+    """A process that draws while this one writes; None where there is nothing to draw.
+
+    It is forked, so that it needs no copy of the results, and none of the tool's threads is in it.
+    """
     if not found.choice.best_per_shared:
-        return {}
+        return None
+    process = multiprocessing.get_context("fork").Process(target=_draw, args=(folder, found))
+    process.start()
+    return process
+
+
+def _draw(folder: RunFolder, found: Results) -> None:
+    """Matplotlib takes a second to import, so only here."""
     from launcher import plots
 
-    return plots.draw(found)
+    for name, svg in plots.draw(found).items():
+        write_atomic(folder.path / name, svg)
 
 
 def _status(found: Results, *, strict: bool) -> int:

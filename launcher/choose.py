@@ -162,7 +162,7 @@ _Ops = dict[Op, list[OpResult]]
 
 
 def _groups(plan: Plan, measurements: list[OpResult]) -> dict[tuple[int, ...], _Ops]:
-    """Results of the plan's backend by the values of their shared knobs; final results first, then the fastest."""
+    """Results of the plan's backend by the values of their shared knobs: those of the final first, fastest first."""
     names = shared_knobs(BACKENDS[plan.spec.backend])
     found: dict[tuple[int, ...], _Ops] = {}
     for result in measurements:
@@ -174,7 +174,7 @@ def _groups(plan: Plan, measurements: list[OpResult]) -> dict[tuple[int, ...], _
             ops[result.point.op].append(result)
     for ops in found.values():
         for results in ops.values():
-            results.sort(key=lambda one: (one.stage is not Stage.FINAL, one.relative, one.point.label))
+            results.sort(key=lambda one: one.stage is not Stage.FINAL)
     return found
 
 
@@ -202,10 +202,10 @@ def _default(plan: Plan, groups: dict[tuple[int, ...], _Ops]) -> Pair | None:
 
 def _own_tuning(plan: Plan, groups: dict[tuple[int, ...], _Ops]) -> Pair | None:
     """The best that the library's own tuning script tries; None without one, or where nothing of it was measured."""
-    labels = {op: {one.point.label for one in plan.upstream(op)} for op in (Op.DISPATCH, Op.COMBINE)}
+    own = {op: {one.point.key for one in plan.upstream(op)} for op in (Op.DISPATCH, Op.COMBINE)}
     pairs = []
     for shared, ops in groups.items():
-        first, second = ([one for one in ops[op] if one.point.label in labels[op]] for op in labels)
+        first, second = ([one for one in ops[op] if one.point.key in own[op]] for op in own)
         if first and second:
             pairs.append(_pair(plan, shared, ops, first[0], second[0]))
     return min(pairs, key=lambda pair: pair.score, default=None)
@@ -312,7 +312,7 @@ def _overlaps(plan: Plan, measurements: list[OpResult], pairs: list[Pair], defau
     alone = next((one for one in measurements if one.point.op is Op.COMPUTE), None)
     if alone is None:
         return []
-    by_point = {one.point.label: one for one in measurements}
+    by_point = {one.point.key: one for one in measurements}
     found = []
     for result in measurements:
         if result.point.op is not Op.OVERLAPPED or not result.compute_by_round:
@@ -324,12 +324,12 @@ def _overlaps(plan: Plan, measurements: list[OpResult], pairs: list[Pair], defau
     return sorted(found, key=lambda one: (tuple(one.pair.shared.values()), one.makespan_us))
 
 
-def _pair_of(plan: Plan, result: OpResult, by_point: dict[str, OpResult]) -> Pair | None:
+def _pair_of(plan: Plan, result: OpResult, by_point: dict[tuple[object, ...], OpResult]) -> Pair | None:
     """The pair that an overlapped point ran, by the results of its two configs alone."""
     dispatch, combine = split_pair(result.point)
     backend, dtype = plan.spec.backend, plan.spec.workload.dtype
-    first = by_point.get(Point(backend, Op.DISPATCH, dtype, dispatch).label)
-    second = by_point.get(Point(backend, Op.COMBINE, Dtype.BF16, combine).label)
+    first = by_point.get(Point(backend, Op.DISPATCH, dtype, dispatch).key)
+    second = by_point.get(Point(backend, Op.COMBINE, Dtype.BF16, combine).key)
     if first is None or second is None:
         return None
     names = shared_knobs(BACKENDS[backend])

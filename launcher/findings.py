@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from bench.backends import BACKENDS
 from bench.records import Op
+from bench.stats import Floats, combinations
 from launcher.choose import Choice, Overlap, Pair
 from launcher.judge import OpResult
 from launcher.results import Results
@@ -100,24 +102,34 @@ def _bandwidth(results: Results) -> Iterator[str]:
 
 def _knobs(results: Results) -> Iterator[str]:
     """How far the time moves when one knob alone is changed over its values in the grid: the median over the rest."""
+    names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
+    found = [
+        one
+        for one in results.measurements
+        if one.point.backend == results.plan.spec.backend and one.point.op in (Op.DISPATCH, Op.COMBINE)
+    ]
+    cells = np.array([[one.point.op is Op.COMBINE, *(one.point.knobs[name] for name in names)] for one in found])
+    times = np.array([one.relative for one in found])
     effects = {
         name: change
-        for name in (knob.name for knob in BACKENDS[results.plan.spec.backend].knobs)
-        if (change := _knob_effect(results, name)) is not None
+        for at, name in enumerate(names, 1)
+        if (change := _knob_effect(cells, times, without=at)) is not None
     }
     if effects:
         parts = [f"{name} {change:.1%}" for name, change in sorted(effects.items(), key=lambda item: -item[1])]
         yield f"One knob alone, changed over its grid, moves the time by (median over the others): {_and(parts)}."
 
 
-def _knob_effect(results: Results, name: str) -> float | None:
-    groups: dict[tuple[object, ...], list[float]] = defaultdict(list)
-    for one in results.measurements:
-        knobs = one.point.knobs
-        if one.point.backend == results.plan.spec.backend and one.point.op in (Op.DISPATCH, Op.COMBINE):
-            groups[one.point.op, *(item for item in knobs.items() if item[0] != name)].append(one.relative)
-    ratios = [max(times) / min(times) - 1 for times in groups.values() if len(times) > 1]
-    return float(np.median(ratios)) if ratios else None
+def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, without: int) -> float | None:
+    """Slowest over fastest, less 1, of the cells [points, op and knobs] that differ in one column: the median."""
+    if not len(times):
+        return None
+    which = combinations(list(np.delete(cells, without, axis=1).T))
+    order = np.argsort(which, kind="stable")
+    starts = np.flatnonzero(np.diff(which[order], prepend=-1))
+    several = np.diff(starts, append=len(times)) > 1
+    ratios = np.maximum.reduceat(times[order], starts) / np.minimum.reduceat(times[order], starts) - 1
+    return float(np.median(ratios[several])) if several.any() else None
 
 
 def beside(choice: Choice, pair: Pair) -> Overlap | None:

@@ -16,6 +16,7 @@ from bench.stats import (
     UNSTABLE_SPREAD,
     Floats,
     Interval,
+    combinations,
     median_interval,
     median_intervals,
     paired_ratio_interval,
@@ -79,9 +80,9 @@ def judge(plan: Plan, visited: Visits, tokens: list[list[int]]) -> tuple[list[Op
         else:
             results.append(result)
     return (
-        sorted(results, key=lambda result: (result.point.op, result.relative, result.point.label)),
+        sorted(results, key=lambda result: (result.point.op, result.relative, result.point.key)),
         [_failure(record, record.outcome) for record in visited.failed if isinstance(record.outcome, Failed)]
-        + sorted(impossible, key=lambda failure: (failure.shard, failure.point.label)),
+        + sorted(impossible, key=lambda failure: (failure.shard, failure.point.key)),
     )
 
 
@@ -102,19 +103,17 @@ def _anchor_levels(rows: Rows, anchors: Rows) -> Floats:
     """
     if not len(anchors):
         return np.ones(len(rows))
-    keys, which = np.unique(_places(anchors), axis=0, return_inverse=True)
-    order = np.argsort(which, kind="stable")
-    visits = np.array([np.median(part) for part in np.split(anchors["median_us"][order], _starts(which[order])[1:])])
-    overall = {op: np.median(visits[keys[:, 2] == op]) for op in np.unique(keys[:, 2])}
-    levels = {tuple(key): value / overall[key[2]] for key, value in zip(keys.tolist(), visits, strict=True)}
-    wanted, inverse = np.unique(_places(rows), axis=0, return_inverse=True)
-    found: Floats = np.array([levels.get(tuple(key), 1.0) for key in wanted.tolist()])[inverse.reshape(-1)]
+    which = combinations([np.concatenate([anchors[name], rows[name]]) for name in ("op", "shard", "round")])
+    place, which = which[: len(anchors)], which[len(anchors) :]
+    order = np.argsort(place, kind="stable")
+    starts = _starts(place[order])
+    visits = np.array([np.median(part) for part in np.split(anchors["median_us"][order], starts[1:])])
+    ops = anchors["op"][order][starts]
+    levels = np.ones(max(place.max(), which.max()) + 1)
+    for op in np.unique(ops):
+        levels[place[order][starts][ops == op]] = visits[ops == op] / np.median(visits[ops == op])
+    found: Floats = levels[which]
     return found
-
-
-def _places(rows: Rows) -> npt.NDArray[np.int64]:
-    """What an anchor stands for: shard, round and operation of each row."""
-    return np.stack([rows["shard"], rows["round"], rows["op"]], axis=1).astype(np.int64)
 
 
 def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
@@ -127,7 +126,7 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
     if not len(rows):
         return []
     anchors = everything[(everything["role"] == _ANCHOR) & (everything["stage"] == _SWEEP)]
-    rows = rows[np.argsort(rows["point"], kind="stable")]
+    rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
     relative = rows["median_us"] / _anchor_levels(rows, anchors)
     starts = _starts(rows["point"])
     counts = np.diff(np.append(starts, len(rows)))
@@ -144,27 +143,32 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
         lambda block: [np.median(samples[block], axis=1), *median_intervals(samples[block]).T],
         width=3,
     )
+    heads = rows[starts]
+    columns = zip(
+        *(heads[name].tolist() for name in ("point", "role", "shard")),
+        *(values.tolist() for values in (middle, low, high, scatter, ranking, firsts, firsts + lengths)),
+        strict=True,
+    )
     found: _Found = []
-    for number, row in enumerate(rows[starts]):
-        point = visited.points[row["point"]]
-        median_us = float(middle[number])
+    for index, role, shard, median_us, low_us, high_us, spread, rank, first, last in columns:
+        point = visited.points[index]
         logical, wire, peak = rates.of(point, median_us)
         result = OpResult(
             point=point,
-            role=ROLES[row["role"]],
+            role=ROLES[role],
             stage=Stage.SWEEP,
             median_us=median_us,
-            ci95_us=Interval(float(low[number]), float(high[number])),
-            spread=float(scatter[number]),
-            relative=float(ranking[number]),
+            ci95_us=Interval(low_us, high_us),
+            spread=spread,
+            relative=rank,
             by_round={},
             logical_gb_per_s=logical,
             wire_gb_per_s=wire,
             peak_fraction=peak,
-            unstable=bool(scatter[number] > UNSTABLE_SPREAD),
-            samples=samples[firsts[number] : firsts[number] + lengths[number]],
+            unstable=spread > UNSTABLE_SPREAD,
+            samples=samples[first:last],
         )
-        found.append((int(row["shard"]), result))
+        found.append((shard, result))
     return found
 
 

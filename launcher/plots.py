@@ -18,6 +18,7 @@ from launcher.results import Results
 
 _STYLE: Any = {"svg.hashsalt": "deepep-sweep", "svg.fonttype": "none", "font.size": 9}
 _MARKERS = {"fastest": "*", "overlapped": "D", "default_sms": "s", "knee": "^"}
+_MAX_TICKS = 25
 
 
 def draw(results: Results) -> dict[str, str]:
@@ -134,10 +135,17 @@ def _heatmap(axes: Axes, part: list[OpResult], *, across: str, down: str, norm: 
     columns = sorted({one.point.knobs[across] for one in part})
     rows = sorted({one.point.knobs[down] for one in part})
     grid = np.full((len(rows), len(columns)), np.nan)
+    at_row, at_column = ({value: at for at, value in enumerate(values)} for values in (rows, columns))
     for one in part:
-        grid[rows.index(one.point.knobs[down]), columns.index(one.point.knobs[across])] = one.median_us
+        grid[at_row[one.point.knobs[down]], at_column[one.point.knobs[across]]] = one.median_us
     image = axes.imshow(grid, origin="lower", aspect="auto", norm=norm, cmap="viridis_r")
-    axes.set_xticks(range(len(columns)), [str(value) for value in columns], rotation=90)
-    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+    across_ticks, down_ticks = _ticks(len(columns)), _ticks(len(rows))
+    axes.set_xticks(across_ticks, [str(columns[at]) for at in across_ticks], rotation=90)
+    axes.set_yticks(down_ticks, [str(rows[at]) for at in down_ticks])
     axes.set(xlabel=across, ylabel=down)
     return image
+
+
+def _ticks(count: int) -> range:
+    """Every place, or as many as can be read."""
+    return range(0, count, -(-count // _MAX_TICKS))

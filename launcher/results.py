@@ -119,10 +119,10 @@ def build(
     tokens = next((line.tokens for line in lines if isinstance(line, Traffic)), None)
     tokens = tokens or layout.token_matrix(plan.spec.workload, num_ranks=plan.spec.ep.size)
     measurements, failures = judge(plan, visited, tokens)
-    done = {result.point.label for result in measurements}
-    failed = {failure.point.label for failure in failures} - done
-    every = [(planned, planned.point.label) for planned in plan.every_point]
-    missing = [planned for planned, label in every if label not in done and label not in failed]
+    done = {result.point.key for result in measurements}
+    failed = {failure.point.key for failure in failures} - done
+    every = [(planned, planned.point.key) for planned in plan.every_point]
+    missing = [planned for planned, key in every if key not in done and key not in failed]
     return Results(
         plan=plan,
         manifest=manifest,
@@ -133,8 +133,8 @@ def build(
         cost=_cost(rows, hosts, accounting),
         counts=Counts(
             planned=len(every),
-            measured=sum(label in done for _, label in every),
-            failed=sum(label in failed for _, label in every),
+            measured=sum(key in done for _, key in every),
+            failed=sum(key in failed for _, key in every),
             missing=len(missing),
         ),
         missing=missing,

@@ -225,8 +225,9 @@ class RunFolder:
     def _evidence_of(self, file: Path) -> tuple[Evidence, list[Damaged]]:
         found: list[Line] = []
         damaged: list[Damaged] = []
-        self._read(file, found, damaged)
-        return visits.evidence(found), damaged
+        with visits.uncollected():
+            self._read(file, found, damaged)
+            return visits.evidence(found), damaged
 
     def shard_lines(self, index: int) -> list[Line]:
         """The readable lines of one shard."""

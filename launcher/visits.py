@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +15,10 @@ from bench.records import Failed, Line, Measured, Op, Point, Record, Role, Stage
 from bench.stats import Floats
 
 ROLES, STAGES, OPS = list(Role), list(Stage), list(Op)
+_PLACE = {id(value): at for kind in (ROLES, STAGES) for at, value in enumerate(kind)}
+"""By identity, since an enum's own hash is Python code, and there may be a million of them."""
+
+_NOTHING = Measured([], [])
 
 ROW = np.dtype(
     [
@@ -30,7 +37,7 @@ ROW = np.dtype(
         ("count", "i4"),  # how many they are; 0 for a failure
         ("median_us", "f8"),
         ("spread", "f8"),  # interquartile range over median
-        ("rank_ratio", "f8"),  # slowest over fastest rank's median; NaN without them
+        ("rank_ratio", "f8"),  # of an anchor: slowest over fastest rank's median; else NaN
     ]
 )
 """One record, without its samples."""
@@ -58,6 +65,8 @@ class Visits(NamedTuple):
 
     def only(self, environment: int) -> Visits:
         """The records of one environment."""
+        if len(self.environments) == 1:
+            return self
         kept = np.flatnonzero(self.rows["environment"] == environment)
         moved = {int(old): new for new, old in enumerate(kept)}
         name = self.environments[environment]
@@ -89,51 +98,42 @@ def evidence(lines: Iterable[Line]) -> Evidence:
 
 def visits(records: Sequence[Record]) -> Visits:
     """The columns of some records, in their order."""
-    points: dict[tuple[object, ...], int] = {}
-    found: list[Point] = []
-    environments: dict[str, int] = {}
-    table: list[tuple[Any, ...]] = []
-    samples: list[list[float]] = []
-    ranks: list[float] = []
-    compute: dict[int, list[float]] = {}
-    first = 0
-    for number, record in enumerate(records):
-        point, outcome = record.point, record.outcome
-        key = _key(point)
-        index = points.setdefault(key, len(found))
-        if index == len(found):
-            found.append(point)
-        values = outcome.samples_us if isinstance(outcome, Measured) else []
-        if isinstance(outcome, Measured):
-            samples.append(values)
-            if outcome.compute_us:
-                compute[number] = outcome.compute_us
-        middle = outcome.rank_median_us if isinstance(outcome, Measured) else []
-        ranks.append(max(middle) / min(middle) if middle and min(middle) > 0 else np.nan)
-        table.append(
-            (
-                *(index, environments.setdefault(record.environment, len(environments))),
-                *(ROLES.index(record.role), STAGES.index(record.stage), OPS.index(point.op)),
-                *(record.round, record.shard, record.sequence),
-                *(record.started, record.wall_s, record.busy_s, first, len(values), np.nan, np.nan, np.nan),
-            )
-        )
-        first += len(values)
-    rows = np.array(table, dtype=ROW)
-    rows["rank_ratio"] = ranks
-    flat = np.fromiter((value for values in samples for value in values), dtype=float, count=first)
-    _summarise(rows, flat)
+    rows = np.zeros(len(records), dtype=ROW)
+    fields = zip(*map(msgspec.structs.astuple, records), strict=True)
+    columns = dict(zip(Record.__struct_fields__, fields, strict=False))  # none at all without records
+    if not columns:
+        return Visits(rows, [], [], np.zeros(0), {}, [])
+    by_id = dict(zip(columns["point_id"], columns["point"], strict=True))
+    numbers = {name: number for number, name in enumerate(by_id)}
+    points = list(by_id.values())
+    environments = {name: number for number, name in enumerate(dict.fromkeys(columns["environment"]))}
+    outcomes = [outcome if isinstance(outcome, Measured) else _NOTHING for outcome in columns["outcome"]]
+    rows["point"] = [numbers[name] for name in columns["point_id"]]
+    rows["environment"] = [environments[name] for name in columns["environment"]]
+    rows["op"] = np.array([OPS.index(point.op) for point in points])[rows["point"]]
+    rows["role"] = [_PLACE[id(role)] for role in columns["role"]]
+    rows["stage"] = [_PLACE[id(stage)] for stage in columns["stage"]]
+    for name in ("round", "shard", "sequence", "started", "wall_s", "busy_s"):
+        rows[name] = columns[name]
+    rows["count"] = [len(outcome.samples_us) for outcome in outcomes]
+    rows["first"] = np.cumsum(rows["count"]) - rows["count"]
+    rows["rank_ratio"] = np.nan
+    for anchor in np.flatnonzero(rows["role"] == ROLES.index(Role.ANCHOR)):
+        rows["rank_ratio"][anchor] = _ratio(outcomes[anchor].rank_median_us)
+    samples = np.array([value for outcome in outcomes for value in outcome.samples_us], dtype=float)
+    _summarise(rows, samples)
+    compute = {number: outcome.compute_us for number, outcome in enumerate(outcomes) if outcome.compute_us}
     failed = [record for record in records if isinstance(record.outcome, Failed)]
-    return Visits(rows, found, list(environments), flat, compute, failed)
+    return Visits(rows, points, list(environments), samples, compute, failed)
 
 
-def _key(point: Point) -> tuple[object, ...]:
-    """Equal for equal points; a point itself cannot be hashed, since its knobs are a dict."""
-    return (point.backend, point.op, point.dtype, *point.knobs.items())
+def _ratio(medians: list[float]) -> float:
+    return max(medians) / min(medians) if medians and min(medians) > 0 else float("nan")
 
 
 def _summarise(rows: Rows, samples: Floats) -> None:
-    """Median and spread of each row, all rows of one length at once."""
+    """Median and spread of each row, all rows of one length at once; NaN for a failure."""
+    rows["median_us"] = rows["spread"] = np.nan
     for length in np.unique(rows["count"]):
         if length == 0:
             continue
@@ -142,6 +142,18 @@ def _summarise(rows: Rows, samples: Floats) -> None:
         low, middle, high = np.percentile(block, [25, 50, 75], axis=1)
         rows["median_us"][where] = middle
         rows["spread"][where] = np.where(middle > 0, (high - low) / np.where(middle > 0, middle, 1), 0.0)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the search for cycles: records have none, and it would walk a million of them again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def joined(parts: Sequence[Visits]) -> Visits:
@@ -155,9 +167,9 @@ def joined(parts: Sequence[Visits]) -> Visits:
     for part in parts:
         rows = part.rows.copy()
         for point in part.points:
-            if points.setdefault(_key(point), len(found)) == len(found):
+            if points.setdefault(point.key, len(found)) == len(found):
                 found.append(point)
-        keys = [points[_key(point)] for point in part.points]
+        keys = [points[point.key] for point in part.points]
         names = [environments.setdefault(name, len(environments)) for name in part.environments]
         if len(rows):
             rows["point"] = np.asarray(keys)[rows["point"]]
@@ -180,7 +192,7 @@ def ordered(visited: Visits) -> Visits:
     """The same in the order of shard, sequence and time, whatever the order of files and lines was."""
     rows = visited.rows
     order = np.lexsort((rows["started"], rows["sequence"], rows["shard"]))
-    place = np.argsort(order)
+    place = np.argsort(order) if visited.compute else order
     return visited._replace(
         rows=rows[order],
         compute={int(place[row]): values for row, values in visited.compute.items()},

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.records import Environment, Host, Line, Measured, Record, Stage, Traffic
+from bench.records import Environment, Host, Line, Measured, Record, Stage, Traffic, encode
 from launcher import plan as planning
-from launcher.aggregate import aggregate
-from launcher.plan import Plan
+from launcher.plan import Plan, Planned
 from launcher.store import RunFolder
 from tests.builders import spec
 
@@ -85,29 +84,60 @@ def _planning() -> Iterator[tuple[str, str]]:
 
 
 def _aggregating() -> Iterator[tuple[str, str]]:
+    """Ten visits of each point, in a hundred records a shard and more: three sizes, up to a million records."""
     times = {}
-    for count in (2_000, 8_000, 32_000):
+    for points in (1_000, 10_000, 100_000):
         with tempfile.TemporaryDirectory() as folder:
-            made = _plan(count)
-            run = RunFolder.create(made, outputs=Path(folder), path=None, command=["bench"])
-            run.shard(0).mkdir(parents=True)
-            with run.appender(0) as appender:
-                for line in _lines(made):
-                    appender.add(line)
-            began = time.monotonic()
-            aggregate(run)
-            times[count] = (time.monotonic() - began) / len(made.every_point)
-            yield f"aggregating {len(made.every_point)} records, s", f"{times[count] * len(made.every_point):.2f}"
-    yield "aggregating, time a record at 32,000 over that at 8,000", f"{times[32_000] / times[8_000]:.2f}"
+            run, count = _written(_plan(points), Path(folder))
+            seconds, megabytes = _aggregated(run)
+            times[points] = seconds / count
+            yield f"aggregating {count} records of {points // 100} shards, s", f"{seconds:.1f}"
+            yield "its memory with its readers at most, MB", f"{megabytes:.0f}"
+    yield "aggregating, time a record at 1,000,000 over that at 100,000", f"{times[100_000] / times[10_000]:.2f}"
 
 
-def _lines(made: Plan) -> Iterator[Line]:
+def _written(made: Plan, outputs: Path) -> tuple[RunFolder, int]:
+    """A run folder with ten records of each point, and their number."""
+    run = RunFolder.create(made, outputs=outputs, path=None, command=["bench"])
+    num_shards = len(made.every_point) // 100
+    for shard in range(num_shards):
+        run.shard(shard).mkdir(parents=True)
+        lines = _lines(made.every_point[shard::num_shards], shard)
+        run.records_file(shard).write_bytes(b"\n".join(encode(line) for line in lines) + b"\n")
+    return run, 10 * len(made.every_point)
+
+
+def _aggregated(run: RunFolder) -> tuple[float, float]:
+    """Wall time in seconds of the command, and the memory in MB of all its processes together at their peak."""
+    began = time.monotonic()
+    peak = 0.0
+    with subprocess.Popen(
+        [sys.executable, "-m", "launcher.aggregate", str(run.path)], stdout=subprocess.PIPE
+    ) as process:
+        while process.poll() is None:
+            peak = max(peak, _memory_mb(process.pid))
+            time.sleep(0.1)
+    return time.monotonic() - began, peak
+
+
+def _memory_mb(pid: int) -> float:
+    """Of a process and its children; pages that they share count once (proportional set size)."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    own = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return own / 1000 + sum(_memory_mb(int(child)) for child in children)
+
+
+def _lines(points: list[Planned], shard: int) -> Iterator[Line]:
     environment = Environment("NVIDIA H200", 4, 4, False, 132, None, 18, 25.0, None, None, {})
     yield environment
-    yield Host("bench", 0, 0.0, 0.0, [], "3")
+    yield Host("bench", 0, 0.0, 0.0, [], "3", shard=shard)
     yield Traffic([[3700] * 4 for _ in range(4)])
-    generator = np.random.default_rng(0)
-    for number, planned in enumerate(made.every_point):
+    generator = np.random.default_rng(shard)
+    for number, (turn, planned) in enumerate(itertools.product(range(10), points)):
         samples = (1000 * (1 + generator.random(8))).round(3).tolist()
         yield Record(
             point=planned.point,
@@ -118,6 +148,8 @@ def _lines(made: Plan) -> Iterator[Line]:
             wall_s=0.01,
             role=planned.role,
             stage=Stage.SWEEP,
+            round=turn,
+            shard=shard,
             sequence=number,
         )
 
