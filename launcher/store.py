@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -150,6 +151,16 @@ class RunFolder:
     def results_file(self, num_ranks: int) -> Path:
         """RESULTS_EP{n}.json."""
         return self.path / f"RESULTS_EP{num_ranks}.json"
+
+    def written_results(self) -> Path:
+        """The RESULTS_EP{n}.json that is there; UserError without one."""
+        found = sorted(file for file in self.path.glob("RESULTS_EP*.json") if file.stem.count(".") == 0)
+        if not found:
+            raise UserError(
+                f"{self.path} has no RESULTS file yet",
+                hint=f"python -m launcher.aggregate {shlex.quote(str(self.path))}",
+            )
+        return found[0]
 
     def shard(self, index: int) -> Path:
         """The folder of one shard."""

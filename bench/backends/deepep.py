@@ -24,6 +24,9 @@ DEFAULT_NVL_CHUNK = {
 }
 """``Buffer.get_dispatch_config`` and ``get_combine_config`` of deep_ep 1.2.1 (the Config class cannot be read back)."""
 
+DEFAULT_RDMA = {"num_max_rdma_chunked_send_tokens": 6, "num_max_rdma_chunked_recv_tokens": 128}
+"""The same tables' RDMA part at 2, 4 and 8 ranks, which one node never uses."""
+
 COMBINE_MARGIN = 22
 MEMORY_SHARE = 0.5
 _MAX_TOPK = 32
@@ -36,6 +39,15 @@ def buffer_bytes(knobs: dict[str, int], *, num_ranks: int, hidden_bytes: int) ->
     per_slot = hidden_bytes + 8 + 128 * 8 + 128 * 4 + 128 * 4
     size = knobs["num_sms"] // 2 * num_ranks * (20 + knobs["nvl_buffer"] * per_slot)
     return (size + 127) // 128 * 128
+
+
+def config_arguments(knobs: dict[str, int]) -> dict[str, int]:
+    """The keyword arguments of ``deep_ep.Config``, in the order of its positional ones."""
+    return {
+        "num_sms": knobs["num_sms"],
+        "num_max_nvl_chunked_send_tokens": knobs["nvl_chunk"],
+        "num_max_nvl_chunked_recv_tokens": knobs["nvl_buffer"],
+    } | DEFAULT_RDMA
 
 
 class DeepEP:

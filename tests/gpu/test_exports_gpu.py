@@ -1,0 +1,97 @@
+"""The exported files under the real deep_ep: its Config takes them, and the shim is what a dispatch runs with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from builders import ROOT
+
+from bench import telemetry
+from bench.backends.deepep import buffer_bytes
+from launcher import answer, export
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(len(telemetry.inventory()) < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
+]
+
+RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
+PAIR = answer.read(RESULTS).picks["fastest"]
+HIDDEN_BYTES = 2 * 7168
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that is exported of the published run at EP=2."""
+    run = tmp_path_factory.mktemp("run")
+    shutil.copy(RESULTS, run)
+    export.export(run / RESULTS.name, names=["sglang", "shim"])
+    return run / "exports"
+
+
+@pytest.fixture(scope="module")
+def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two ranks saw before and after they imported the shim."""
+    meeting = tmp_path_factory.mktemp("meeting") / "ranks"
+    script = ROOT / "tests" / "gpu" / "shim_rank.py"
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(meeting), str(rank)],
+            env=os.environ | {"PYTHONPATH": str(exports), "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        answers = [rank.communicate(timeout=300) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], answers
+    assert [error.count("deepep_shim: at EP=2") for _, error in answers] == [1, 0]
+    found: dict[str, Any] = json.loads(answers[0][0].splitlines()[-1])
+    return found
+
+
+def test_sglang_s_objects_are_arguments_of_the_real_config(exports: Path) -> None:
+    code = (
+        "import json, sys, torch, deep_ep\n"
+        "found = json.load(open(sys.argv[1]))\n"
+        "made = [deep_ep.Config(**found[name]) for name in ('normal_dispatch', 'normal_combine')]\n"
+        f"print(json.dumps([one.get_nvl_buffer_size_hint({HIDDEN_BYTES}, 2) for one in made]))\n"
+    )
+    file = exports / "sglang_deepep_config.json"
+    process = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    assert msgspec.json.decode(process.stdout) == tuned_hints()
+
+
+def tuned_hints() -> list[int]:
+    return [buffer_bytes(knobs, num_ranks=2, hidden_bytes=HIDDEN_BYTES) for knobs in PAIR.knobs.values()]
+
+
+def test_the_shim_replaces_the_defaults_of_the_measured_ranks(seen: dict[str, Any]) -> None:
+    assert seen["after"]["2"] == tuned_hints()
+    assert seen["before"]["2"] != tuned_hints()
+    assert seen["num_sms"] == PAIR.num_sms
+    assert seen["active"] == {"2": PAIR.configs}
+
+
+def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> None:
+    assert [seen["after"][ranks] for ranks in ("4", "8")] == [seen["before"][ranks] for ranks in ("4", "8")]
+
+
+def test_a_dispatch_without_config_runs_on_the_tuned_sms_and_comes_back_right(seen: dict[str, Any]) -> None:
+    assert seen["channels"] == [10, PAIR.num_sms // 2]
+    assert seen["right"] == [True, True]
