@@ -123,6 +123,10 @@ class Group:
         """Every rank's edge routings and empty readings."""
         return self._ask(ask, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
 
+    def move(self, ask: protocol.Copy | protocol.Exchange, *, deadline_s: float) -> list[protocol.Moved]:
+        """Every rank's samples of a copy or an exchange."""
+        return self._ask(ask, protocol.Moved, deadline_s=deadline_s, phase=ask.label)
+
     def kill(self) -> None:
         """Ends every rank within a second or so: SIGTERM, then SIGKILL to the whole session of each."""
         for number, grace_s in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, 5.0)):

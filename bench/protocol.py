@@ -13,6 +13,7 @@ class GroupSpec(msgspec.Struct, frozen=True):
     """One process group: what it moves, on what, and with which libraries.
 
     ``device`` is "cuda" or "cpu". ``points`` is everything that may be asked for (buffers are sized by it).
+    ``devices`` is the GPU of each rank, in order of rank; empty: rank r has GPU r.
     """
 
     num_ranks: int
@@ -21,6 +22,7 @@ class GroupSpec(msgspec.Struct, frozen=True):
     workload: Workload
     points: list[Point]
     faults: list[Fault] = []
+    devices: list[int] = []
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="ask"):
@@ -52,7 +54,39 @@ class Time(msgspec.Struct, frozen=True, tag="time", tag_field="ask"):
     iterations: int
 
 
-Ask = Setup | SelfTest | Check | Time
+class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="ask"):
+    """Move bytes from one rank's GPU to another's while the other ranks are idle, and check them.
+
+    ``engine``: "copy" for the copy engines (peer memcpy), "sm" for a kernel (send and receive of the device's group).
+    """
+
+    source: int
+    target: int
+    engine: str
+    num_bytes: int
+    warmup: int
+    iterations: int
+
+    @property
+    def label(self) -> str:
+        """``copy/sm/0>1``, by rank."""
+        return f"copy/{self.engine}/{self.source}>{self.target}"
+
+
+class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="ask"):
+    """An all-to-all of the device's group in which each rank sends ``num_bytes`` in all, its own part included."""
+
+    num_bytes: int
+    warmup: int
+    iterations: int
+
+    @property
+    def label(self) -> str:
+        """``exchange/67108864``."""
+        return f"exchange/{self.num_bytes}"
+
+
+Ask = Setup | SelfTest | Check | Time | Copy | Exchange
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="answer"):
@@ -86,6 +120,13 @@ class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
     wrong: str | None
 
 
+class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="answer"):
+    """This rank's samples of a copy or an exchange, and what was wrong with the bytes that it received if anything."""
+
+    samples_us: list[float]
+    wrong: str | None
+
+
 class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="answer"):
     """A Python exception; ``cuda`` when it came from CUDA, so that the context may be lost."""
 
@@ -94,4 +135,4 @@ class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="answer"):
     traceback: str
 
 
-Answer = Ready | SelfTested | Checked | Timed | Raised
+Answer = Ready | SelfTested | Checked | Timed | Moved | Raised

@@ -21,6 +21,7 @@ from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.backends.session import Context, Dispatched, Overlapped, Payload, Session
 from bench.experts import ExpertGemms
 from bench.faults import FaultKind
+from bench.links import Links
 from bench.oracle import Oracle, edge_routings
 from bench.records import Dtype, Op, Point
 from bench.timing import GpuTimer, HostTimer, Mark, Operation, Timer, spin
@@ -37,8 +38,9 @@ class Worker:
         """Joins the process group; collective."""
         spec = self._spec = setup.spec
         self.rank = setup.rank
+        self._seat = spec.devices[setup.rank] if spec.devices else setup.rank  # a fault belongs to a GPU
         if spec.device == "cuda":
-            self._device = torch.device("cuda", setup.rank % torch.cuda.device_count())
+            self._device = torch.device("cuda", self._seat % torch.cuda.device_count())
             torch.cuda.set_device(self._device)
         else:
             torch.set_num_threads(1)
@@ -67,6 +69,9 @@ class Worker:
         self._sessions: dict[str, Session] = {}
         self._oracles: dict[Dtype, Oracle] = {}
         self._gemms: ExpertGemms | None = None
+        self._links = Links(
+            self._context, [spec.devices[rank] if spec.devices else rank for rank in range(spec.num_ranks)]
+        )
 
     def ready(self) -> protocol.Ready:
         """What this rank runs on."""
@@ -92,7 +97,7 @@ class Worker:
     def check(self, ask: protocol.Check) -> protocol.Checked:
         """Dispatch in full, then what the point times, each against the oracle."""
         point = ask.point
-        faults.strike(self._spec.faults, rank=self.rank, label=point.label)
+        faults.strike(self._spec.faults, rank=self._seat, label=point.label)
         wrong = None
         if point.op is not Op.COMPUTE:
             session, oracle = self._session(point.backend), self._oracle(point)
@@ -105,12 +110,25 @@ class Worker:
         """Samples of the point; the output of one more call afterwards is checked too."""
         begin = time.perf_counter()
         operation = self._operation(ask.point)
-        slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self.rank, label=ask.point.label)
+        slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.point.label)
         timed = operation if slow is None else _after_delay(slow, operation)
         series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations)
         busy_s = time.perf_counter() - begin
         wrong = self._wrong(ask.point, operation(_no_mark))
         return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
+
+    def move(self, ask: protocol.Copy | protocol.Exchange) -> protocol.Moved:
+        """Samples of bytes that move without any library's dispatch, then whether they came as they were sent."""
+        faults.strike(self._spec.faults, rank=self._seat, label=ask.label)
+        transfer = self._links.transfer(ask)
+        slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.label)
+        takes_part = not isinstance(ask, protocol.Copy) or self.rank in (ask.source, ask.target)
+        timed = _after_delay(slow, transfer.operation) if slow is not None and takes_part else transfer.operation
+        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations)
+        wrong = transfer.wrong()
+        if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._seat, label=ask.label) and takes_part:
+            wrong = "injected"
+        return protocol.Moved(series.total_us, wrong)
 
     def _session(self, backend: str) -> Session:
         if backend not in self._sessions:
@@ -196,7 +214,7 @@ class Worker:
 
     def _spoilt(self, point: Point, tokens: torch.Tensor) -> torch.Tensor:
         """Swaps the first two tokens where a WRONG_TOKEN fault says so."""
-        if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self.rank, label=point.label):
+        if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._seat, label=point.label):
             tokens = tokens.clone()
             tokens[[0, 1]] = tokens[[1, 0]]
         return tokens
@@ -244,6 +262,8 @@ def _answer(worker: Worker | None, ask: protocol.Ask) -> tuple[Worker | None, pr
         return worker, worker.self_test(ask)
     if isinstance(ask, protocol.Check):
         return worker, worker.check(ask)
+    if isinstance(ask, protocol.Copy | protocol.Exchange):
+        return worker, worker.move(ask)
     return worker, worker.time(ask)
 
 

@@ -38,7 +38,7 @@ def _nvml() -> bool:
     return True
 
 
-def _said(question: Callable[..., Any], *args: Any) -> Any | None:
+def said(question: Callable[..., Any], *args: Any) -> Any | None:
     """NVML's answer, None where it has none: an unsupported field is never a zero."""
     try:
         return question(*args)
@@ -46,33 +46,35 @@ def _said(question: Callable[..., Any], *args: Any) -> Any | None:
         return None
 
 
-def _handles() -> list[Any]:
+def handles() -> list[Any]:
     """The GPUs that this process may use, in CUDA's order (CUDA_VISIBLE_DEVICES as indices or UUIDs)."""
+    if not _nvml():
+        return []
     count = pynvml.nvmlDeviceGetCount()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-    handles = []
+    found = []
     for name in filter(None, visible.split(",")):
         if name.isdigit():
             if int(name) >= count:
                 break
-            handles.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+            found.append(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
         elif name.startswith("GPU-"):
-            handles.append(pynvml.nvmlDeviceGetHandleByUUID(name))
-    return handles
+            found.append(pynvml.nvmlDeviceGetHandleByUUID(name))
+    return found
 
 
 def _field(handle: Any, field: int, scope: int = 0) -> int | None:
     """One NVML field value as an integer."""
-    values = _said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
+    values = said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
     if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
     return int(values[0].value.uiVal)
 
 
 def _gpu(handle: Any) -> Gpu:
-    cores = _said(pynvml.nvmlDeviceGetNumGpuCores, handle)
+    cores = said(pynvml.nvmlDeviceGetNumGpuCores, handle)
     speed = _field(handle, _FIELD_LINK_SPEED_MBPS)
     return Gpu(
         name=str(pynvml.nvmlDeviceGetName(handle)),
@@ -85,12 +87,12 @@ def _gpu(handle: Any) -> Gpu:
 
 def inventory() -> list[Gpu]:
     """The visible GPUs, empty where there are none."""
-    return [_gpu(handle) for handle in _handles()] if _nvml() else []
+    return [_gpu(handle) for handle in handles()]
 
 
 def uuids() -> list[str]:
     """The visible GPUs' UUIDs."""
-    return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _handles()] if _nvml() else []
+    return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles()]
 
 
 def driver() -> str | None:
@@ -102,9 +104,9 @@ def topology() -> str | None:
     """How each pair of visible GPUs is connected, as ``0-1:NVLINK 0-2:PIX ...``; one word when all are alike."""
     if not _nvml():
         return None
-    handles = _handles()
-    pairs = [(a, b) for a in range(len(handles)) for b in range(a + 1, len(handles))]
-    names = [_pair(handles[a], handles[b]) for a, b in pairs]
+    gpus = handles()
+    pairs = [(a, b) for a in range(len(gpus)) for b in range(a + 1, len(gpus))]
+    names = [_pair(gpus[a], gpus[b]) for a, b in pairs]
     if not names:
         return None
     if len(set(names)) == 1:
@@ -113,27 +115,50 @@ def topology() -> str | None:
 
 
 def _pair(one: Any, other: Any) -> str:
-    status = _said(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    status = said(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
     if status == pynvml.NVML_P2P_STATUS_OK:
         return "NVLINK"
-    level = _said(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    level = said(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
     return "unknown" if level is None else f"level{level}"
+
+
+def pair_links() -> dict[tuple[int, int], int]:
+    """NVLinks between each two visible GPUs, both orders. Through a switch a GPU has all of its links for each peer."""
+    gpus = handles()
+    ids = [_bus_id(said(pynvml.nvmlDeviceGetPciInfo, gpu)) for gpu in gpus]
+    found: dict[tuple[int, int], int] = {}
+    for one, handle in enumerate(gpus):
+        for link in range(_field(handle, _FIELD_LINK_COUNT) or 0):
+            kind = said(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link)
+            remote = _bus_id(said(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link))
+            for other in range(len(gpus)):
+                switched = kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
+                if other != one and (switched or (remote is not None and remote == ids[other])):
+                    found[one, other] = found.get((one, other), 0) + 1
+    return found
+
+
+def _bus_id(info: Any | None) -> str | None:
+    if info is None:
+        return None
+    name = info.busId.decode() if isinstance(info.busId, bytes) else str(info.busId)
+    return name.lower()[-12:]
 
 
 def states(own_pids: set[int]) -> list[GpuState]:
     """Clocks, power, temperature, throttle reasons and processes that are not ours, of each visible GPU."""
-    return [_state(handle, own_pids) for handle in _handles()] if _nvml() else []
+    return [_state(handle, own_pids) for handle in handles()]
 
 
 def _state(handle: Any, own_pids: set[int]) -> GpuState:
-    power = _said(pynvml.nvmlDeviceGetPowerUsage, handle)
-    reasons = _said(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-    processes = _said(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    power = said(pynvml.nvmlDeviceGetPowerUsage, handle)
+    reasons = said(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    processes = said(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
     mask = 0 if reasons is None else reasons & ~_IDLE & ~_HARMLESS
     return GpuState(
-        sm_clock_mhz=_said(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        sm_clock_mhz=said(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
         power_w=None if power is None else power / 1000,
-        temperature_c=_said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        temperature_c=said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         throttle=[name for bit, name in _REASONS.items() if mask & bit],
         foreign_processes=None if processes is None else sum(p.pid not in own_pids for p in processes),
     )

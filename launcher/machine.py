@@ -32,31 +32,37 @@ def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> Spec:
 
     UserError when that cannot be decided, or when the named hardware is not what this machine has.
     """
-    spec = msgspec.structs.replace(spec, hardware=_hardware(spec, local=local))
+    spec = msgspec.structs.replace(spec, hardware=hardware(spec.hardware, local=local))
     if local and not dry_run and spec.hardware.name != "cpu":
         _refuse_missing_gpus(spec)
-    return msgspec.structs.replace(spec, backend=_backend(spec, local=local, dry_run=dry_run))
+    return msgspec.structs.replace(spec, backend=backend(spec.backend, spec.hardware, local=local, dry_run=dry_run))
 
 
-def _hardware(spec: Spec, *, local: bool) -> Hardware:
-    names = ", ".join(hardware.name for hardware in known_hardware())
+def num_gpus() -> int:
+    """Visible GPUs of this machine."""
+    return len(telemetry.inventory())
+
+
+def hardware(wanted: Hardware, *, local: bool) -> Hardware:
+    """What ``auto`` is, or what was named. UserError as in resolve."""
+    names = ", ".join(one.name for one in known_hardware())
     gpus = telemetry.inventory()
-    if spec.hardware.name != "auto":
-        return spec.hardware
+    if wanted.name != "auto":
+        return wanted
     if not local and not gpus:
         raise UserError(
             "hardware=auto reads the GPUs of this machine, and it has none",
             hint=f"name what the job will run on, hardware=NAME with NAME one of {names}",
         )
     if not gpus:
-        return next(hardware for hardware in known_hardware() if hardware.name == "cpu")
-    for hardware in known_hardware():
-        if hardware.gpu_pattern and re.search(hardware.gpu_pattern, gpus[0].name):
+        return next(one for one in known_hardware() if one.name == "cpu")
+    for one in known_hardware():
+        if one.gpu_pattern and re.search(one.gpu_pattern, gpus[0].name):
             return msgspec.structs.replace(
-                hardware,
-                num_sms=gpus[0].num_sms or hardware.num_sms,
+                one,
+                num_sms=gpus[0].num_sms or one.num_sms,
                 memory_gb=round(gpus[0].memory_bytes / 1e9, 1),
-                num_links=gpus[0].num_links or hardware.num_links,
+                num_links=gpus[0].num_links or one.num_links,
             )
     raise UserError(
         f"no hardware file matches the GPU {gpus[0].name!r}",
@@ -79,15 +85,16 @@ def _refuse_missing_gpus(spec: Spec) -> None:
         )
 
 
-def _backend(spec: Spec, *, local: bool, dry_run: bool) -> str:
-    on_gpu = spec.hardware.name != "cpu"
+def backend(wanted: str, on: Hardware, *, local: bool, dry_run: bool = False) -> str:
+    """What ``auto`` is, or what was named. UserError as in resolve."""
+    on_gpu = on.name != "cpu"
     importable = dry_run or importlib.util.find_spec("deep_ep") is not None
-    if spec.backend == "deepep" and not on_gpu:
+    if wanted == "deepep" and not on_gpu:
         raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
-    if spec.backend == "deepep" and local and not importable:
+    if wanted == "deepep" and local and not importable:
         raise UserError("backend=deepep cannot import deep_ep", hint=GET_DEEP_EP)
-    if spec.backend != "auto":
-        return spec.backend
+    if wanted != "auto":
+        return wanted
     if on_gpu and (importable or not local):
         return "deepep"
     if on_gpu:

@@ -51,12 +51,13 @@ class JobState(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """The resources of one kind of job, with nothing left to the plan."""
+    """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
 
     name: str
     timeout_min: int
     gpus_per_node: int
     cpus_per_task: int
+    deadline: str | None = None
 
 
 class SlurmExecutor(submitit_slurm.SlurmExecutor):
@@ -122,6 +123,8 @@ def _executor(
         additional["reservation"] = settings.reservation
     if settings.mem is not None:
         additional["mem"] = settings.mem
+    if request.deadline is not None:
+        additional["deadline"] = request.deadline
     if dependency is not None:
         additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     srun_args = list(settings.srun_args)
@@ -208,6 +211,36 @@ def _from_sacct(arrays: list[str]) -> dict[str, JobState]:
         if "[" not in job:
             found[job] = JobState(state.split()[0] if state else "UNKNOWN", nodes)
     return found
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """What sinfo says of a node: its state in small letters without marks, and the reason that somebody gave."""
+
+    name: str
+    state: str
+    reason: str
+
+
+def nodes(partition: str | None = None) -> dict[str, NodeState]:
+    """Every node that Slurm knows (of a partition), by name. UserError when Slurm does not answer."""
+    chosen = ["-p", partition] if partition else []
+    out = _asked("sinfo", "-h", "-N", "-o", "%N|%T|%E", *chosen)
+    if out is None:
+        raise UserError("sinfo does not answer", hint="is the Slurm controller up? scontrol ping")
+    found = {}
+    for line in out.splitlines():
+        name, state, reason = line.split("|", 2)
+        found[name] = NodeState(name, re.sub(r"[^a-z]", "", state.lower()), "" if reason == "none" else reason)
+    return found
+
+
+def reserved_nodes(reservation: str) -> str:
+    """The host list of a reservation. UserError when there is none of this name."""
+    out = _asked("scontrol", "show", "reservation", reservation) or ""
+    match = re.search(r"\bNodes=(\S+)", out)
+    if not match or match[1] == "(null)":
+        raise UserError(f"no nodes are reserved as {reservation}", hint="scontrol show reservation lists them")
+    return match[1]
 
 
 def gpu_seconds(arrays: Iterable[str]) -> float | None:

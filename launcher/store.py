@@ -187,7 +187,7 @@ class RunFolder:
                 f"cannot make the run folder {path or outputs}: {error.strerror}", hint="outputs=FOLDER"
             ) from None
         write_atomic(folder.plan_file, msgspec.json.format(msgspec.json.encode(plan), indent=1))
-        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), _version(), plan.id)
+        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), version(), plan.id)
         write_atomic(folder.manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         return folder
 
@@ -457,7 +457,8 @@ def _decode(file: Path, kind: type[T]) -> T:
         ) from None
 
 
-def _version() -> str:
+def version() -> str:
+    """Of this program; unknown where it is not installed."""
     try:
         return importlib.metadata.version("deepep-sweep")
     except importlib.metadata.PackageNotFoundError:

@@ -106,7 +106,7 @@ def _aggregate_request(plan: Plan) -> Request:
     )
 
 
-def _setup(folder: RunFolder) -> list[str]:
+def code_setup(folder: RunFolder) -> list[str]:
     """Shell lines that make the job run the code that was submitted.
 
     Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the sweep was started, where the source
@@ -123,7 +123,7 @@ def script(plan: Plan, settings: SubmititConf) -> str:
         job_request(plan, settings, range(plan.spec.num_shards)),
         settings,
         folder=folder.slurm,
-        setup=_setup(folder),
+        setup=code_setup(folder),
         tasks=plan.spec.num_shards,
     )
 
@@ -170,7 +170,7 @@ def _submit_shards(plan: Plan, folder: RunFolder, settings: SubmititConf, indice
         job_request(plan, settings, indices),
         settings,
         folder=folder.slurm.resolve(),
-        setup=_setup(folder),
+        setup=code_setup(folder),
     )
     return _noted(folder, Submission("shards", array, indices, time.time()))
 
@@ -183,7 +183,7 @@ def _submit_final(plan: Plan, folder: RunFolder, settings: SubmititConf, after: 
         job_request(plan, settings, [FINAL]),
         settings,
         folder=folder.slurm.resolve(),
-        setup=_setup(folder),
+        setup=code_setup(folder),
         dependency=_after(after),
     )
     return _noted(folder, Submission("final", array, [], time.time()))
@@ -200,7 +200,7 @@ def _submit_aggregate(plan: Plan, folder: RunFolder, settings: SubmititConf, aft
         _aggregate_request(plan),
         settings,
         folder=folder.slurm.resolve(),
-        setup=_setup(folder),
+        setup=code_setup(folder),
         dependency=_after(after),
     )
     return _noted(folder, Submission("aggregate", array, [], time.time()))

@@ -26,6 +26,7 @@ class SubmititLauncher(Launcher):
         """One run folder for each configuration. Ends the process when the exit status is not 0."""
         from launcher import submission
         from launcher.settings import SubmititConf
+        from launcher.validation import jobs
 
         plain = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -34,7 +35,8 @@ class SubmititLauncher(Launcher):
         configs = [
             self._context.config_loader.load_sweep_config(self._config, list(overrides)) for overrides in job_overrides
         ]
-        status = submission.launch(configs, SubmititConf(**plain))
+        launch = jobs.launch if "nodes" in self._config else submission.launch
+        status = launch(configs, SubmititConf(**plain))
         if status:
             raise SystemExit(status)
         return []

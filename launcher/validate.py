@@ -1,0 +1,146 @@
+"""Validates nodes for expert-parallel communication: a verdict for each, by measurement.
+
+Usage
+  python -m launcher.validate [key=value ...]                             this machine
+  python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=NAME nodes=HOSTS [key=value ...]
+
+Examples
+--------
+  python -m launcher.validate                                             this machine; a dry run without GPUs
+  python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 nodes='gpu[001-016]'
+  python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 node_state=idle max_in_flight=4
+  python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 hydra.launcher.reservation=NEW
+  python -m launcher.validate -m hydra/launcher=submitit_slurm run=outputs/RUN   wait for it, and report it again
+  python -m launcher.validate self_test=true                              inject every fault, see that each is found
+
+What is done, on a node of its own (4 to 10 minutes; each phase has a limit, limits.*)
+  preflight     GPUs, NVLinks, P2P, counters, other processes: no CUDA context yet
+  pairs         each pair of GPUs, by copy engine and by kernel, both directions; bytes compared
+  alltoall      NCCL all-to-all at three sizes; bytes compared
+  correctness   dispatch and combine, BF16 and FP8, uniform and edge routings; every token compared
+  speed         dispatch, combine and expert GEMMs in 24 blocks, by GPU
+  counters      what grew: NVLink errors, ECC, XIDs, throttling
+  A slow, hung or crashed node is measured again in fresh processes, its GPUs in another order, before it is FAIL.
+
+Keys
+  nodes, node_state   a host list, or the nodes in a state; or hydra.launcher.reservation
+  gpus                GPUs of a node; null: of this machine, or of the hardware file
+  hardware, workload, measure, backend   groups, as in launcher.sweep
+  configs             {dispatch:[64,8,256],combine:[64,8,256]} of the speed phase
+  reference=FILE      judge by what good nodes did; learn=FILE writes that from this run (5 nodes at least)
+  max_in_flight=16, deadline_min=120, limits.job_min=20
+  confirm=true, strict=false, dry_run=false, thresholds.*   see docs/ADMIN.md and docs/CONFIGS.md
+  hydra.launcher.*    partition, account, qos, setup, container_image, detach ... as in launcher.sweep
+
+Exit status (that of a Nagios plugin; the line on stdout is its line)
+  0  every node may work (PASS, WARN, SKIPPED)      2  a node has FAIL, HANG or NO_RESULT
+  1  a node has WARN, with strict=true              3  unknown: SETUP, INCONCLUSIVE, all skipped, or our own crash
+  64 usage: nothing was started
+
+Files, in outputs/<time>-nodes-<id>/
+  NODES.md, NODES.json, junit.xml, nodes.prom      the summary, worst node first
+  nodes/<node>/NODE.json (docs/node.schema.json), lines.jsonl (every raw sample), logs/
+
+docs/ADMIN.md: codes and what to do about each, NHC, HealthCheckProgram, Prometheus, references.
+
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_QUICK = ("workload=small", "measure=quick", "blocks=6")
+
+
+def main() -> None:
+    """Runs the command line. Ends with the exit status that the manual page lists, whatever happens."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    from launcher.validation.verdict import EXIT_UNKNOWN
+
+    try:
+        status = _run()
+    except SystemExit as end:
+        status = _translated(end.code)
+    except KeyboardInterrupt:
+        status = EXIT_UNKNOWN
+    except BaseException:  # noqa: BLE001  (a crash of ours must not look like a verdict)
+        traceback.print_exc()
+        print("DEEPEP UNKNOWN - the validation itself broke | ")
+        status = EXIT_UNKNOWN
+    sys.exit(status)
+
+
+def _translated(code: object) -> int:
+    """The plugin's launcher ends the process with a status of ours; argparse with 2, which would mean a faulty node."""
+    from launcher.validation.verdict import EXIT_OK, EXIT_USAGE, Status
+
+    if isinstance(code, Status):
+        return int(code)
+    return EXIT_OK if not code else EXIT_USAGE
+
+
+def _run() -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from launcher import schema, settings
+    from launcher.errors import UserError
+    from launcher.validation import settings as own
+    from launcher.validation.verdict import EXIT_USAGE
+
+    own.register()
+    schema.register()
+    settings.register()
+    sys.argv[1:] = _completed(sys.argv[1:])
+    statuses: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        """This machine, under Hydra's basic launcher."""
+        statuses.append(_here(config))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="validate")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        UserError(" ".join(str(error).split()), hint="--help lists the keys").show()
+        return EXIT_USAGE
+    return max(statuses, default=0)
+
+
+def _completed(given: list[str]) -> list[str]:
+    """The arguments, and on a machine without GPUs a toy workload where none is chosen."""
+    from bench import telemetry
+
+    keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
+    if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():
+        return given
+    return given + [override for override in _QUICK if override.partition("=")[0] not in keys]
+
+
+def _here(config: DictConfig) -> int:
+    from pathlib import Path
+
+    from launcher.errors import UserError
+    from launcher.validation import here
+    from launcher.validation.settings import from_config
+    from launcher.validation.verdict import EXIT_USAGE
+
+    try:
+        values, options = from_config(config)
+        return here.validate(values, options, Path(options.outputs))
+    except UserError as error:
+        error.show()
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    main()

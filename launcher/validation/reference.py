@@ -1,0 +1,137 @@
+"""What good nodes do, learned from at least five of them, to judge the next one by; pure but for reading a file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import numpy as np
+
+from launcher.errors import UserError
+
+if TYPE_CHECKING:
+    from launcher.validation.node import Node, Rate
+
+SCHEMA: Final = "deepep-sweep/reference/1"
+MIN_NODES = 5
+_DECILES = tuple(range(10, 100, 10))
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """One test on one kind of node. ``shape``: the deciles of the blocks over their node's median, pooled."""
+
+    gpu: str
+    num_gpus: int
+    num_links: int | None
+    test: str
+    deep_ep: str
+    nccl: str
+    unit: str
+    median: float
+    shape: list[float]
+    num_nodes: int
+
+
+class File(msgspec.Struct, frozen=True):
+    """A reference file with its provenance."""
+
+    schema: Literal["deepep-sweep/reference/1"]
+    learned: str
+    nodes: list[str]
+    program: str
+    entries: list[Reference]
+
+
+def key_of(node: Node) -> tuple[str, int, int | None, str, str]:
+    """What the nodes of one reference share: GPU, their number, links, and the libraries' versions."""
+    environment = next((one.environment for one in node.attempts if one.environment), None)
+    if environment is None:
+        return ("", 0, None, "", "")
+    versions = environment.versions
+    return (
+        environment.device,
+        environment.num_ranks,
+        environment.num_links,
+        versions.get("deep_ep", ""),
+        versions.get("nccl", ""),
+    )
+
+
+def learn(nodes: list[Node], *, learned: str, program: str) -> File:
+    """The reference of these good nodes. UserError for fewer than five of a kind, and for rates above the peak."""
+    groups: dict[tuple[str, int, int | None, str, str], list[Node]] = defaultdict(list)
+    for node in nodes:
+        groups[key_of(node)].append(node)
+    kinds = [(key, members) for key, members in groups.items() if key[1]]
+    if not kinds or max(len(members) for _, members in kinds) < MIN_NODES:
+        count = max((len(members) for _, members in kinds), default=0)
+        raise UserError(
+            f"a reference is learned from at least {MIN_NODES} good nodes of one kind, got {count}",
+            hint="validate more nodes; only PASS and WARN count, and only the same GPU and versions",
+        )
+    entries = [entry for key, members in kinds if len(members) >= MIN_NODES for entry in _entries(key, members)]
+    return File(SCHEMA, learned, sorted(node.node for node in nodes), program, entries)
+
+
+def _entries(key: tuple[str, int, int | None, str, str], nodes: list[Node]) -> list[Reference]:
+    rates: dict[str, list[Rate]] = defaultdict(list)
+    for node in nodes:
+        for rate in node.rates:
+            if rate.peak is not None and rate.median > rate.peak:
+                raise UserError(
+                    f"{node.node}: {rate.key} {rate.where} of {rate.median:.0f} {rate.unit} is above the physical "
+                    f"bound of {rate.peak:.0f}",
+                    hint="no reference is learned from a wrong measurement",
+                )
+            rates[rate.key].append(rate)
+    gpu, num_gpus, num_links, deep_ep, nccl = key
+    return [
+        Reference(
+            gpu=gpu,
+            num_gpus=num_gpus,
+            num_links=num_links,
+            test=test,
+            deep_ep=deep_ep,
+            nccl=nccl,
+            unit=found[0].unit,
+            median=float(np.median([rate.median for rate in found])),
+            shape=shape([block / rate.median for rate in found for block in rate.blocks]),
+            num_nodes=len(nodes),
+        )
+        for test, found in sorted(rates.items())
+    ]
+
+
+def shape(relative: list[float]) -> list[float]:
+    """The deciles of blocks that were divided by their median."""
+    return [float(value) for value in np.percentile(relative, _DECILES)]
+
+
+def distance(blocks: list[float], reference: Reference) -> float:
+    """How far the blocks' deciles lie below the reference's, the mean of the positive differences.
+
+    Both are divided by their medians first: a plain shift is the business of the ratio of medians, and a node that is
+    6 % slower throughout must not count twice. What is left is a longer slow tail.
+    """
+    own = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
+    return float(np.clip(np.asarray(reference.shape) - own, 0, None).mean())
+
+
+def find(references: list[Reference], node_key: tuple[str, int, int | None, str, str], test: str) -> Reference | None:
+    """The entry of exactly this kind of node and test."""
+    for one in references:
+        if (one.gpu, one.num_gpus, one.num_links, one.deep_ep, one.nccl) == node_key and one.test == test:
+            return one
+    return None
+
+
+def read(path: Path) -> File:
+    """UserError when it is no reference file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=File)
+    except OSError as error:
+        raise UserError(f"reference={path} cannot be read: {error.strerror}", hint="learn=FILE writes one") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"reference={path} is no reference file: {error}", hint="learn=FILE writes one") from None
