@@ -24,15 +24,19 @@ _FIELDS = {
     "throttle_power_brake_ns": pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN,
     "recovery_action": pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
 }
+_UP = (pynvml.NVML_NVLINK_STATE_ACTIVE, pynvml.NVML_NVLINK_STATE_SLEEP)
+"""A link that sleeps to save power is well. INACTIVE and ACTIVE_TRAFFIC_DISABLED carry nothing."""
+
 _XID_WAIT_MS = 0
 
 
 class Counters(msgspec.Struct, frozen=True):
     """One GPU at one moment. ``values``: by name, None where the driver has none, which is not a zero.
 
-    Sums over the GPU's links: ``nvlink_replay``, ``nvlink_recovery``, ``nvlink_crc`` (errors), ``links_up``.
-    ``nvlink_tx_kib``, ``nvlink_rx_kib``: payload over all links. ``throttle_*_ns``: time. ``ecc_uncorrectable`` since
-    the driver was loaded. ``remap_pending``, ``remap_failure``: 0 or 1. ``recovery_action``: 0 is none.
+    Sums over the GPU's links: ``nvlink_replay``, ``nvlink_recovery``, ``nvlink_crc`` (errors).
+    ``links_up``: how many of its links are active or asleep. ``nvlink_tx_kib``, ``nvlink_rx_kib``: payload over all
+    links. ``throttle_*_ns``: time. ``ecc_uncorrectable`` since the driver was loaded. ``remap_pending``,
+    ``remap_failure``: 0 or 1. ``recovery_action``: 0 is none.
     """
 
     uuid: str
@@ -50,7 +54,7 @@ def _of(handle: Any) -> Counters:
     values: dict[str, int | None] = {
         name: _sum([_number(handle, field, link) for link in links]) for name, field in _LINK_FIELDS.items()
     }
-    values["links_up"] = _sum([_number(handle, pynvml.NVML_FI_DEV_NVLINK_GET_STATE, link) for link in links])
+    values["links_up"] = up([_number(handle, pynvml.NVML_FI_DEV_NVLINK_GET_STATE, link) for link in links])
     values["nvlink_tx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS)
     values["nvlink_rx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS)
     values |= {name: _number(handle, field) for name, field in _FIELDS.items()}
@@ -64,6 +68,11 @@ def _of(handle: Any) -> Counters:
     values["remap_pending"], values["remap_failure"] = (None, None) if remapped is None else map(int, remapped[2:4])
     values["temperature_c"] = telemetry.said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
     return Counters(str(pynvml.nvmlDeviceGetUUID(handle)), values)
+
+
+def up(states: list[int | None]) -> int | None:
+    """How many links are up, of NVML's state of each; None as in a sum."""
+    return _sum([None if state is None else int(state in _UP) for state in states])
 
 
 def _sum(values: list[int | None]) -> int | None:

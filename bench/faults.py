@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
+_SLOW_US = 5000.0
+
 
 class FaultKind(StrEnum):
     """What goes wrong on the rank."""
@@ -29,12 +31,12 @@ class Fault(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """``KIND@RANK:TEXT``, as in ``hang@1:num_slices=4``. ValueError when it is not of that form."""
+        """``KIND@RANK:TEXT``, as in ``hang@1:num_slices=4``; ``slow=30000@1:`` in microseconds. Else ValueError."""
         try:
             head, match = text.split(":", 1)
             kind, rank = head.split("@", 1)
-            delay = 5000.0 if kind == FaultKind.SLOW else 0.0
-            return cls(FaultKind(kind), int(rank), match, delay)
+            kind, _, delay = kind.partition("=")
+            return cls(FaultKind(kind), int(rank), match, float(delay or _SLOW_US) if kind == FaultKind.SLOW else 0.0)
         except ValueError:
             kinds = ", ".join(FaultKind)
             raise ValueError(f"a fault is written KIND@RANK:TEXT with KIND one of {kinds}, got {text!r}") from None

@@ -85,13 +85,18 @@ class Group:
         RankFailure, and no rank left, if they have not joined within ``startup_s``.
         """
         began = time.monotonic()
+
+        def left_s() -> float:
+            """Of the whole start, which one slow part of it must not prolong."""
+            return max(began + startup_s - time.monotonic(), 0.0)
+
         log_folder.mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix="deepep-sweep-"))
         self._ranks: list[Rank] = []
         try:
             for index in range(spec.num_ranks):
-                self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=startup_s))
-            self.ready = self._join(spec, deadline_s=startup_s)
+                self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=left_s()))
+            self.ready = self._join(spec, deadline_s=left_s())
         except nursery.NurseryFailure as failure:
             self.kill()
             raise RankFailure(Failed(FailureKind.CRASH, str(failure), "startup")) from None

@@ -25,6 +25,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _LAST_WORDS_BYTES = 2000
 _MAX_MESSAGE_BYTES = 1 << 18
+_KILL_GRACE_S = 5.0
 _UNKNOWN_STATUS = 256
 """Stands for the status of a child whose nursery died before it could tell."""
 
@@ -114,11 +115,19 @@ class Nursery:
 
     def close(self) -> None:
         """Ends the process, and with it every rank that is left."""
-        self._gone = True
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         self._control.close()
         self._log.close()
+
+    def _kill(self) -> None:
+        """Ends the process; until it has ended, a rank that it forked meanwhile lives on.
+
+        One that imports torch from a file system that hangs does not even end by SIGKILL: it is not waited for.
+        """
+        self._gone = True
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_KILL_GRACE_S)
 
     def fork(self, name: str, log: Path, *, timeout_s: float) -> Child:
         """A new rank that writes its stderr to ``log``. NurseryFailure when none comes within ``timeout_s``."""
@@ -156,8 +165,7 @@ class Nursery:
             if isinstance(notice, Born):
                 return notice.pid
             if notice is None and not self._gone:
-                self._gone = True  # a late answer must not be taken for that of another question
-                self._process.kill()
+                self._kill()  # a late answer must not be taken for that of another question
                 raise NurseryFailure(f"torch was not imported within {timeout_s:.0f} s")
         raise NurseryFailure(f"the process that forks the ranks has ended: {self._last_words()}")
 
@@ -188,6 +196,7 @@ def _environment() -> dict[str, str]:
     """What ranks see: they answer on this machine alone, and find this package wherever they start."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order
     package_root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     return environment

@@ -121,7 +121,7 @@ class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="answer"):
-    """This rank's samples of a copy or an exchange, and what was wrong with the bytes that it received if anything."""
+    """This rank's samples, none where it had nothing to do, and what was wrong with the bytes that it received."""
 
     samples_us: list[float]
     wrong: str | None

@@ -123,17 +123,25 @@ class Worker:
         transfer = self._links.transfer(ask)
         slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.label)
         takes_part = not isinstance(ask, protocol.Copy) or self.rank in (ask.source, ask.target)
-        timed = _after_delay(slow, transfer.operation) if slow is not None and takes_part else transfer.operation
-        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations)
+        samples_us: list[float] = []
+        if transfer.operation is not None:
+            timed = _after_delay(slow, transfer.operation) if slow is not None and takes_part else transfer.operation
+            series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, alone=transfer.alone)
+            samples_us = series.total_us
         wrong = transfer.wrong()
         if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._seat, label=ask.label) and takes_part:
             wrong = "injected"
-        return protocol.Moved(series.total_us, wrong)
+        return protocol.Moved(samples_us, wrong)
 
     def _session(self, backend: str) -> Session:
         if backend not in self._sessions:
             points = [point for point in self._spec.points if point.backend == backend]
-            self._sessions[backend] = BACKENDS[backend].open(self._context, points)
+            handles = [
+                msgspec.structs.replace(point, op=Op.DISPATCH, knobs=self._dispatch_knobs(point))
+                for point in points
+                if point.op is Op.COMBINE
+            ]
+            self._sessions[backend] = BACKENDS[backend].open(self._context, points + handles)
         return self._sessions[backend]
 
     def _oracle(self, point: Point) -> Oracle:

@@ -14,6 +14,9 @@ from scipy import stats as scipy_stats
 UNSTABLE_SPREAD = 0.10
 """Above this IQR / median a point is unstable: its samples are extended once, then it is reported as unstable."""
 
+DRIFT = 0.003
+"""Standard deviation of a config's log time between visits, beyond what its samples show (seen on H200s: 0.3 %)."""
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -51,34 +54,6 @@ def spread(samples: Sequence[float] | Floats) -> float:
     """Interquartile range over median, a share."""
     low, middle, high = np.percentile(np.asarray(samples, dtype=float), [25, 50, 75])
     return float((high - low) / middle) if middle > 0 else 0.0
-
-
-def bootstrap_ratio(
-    numerator: Sequence[Sequence[float] | Floats],
-    denominator: Sequence[Sequence[float] | Floats],
-    *,
-    weights: Sequence[float] | None = None,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """The percentile-bootstrap interval of a ratio of weighted sums of medians, every part drawn on its own.
-
-    ``numerator`` and ``denominator`` are lists of sample sets: dispatch and combine of two configs, say, so that the
-    ratio is that of their round trips [Efron and Tibshirani, An Introduction to the Bootstrap, 13.3].
-    """
-    generator = np.random.default_rng(seed)
-
-    def sums(parts: Sequence[Sequence[float] | Floats]) -> Floats:
-        total = np.zeros(resamples)
-        for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
-            samples = np.asarray(part, dtype=float)
-            total += weight * np.median(generator.choice(samples, size=(resamples, len(samples))), axis=1)
-        return total
-
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(sums(numerator) / sums(denominator), [tail, 1 - tail])
-    return Interval(float(low), float(high))
 
 
 def paired_ratio(numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats) -> float:

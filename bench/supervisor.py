@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -49,7 +50,10 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A point to measure now, and why; ``warmup`` and ``iterations`` other than the effort's where set."""
+    """A point to measure now, and why; ``warmup`` and ``iterations`` other than the effort's where set.
+
+    ``references`` are measured before it by ranks that replace some that failed, except a point whose failure it was.
+    """
 
     point: Point
     point_id: str
@@ -58,10 +62,15 @@ class Task(msgspec.Struct, frozen=True):
     round: int = 0
     warmup: int | None = None
     iterations: int | None = None
+    references: tuple[Task, ...] = ()
 
 
 class StartFailure(Exception):
     """The ranks cannot be started at all, so that nothing more can be measured."""
+
+
+class _Spent(Exception):
+    """The budget ended before ranks started or answered: says nothing about the point, so that it has no record."""
 
 
 class Supervisor:
@@ -78,26 +87,40 @@ class Supervisor:
         shard: int = 0,
         job_id: str | None = None,
         first_group: int = 0,
+        first_sequence: int = 0,
+        budget_s: float = math.inf,
     ) -> None:
-        """``anchor`` is what new ranks measure first after a failure, so that every group has its own reference."""
+        """``anchor`` is what the self test runs.
+
+        Groups and records are numbered on from ``first_group`` and ``first_sequence``. ``budget_s``, from now on, is
+        when no rank is waited for any more, whatever it does.
+        """
         self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
         self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
         self._group: Group | None = None
         self._group_number = self._first_group = first_group - 1
         self._first_group += 1
         self._starts_without_result = 0
-        self._sequence = 0
+        self._sequence = first_sequence
+        self._ends = time.monotonic() + budget_s
         self._environment = ""
         self._slowest_s = 0.0
         self._backends_used: set[str] = set()
-        self._after_failure = False
+        self._lost: Point | None = None
         self._traffic_known = False
 
     def run(self, tasks: Iterable[Task]) -> Iterable[Record]:
-        """Measures each task, hands its record to the sink, and yields it. StartFailure when no rank can start."""
+        """Measures each task, hands its record to the sink, and yields it; ends early when the budget is spent.
+
+        StartFailure when no rank can start.
+        """
         try:
             for task in tasks:
+                if self._is_spent:
+                    return
                 yield self._measure(task)
+        except _Spent:
+            return
         finally:
             self.close()
 
@@ -113,12 +136,20 @@ class Supervisor:
 
     def _measure(self, task: Task) -> Record:
         self._ensure_group()
-        if self._after_failure and task.point != self._anchor.point:
-            self._after_failure = False
-            self._attempt(self._anchor)
-            self._ensure_group()
-        self._after_failure = False
+        lost = self._lost
+        for reference in () if lost is None else task.references:
+            if reference.point != lost:
+                self._attempt(reference)
+                self._ensure_group()
+        self._lost = None
         return self._attempt(task)
+
+    @property
+    def _is_spent(self) -> bool:
+        return time.monotonic() >= self._ends
+
+    def _within_budget(self, deadline_s: float) -> float:
+        return max(0.0, min(deadline_s, self._ends - time.monotonic()))
 
     def _attempt(self, task: Task) -> Record:
         started, began = time.time(), time.monotonic()
@@ -128,8 +159,9 @@ class Supervisor:
             assert self._group is not None
             outcome, busy_s = self._trial(self._group, task)
         except RankFailure as failure:
-            outcome = failure.failed
-            self._after_failure = True
+            if self._is_spent and failure.failed.failure is FailureKind.HANG:
+                raise _Spent from None
+            outcome, self._lost = failure.failed, task.point
             self.renew()
         else:
             self._starts_without_result = 0
@@ -180,7 +212,7 @@ class Supervisor:
         least = self._effort.deadline_s
         if point.backend not in self._backends_used:
             least = max(least, self._effort.startup_s)
-        return max(least, _DEADLINE_FACTOR * self._slowest_s)
+        return self._within_budget(max(least, _DEADLINE_FACTOR * self._slowest_s))
 
     def _ensure_group(self) -> None:
         while self._group is None:
@@ -194,8 +226,11 @@ class Supervisor:
         self._group_number += 1
         self._backends_used = set()
         try:
-            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._effort.startup_s)
+            startup_s = self._within_budget(self._effort.startup_s)
+            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=startup_s)
         except RankFailure as failure:
+            if self._is_spent:
+                raise _Spent from None
             detail = f"{failure.failed.message}\n{failure.failed.last_words}"
             raise StartFailure(f"the ranks did not start: {detail}") from None
         environment = environment_of(self._spec, self._group.ready[0])
@@ -220,8 +255,10 @@ class Supervisor:
         """Edge routings and the empty reading, once per shard; a failure here is recorded and the ranks replaced."""
         ask = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
         try:
-            answers = group.self_test(ask, deadline_s=self._effort.startup_s)
+            answers = group.self_test(ask, deadline_s=self._within_budget(self._effort.startup_s))
         except RankFailure as failure:
+            if self._is_spent:
+                raise _Spent from None
             text = f"{failure.failed.failure}: {failure.failed.message}"
             self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
             self.renew()

@@ -5,11 +5,17 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pynvml
 
 from bench.records import Gpu, GpuState
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA = "0x10de"
+_DISPLAY = ("0x0300", "0x0302")
+"""The PCI classes of GPUs: with and without a screen."""
 
 _CUDA_CORES_PER_SM = 128
 _FIELD_LINK_COUNT = 91
@@ -88,6 +94,24 @@ def _gpu(handle: Any) -> Gpu:
 def inventory() -> list[Gpu]:
     """The visible GPUs, empty where there are none."""
     return [_gpu(handle) for handle in handles()]
+
+
+def pci_gpus(devices: Path = PCI_DEVICES) -> int:
+    """NVIDIA GPUs on the PCI bus, whether a driver knows them or not; 0 where the kernel does not say."""
+    return sum(_is_gpu(device) for device in devices.glob("*"))
+
+
+def _is_gpu(device: Path) -> bool:
+    try:
+        vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+    except OSError:
+        return False
+    return vendor == _NVIDIA and kind.startswith(_DISPLAY)
+
+
+def are_chosen() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES says which GPUs to use, so that seeing fewer is meant."""
+    return "CUDA_VISIBLE_DEVICES" in os.environ
 
 
 def uuids() -> list[str]:

@@ -33,8 +33,11 @@ class Series(NamedTuple):
 class Timer(Protocol):
     """Times an operation that all ranks start together."""
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
-        """Times it ``iterations`` times, after ``warmup`` untimed ones. Collective."""
+    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
+        """Times it ``iterations`` times, after ``warmup`` untimed ones.
+
+        Collective, but where this rank is ``alone``: then no rank waits for another, on the host or on a GPU.
+        """
 
 
 class GpuTimer:
@@ -50,14 +53,15 @@ class GpuTimer:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
         self._token = torch.ones(1, device=device)
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
+    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
         """See Timer."""
         starts, marks, stops = [], [], []
         for _ in range(warmup + iterations):
             start, mark, stop = _event(), _event(), _event()
             self._flush.zero_()
             spin(_SPIN_CYCLES)
-            dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
+            if not alone:
+                dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
             operation(mark.record)
             stop.record()
@@ -87,11 +91,12 @@ class HostTimer:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int) -> Series:
+    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
         """See Timer."""
         totals, marks = [], []
         for _ in range(warmup + iterations):
-            dist.barrier(group=self._group)
+            if not alone:
+                dist.barrier(group=self._group)
             seen: list[int] = []
             begin = time.perf_counter_ns()
             operation(lambda seen=seen: seen.append(time.perf_counter_ns()))

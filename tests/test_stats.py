@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from bench.stats import bootstrap_ratio, median_interval, spread
+from bench.stats import median_interval, spread
 
 times = st.lists(st.floats(1.0, 1e6), min_size=1, max_size=60)
 
@@ -67,45 +67,3 @@ def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
 @given(times, st.floats(0.1, 10))
 def test_the_spread_has_no_unit(samples: list[float], factor: float) -> None:
     assert spread([factor * value for value in samples]) == pytest.approx(spread(samples), abs=1e-9)
-
-
-def test_the_ratio_interval_agrees_with_scipys_percentile_bootstrap() -> None:
-    generator = np.random.default_rng(3)
-    slow, fast = generator.normal(120, 6, 40), generator.normal(100, 5, 40)
-
-    def ratio(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.median(one, axis=axis) / np.median(other, axis=axis)
-
-    theirs = scipy_stats.bootstrap(
-        (slow, fast), ratio, method="percentile", n_resamples=20_000, rng=np.random.default_rng(4)
-    ).confidence_interval
-    ours = bootstrap_ratio([slow], [fast], resamples=20_000)
-    width = theirs.high - theirs.low
-    assert ours.low == pytest.approx(theirs.low, abs=0.1 * width)
-    assert ours.high == pytest.approx(theirs.high, abs=0.1 * width)
-
-
-def test_the_ratio_of_sums_is_bounded_by_the_ratios_of_constant_parts() -> None:
-    interval = bootstrap_ratio([[30.0] * 5, [60.0] * 5], [[20.0] * 5, [25.0] * 5])
-    assert (interval.low, interval.high) == (2.0, 2.0)
-
-
-def test_the_ratio_interval_is_the_same_for_the_same_seed_only() -> None:
-    samples = np.random.default_rng(0).normal(100, 5, 30)
-    other = np.random.default_rng(1).normal(100, 5, 30)
-    assert bootstrap_ratio([samples], [other]) == bootstrap_ratio([samples], [other])
-    assert bootstrap_ratio([samples], [other]) != bootstrap_ratio([samples], [other], seed=1)
-
-
-def test_equal_distributions_give_an_interval_around_one_at_about_the_nominal_rate() -> None:
-    trials = 300
-    draws = np.random.default_rng(11).lognormal(4.6, 0.05, size=(trials, 4, 30))
-    intervals = [bootstrap_ratio(list(one[:2]), list(one[2:]), resamples=400) for one in draws]
-    covered = np.mean([one.low <= 1 <= one.high for one in intervals])
-    assert 0.92 <= covered <= 0.995
-
-
-def test_a_higher_confidence_widens_the_ratio_interval() -> None:
-    one, other = np.random.default_rng(5).normal(100, 5, size=(2, 30))
-    narrow, wide = (bootstrap_ratio([one], [other], confidence=level) for level in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from builders import ROOT, small_workload
+from builders import ROOT, small_workload, spec
 
 from bench.faults import Fault
 from bench.protocol import GroupSpec
@@ -35,6 +36,9 @@ from bench.records import (
 )
 from bench.supervisor import Effort, StartFailure, Supervisor, Task
 from bench.workload import token_matrix
+from launcher import final, plan, shard
+from launcher.plan import FINAL
+from launcher.store import RunFolder
 
 EFFORT = Effort(warmup=1, iterations=5, deadline_s=2.0, startup_s=120.0)
 
@@ -119,11 +123,14 @@ def supervised(
     *,
     effort: Effort = EFFORT,
     lines: list[Line] | None = None,
+    **settings: Any,
 ) -> Outcome:
+    """The anchor and the tasks, whose references are the anchors of both operations."""
     lines = [] if lines is None else lines
-    anchor = task(spec.points[0], Role.ANCHOR)
-    supervisor = Supervisor(spec, effort, anchor=anchor, sink=lines.append, log_folder=folder)
-    return Outcome(lines, list(supervisor.run([anchor, *tasks])))
+    anchors = (task(spec.points[0], Role.ANCHOR), task(point(Op.COMBINE, 1), Role.ANCHOR))
+    supervisor = Supervisor(spec, effort, anchor=anchors[0], sink=lines.append, log_folder=folder, **settings)
+    measured = [anchors[0], *(msgspec.structs.replace(one, references=anchors) for one in tasks)]
+    return Outcome(lines, list(supervisor.run(measured)))
 
 
 @pytest.fixture(scope="module", params=list(Dtype))
@@ -205,18 +212,21 @@ def test_a_sample_is_that_of_the_slowest_rank(outcome: Outcome) -> None:
     assert measured.rank_median_us[1] >= 5000
 
 
-def test_ranks_are_replaced_after_a_failure_and_measure_the_anchor_first(outcome: Outcome) -> None:
+def test_ranks_are_replaced_after_a_failure_and_measure_the_references_of_the_next_task_first(outcome: Outcome) -> None:
     replacing = (FailureKind.HANG, FailureKind.CRASH, FailureKind.ERROR)
     number = 0
-    for one, following in zip(outcome.records, outcome.records[1:], strict=False):
-        lost = isinstance(one.outcome, Failed) and one.outcome.failure in replacing
+    for at, one in enumerate(outcome.records):
         assert one.group == number
-        number += lost
-        assert following.group == number
-        if lost:
-            assert (following.role, following.point) == (Role.ANCHOR, outcome.records[0].point)
-            assert isinstance(following.outcome, Measured)
+        if isinstance(one.outcome, Failed) and one.outcome.failure in replacing:
+            number += 1
+            references = outcome.records[at + 1 : at + 3]
+            assert [(it.role, it.point.op, it.group) for it in references] == [
+                (Role.ANCHOR, Op.DISPATCH, number),
+                (Role.ANCHOR, Op.COMBINE, number),
+            ]
+            assert all(isinstance(it.outcome, Measured) for it in references)
     assert number == 3
+    assert sum(one.role is Role.ANCHOR for one in outcome.records) == 1 + 2 * number
     assert [line.group for line in outcome.lines if isinstance(line, Host)] == [0, 1, 2, 3]
 
 
@@ -249,6 +259,9 @@ def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> 
     hasty = msgspec.structs.replace(EFFORT, startup_s=0.0005)
     with pytest.raises(StartFailure, match=r"^the ranks did not start: (no answer|torch was not imported) within 0 s"):
         supervised(tmp_path, group_spec(), [], effort=hasty)
+    deadline = time.monotonic() + 5  # the kernel ends a rank that was just being born after its nursery
+    while children(os.getpid()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert children(os.getpid()) == set()
 
 
@@ -261,23 +274,56 @@ def test_the_process_that_forks_the_ranks_is_replaced_when_it_dies(tmp_path: Pat
     for record in supervisor.run([task(point(Op.DISPATCH, slices)) for slices in (2, 3, 4)]):
         outcomes.append(record.outcome)
         if len(outcomes) == 1:
-            (rank, _) = children(os.getpid())
-            os.kill(int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+            ranks = [Path(f"/proc/{rank}") for rank in children(os.getpid())]
+            os.kill(state_of(ranks[0]).parent, signal.SIGKILL)
+            while any(state_of(rank).is_rank for rank in ranks):  # the kernel ends them behind it
+                time.sleep(0.01)
     assert [type(outcome) for outcome in outcomes] == [Measured, Failed, Measured]
     assert isinstance(outcomes[1], Failed)
     assert outcomes[1].failure is FailureKind.CRASH
 
 
-def test_an_anchor_that_always_fails_ends_the_shard_after_two_starts(tmp_path: Path) -> None:
+def test_ranks_that_fail_right_after_two_starts_end_the_shard(tmp_path: Path) -> None:
     lines: list[Line] = []
+    faults = (f"exception@0:num_slices={slices}," for slices in (1, 2))
     with pytest.raises(StartFailure, match="failed right after two starts in a row"):
-        supervised(tmp_path, group_spec("exception@0:num_slices=1,"), [task(point(Op.DISPATCH, 2))], lines=lines)
+        supervised(tmp_path, group_spec(*faults), [task(point(Op.DISPATCH, 2))] * 2, lines=lines)
     kept = [line for line in lines if isinstance(line, Record)]
-    assert [(one.role, one.outcome.failure) for one in kept if isinstance(one.outcome, Failed)] == [
-        (Role.ANCHOR, FailureKind.ERROR)
-    ] * 2
+    assert [one.outcome.failure for one in kept if isinstance(one.outcome, Failed)] == [FailureKind.ERROR] * 2
     assert len(kept) == 2
     assert children(os.getpid()) == set()
+
+
+def test_a_default_that_always_fails_does_not_keep_the_others_from_being_measured(tmp_path: Path) -> None:
+    spec = group_spec("exception@0:dispatch/bf16/num_slices=1,", "exception@1:num_slices=3,")
+    found = supervised(tmp_path, spec, [task(point(Op.DISPATCH, slices)) for slices in (2, 3, 4)])
+    assert [type(found.of(Op.DISPATCH, slices)) for slices in (2, 3, 4)] == [Measured, Failed, Measured]
+    failures = [one.point for one in found.records if isinstance(one.outcome, Failed)]
+    assert failures == [point(Op.DISPATCH, slices) for slices in (1, 3, 1)]
+
+
+def test_a_hang_is_waited_for_no_longer_than_the_budget_and_is_no_failure_then(tmp_path: Path) -> None:
+    effort = msgspec.structs.replace(EFFORT, deadline_s=60.0)
+    tasks = [task(point(Op.DISPATCH, slices)) for slices in (2, 3)]
+    found = supervised(tmp_path, group_spec("hang@1:num_slices=2,"), tasks, effort=effort, budget_s=6.0)
+    assert not [one for one in found.records if isinstance(one.outcome, Failed)]
+    assert len(found.yielded) < 1 + len(tasks)
+    assert children(os.getpid()) == set()
+
+
+@pytest.mark.parametrize("budget_s", [-1.0, 0.0005])
+def test_a_budget_that_ends_before_the_ranks_have_started_is_no_start_failure(tmp_path: Path, budget_s: float) -> None:
+    found = supervised(tmp_path, group_spec(), [task(point(Op.DISPATCH, 2))], budget_s=budget_s)
+    assert found == Outcome([], [])
+    assert children(os.getpid()) == set()
+
+
+def test_groups_and_records_are_numbered_on_from_those_of_earlier_attempts(tmp_path: Path) -> None:
+    tasks = [task(point(Op.DISPATCH, slices)) for slices in (2, 3)]
+    found = supervised(tmp_path, group_spec("exception@0:num_slices=2,"), tasks, first_group=4, first_sequence=30)
+    assert [(one.group, one.sequence) for one in found.records] == [(4, 30), (4, 31), (5, 32), (5, 33), (5, 34)]
+    assert [line.group for line in found.lines if isinstance(line, Host)] == [4, 5]
+    assert [line.group for line in found.lines if isinstance(line, SelfCheck)] == [4]
 
 
 def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
@@ -289,6 +335,60 @@ def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
     assert len(children(os.getpid())) == 2
     records.close()  # type: ignore[attr-defined]
     assert children(os.getpid()) == set()
+
+
+SWEEP = [
+    *("hardware=cpu", "backend=alltoall", "ep=2", "workload=small", "workload.num_tokens=64", "measure=quick"),
+    *("grid.num_slices=[1,2]", "grid.num_in_flight=[1]", "search.rounds=2"),
+]
+
+
+class StopAfter:
+    """Says so when it was asked so many times: before each task, that is, and before each round."""
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+@pytest.mark.parametrize("index", [0, FINAL])
+def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: Path, index: int) -> None:
+    folder = RunFolder.create(plan.make(spec(*SWEEP, "search.final_groups=2")), outputs=tmp_path, path=None, command=[])
+    run: Callable[..., bool] = final.run if index == FINAL else partial(shard.run, index=0)
+    if index == FINAL:
+        assert shard.run(folder, 0)
+    assert not run(folder, stop=StopAfter(4))
+    before = folder.shard_records(index)
+    assert run(folder)
+    records = folder.shard_records(index)
+    assert [one.sequence for one in records] == list(range(len(records)))
+    assert {one.group for one in before} < {one.group for one in records}
+    assert min(one.group for one in records[len(before) :]) > max(one.group for one in before)
+    assert run(folder)
+    assert folder.shard_records(index) == records
+
+
+def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    settings = ("search.final_groups=2", "faults=['exception@0:dispatch_full/bf16/num_slices=2']")
+    folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
+    assert shard.run(folder, 0)
+    assert final.run(folder)
+    whole = [one for one in folder.shard_records(FINAL) if one.point.op is Op.DISPATCH_FULL]
+    found = {
+        slices: [type(one.outcome) for one in whole if one.point.knobs["num_slices"] == slices] for slices in (1, 2)
+    }
+    assert found == {1: [Measured, Measured], 2: [Failed]}
+
+
+def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
+    patient = ("measure.deadline_s=30", "measure.startup_s=30")
+    settings = ("search.final_groups=0", "search.budget_s=8", *patient, "faults=['hang@0:num_slices=']")
+    folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
+    assert not shard.run(folder, 0)
+    assert not [one for one in folder.shard_records(0) if isinstance(one.outcome, Failed)]
 
 
 SUPERVISOR = """
