@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,6 +16,8 @@ from launcher.results_json import SCHEMA
 from launcher.store import RunFolder
 
 PICKS = ("fastest", "overlapped", "default_sms", "knee")
+
+T = TypeVar("T")
 
 Configs = dict[str, dict[str, int]]
 """Keyword arguments of ``deep_ep.Config`` for ``dispatch`` and ``combine``."""
@@ -63,6 +66,30 @@ class Pair(msgspec.Struct, frozen=True):
         return {name: config_arguments(knobs) for name, knobs in self.knobs.items()}
 
 
+class Chunks(msgspec.Struct, frozen=True):
+    """The knobs of one direction that are its own."""
+
+    nvl_chunk: int
+    nvl_buffer: int
+
+
+class Beside(msgspec.Struct, frozen=True):
+    """A pair beside one layer's expert GEMMs, in microseconds until all are done."""
+
+    num_sms: int
+    dispatch: Chunks
+    combine: Chunks
+    makespan_us: float
+    ci95_us: tuple[float, float]
+
+    def is_of(self, pair: Pair) -> bool:
+        """Whether it ran just these two configs."""
+        return self.num_sms == pair.num_sms and all(
+            (own.nvl_chunk, own.nvl_buffer) == (one.nvl_chunk, one.nvl_buffer)
+            for own, one in ((self.dispatch, pair.dispatch), (self.combine, pair.combine))
+        )
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """Whether the fastest pair beats the library's default, by the ratio default / fastest."""
 
@@ -94,10 +121,28 @@ class Points(msgspec.Struct, frozen=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """How much of the final was done."""
+    """How much of the final was done, and what was minimised."""
 
     final_groups: int
     final_groups_measured: int
+    objective: str | dict[str, float] = "round_trip"
+
+    @property
+    def is_round_trip(self) -> bool:
+        """Whether dispatch and combine count alike."""
+        if isinstance(self.objective, str):
+            return self.objective in ("round_trip", "training")
+        return self.objective.get("dispatch") == self.objective.get("combine")
+
+
+def unfinished(points: Points, search: Search) -> list[str]:
+    """What of the plan was not done, a phrase each."""
+    found = []
+    if points.missing:
+        found.append(f"{points.missing} of {points.planned} points are missing")
+    if search.final_groups_measured < search.final_groups:
+        found.append(f"{search.final_groups_measured} of {search.final_groups} groups of the final are there")
+    return found
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -113,6 +158,7 @@ class Answer(msgspec.Struct, frozen=True):
     search: Search
     verdict: Verdict
     picks: dict[str, Pair]
+    overlapped: list[Beside] = []
 
     def __post_init__(self) -> None:
         """ValueError without the pick that the verdict is about."""
@@ -127,13 +173,7 @@ class Answer(msgspec.Struct, frozen=True):
     @property
     def lacks(self) -> list[str]:
         """What keeps this from being a whole result, a phrase each."""
-        found = []
-        if self.points.missing:
-            found.append(f"{self.points.missing} of {self.points.planned} points are missing")
-        if self.search.final_groups_measured < self.search.final_groups:
-            found.append(
-                f"{self.search.final_groups_measured} of {self.search.final_groups} groups of the final are there"
-            )
+        found = unfinished(self.points, self.search)
         if not self.picks["fastest"].is_final:
             found.append("it was not measured again in a final")
         return found
@@ -143,6 +183,10 @@ class Answer(msgspec.Struct, frozen=True):
         if pick not in self.picks:
             raise UserError(f"pick must be one of {', '.join(self.picks)} here, got {pick}", hint="--pick fastest")
         return self.picks[pick]
+
+    def beside(self, pair: Pair) -> Beside | None:
+        """What this pair took beside GEMMs; None where that was not measured."""
+        return next((one for one in self.overlapped if one.is_of(pair)), None)
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -166,11 +210,23 @@ def locate(path: Path) -> Path:
 
 def read(file: Path) -> Answer:
     """The answer in a RESULTS file. UserError when it is none, of another schema, or not to be deployed."""
+
+    def decode(content: bytes) -> Answer:
+        _check_meaning(file, msgspec.json.decode(content, type=_Head))
+        return msgspec.json.decode(content, type=Answer)
+
+    return parsed(file, decode)
+
+
+def parsed(file: Path, decode: Callable[[bytes], T]) -> T:
+    """What ``decode`` takes from a RESULTS file of this schema. UserError when it is none, or of another schema.
+
+    ``decode`` may raise what msgspec raises for JSON of the wrong form.
+    """
     try:
         content = file.read_bytes()
         _check_schema(file, msgspec.json.decode(content, type=_Versioned).schema)
-        _check_meaning(file, msgspec.json.decode(content, type=_Head))
-        return msgspec.json.decode(content, type=Answer)
+        return decode(content)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

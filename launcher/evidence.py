@@ -106,8 +106,25 @@ def columns(results: Results) -> list[str]:
         "* **wire GB/s**: the same without tokens that stay on their rank; only this may be compared with a link.",
         f"* **of peak**: wire GB/s over {'the link peak (none here)' if peak is None else f'{peak:.0f} GB/s'}, "
         "all links of one GPU, one direction.",
-        "* **round trip**: dispatch + combine.",
+        "* **round trip us**: dispatch + combine; its interval is Student's, over the groups of the final that "
+        "measured both.",
+        *_columns_beside(results),
         "",
+    ]
+
+
+def _columns_beside(results: Results) -> list[str]:
+    if not results.choice.overlaps:
+        return []
+    return [
+        "* **alone us**: round trip us, without GEMMs.",
+        "* **beside GEMMs us**: until the GEMMs and the pair beside them are both done: the geometric mean over the "
+        "passes of a pass's median, over how much longer than typical the GEMMs alone just before and after it took "
+        "(clocks move with the power cap); its interval is Student's, over the passes.",
+        "* **GEMM slowdown**: until the GEMMs beside the pair are done, corrected alike, geometric mean of the "
+        "passes, over GEMMs alone; with its 95 % interval.",
+        "* **one after the other us**: GEMMs alone + alone us.",
+        "* **compute / communication**: GEMMs alone / alone us.",
     ]
 
 
@@ -133,10 +150,7 @@ def provenance(results: Results) -> list[str]:
                 f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks a GPU, "
                 f"pairs by {text(environment.topology)}"
             )
-    lines.append(
-        "* Raw samples: `shards/*/records.jsonl`; the same as this report for programs: "
-        f"`RESULTS_EP{results.plan.spec.ep.size}.json`"
-    )
+    lines.append("* Raw samples: `shards/*/records.jsonl`")
     return [*lines, ""]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import workload as layout
-from bench.records import Dtype, Failed, Op, Point, Record, Role, Stage
+from bench.backends import split_pair
+from bench.records import Dtype, Failed, FailureKind, Op, Point, Record, Role, Stage
 from bench.stats import (
     UNSTABLE_SPREAD,
     Floats,
@@ -21,8 +22,9 @@ from bench.stats import (
     median_intervals,
     paired_ratio_interval,
 )
+from launcher import throttling
 from launcher.plan import Plan
-from launcher.visits import ROLES, ROW, STAGES, Rows, Visits
+from launcher.visits import ROLES, STAGES, Rows, Visits
 
 _MIN_GROUPS = 3
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
@@ -31,10 +33,14 @@ _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), 
 class OpResult(msgspec.Struct, frozen=True):
     """One operation with one config.
 
-    ``median_us``: of the final's groups the geometric mean of their medians, without a final the median of all samples.
-    ``ci95_us``: its 95 % interval, by Student over the groups, or by order statistics over the samples. ``relative``:
-    the median in microseconds, each shard and round by its own anchor; what the sweep ranks by. ``by_round``: medians
-    of the final's groups. GB/s are 10^9 bytes of the busiest rank, one direction, over the median; None for compute.
+    ``median_us``: of the final's groups the geometric mean of their medians, without a final the median of all
+    samples; of GEMMs alone that of their visits; beside GEMMs each counts over its level (launcher.throttling).
+    ``ci95_us``: its 95 % interval, by Student over the groups, or by order statistics over samples or visits.
+    ``relative``: the median in microseconds, each shard and round by its own anchor; what the sweep ranks by.
+    ``visits``: of the sweep's results the medians that ``relative`` is the median of, one for each visit.
+    ``by_round``: the median of each group of the final, or pass beside GEMMs, in order; what was begun anew in other
+    processes counts apart, so that results with a key in common shared their processes. GB/s are 10^9 bytes of the
+    busiest rank, one direction, over the median; None for compute.
     """
 
     point: Point
@@ -51,10 +57,14 @@ class OpResult(msgspec.Struct, frozen=True):
     unstable: bool
     samples: Floats
     compute_by_round: dict[int, float] = {}
+    visits: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A point that failed, or whose time physics forbids (kind ``impossible``)."""
+    """One failure of a point, or that physics forbids its time (kind ``impossible``).
+
+    A config that gave wrong tokens as part of another point, a whole dispatch say, is ``incorrect`` itself.
+    """
 
     point: Point
     kind: str
@@ -66,12 +76,20 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def judge(plan: Plan, visited: Visits, tokens: list[list[int]]) -> tuple[list[OpResult], list[Failure]]:
-    """One result for each point with valid times, fastest first for each operation, and every failure."""
-    rows = visited.rows[visited.rows["count"] > 0]
-    is_final = np.isin(rows["point"], np.unique(rows["point"][rows["stage"] == _FINAL]))
+    """One result for each point with valid times, fastest first for each operation, and every failure.
+
+    A point that gave a wrong token has no result, nor a config that failed in any other way: it cannot be deployed.
+    """
+    failures = _failures(visited.failed)
+    out = _ruled_out(visited.failed) | {one.point.key for one in failures if one.kind == FailureKind.INCORRECT}
+    measured = visited.rows[visited.rows["count"] > 0]
+    left_out = [at for at, point in enumerate(visited.points) if point.key in out] if out else []
+    rows = measured[~np.isin(measured["point"], left_out)] if left_out else measured  # a copy of a million rows
+    in_final = rows["stage"] == _FINAL
+    finalists = np.unique(rows["point"][in_final])
+    of_sweep = rows[~np.isin(rows["point"], finalists)] if len(finalists) else rows
     rates = _Rates(plan, tokens)
-    found = _sweep_results(visited, rows[~is_final], rows, rates)
-    found += _final_results(visited, rows[is_final & (rows["stage"] == _FINAL)], rates)
+    found = _sweep_results(visited, of_sweep, measured, rates) + _final_results(visited, rows[in_final], rates)
     results, impossible = [], []
     for shard, result in found:
         if result.peak_fraction is not None and result.peak_fraction > 1 and not plan.spec.ep.share_gpus:
@@ -81,15 +99,51 @@ def judge(plan: Plan, visited: Visits, tokens: list[list[int]]) -> tuple[list[Op
             results.append(result)
     return (
         sorted(results, key=lambda result: (result.point.op, result.relative, result.point.key)),
-        [_failure(record, record.outcome) for record in visited.failed if isinstance(record.outcome, Failed)]
-        + sorted(impossible, key=lambda failure: (failure.shard, failure.point.key)),
+        failures + sorted(impossible, key=lambda failure: (failure.shard, failure.point.key)),
     )
+
+
+def _failures(failed: Sequence[Record]) -> list[Failure]:
+    """Those of the records, then those of configs that gave wrong tokens within another point, each config once."""
+    found = [_failure(record, record.outcome) for record in failed if isinstance(record.outcome, Failed)]
+    own = {one.point.key for one in found if one.kind == FailureKind.INCORRECT}
+    for one in [one for one in found if one.kind == FailureKind.INCORRECT]:
+        for config in _configs(one.point):
+            if config.key not in own:
+                own.add(config.key)
+                found.append(msgspec.structs.replace(one, point=config, message=f"in {one.point.label}: {one.message}"))
+    return found
 
 
 def _failure(record: Record, failed: Failed) -> Failure:
     return Failure(
         record.point, failed.failure.value, failed.message, failed.phase, failed.rank, failed.last_words, record.shard
     )
+
+
+def _configs(point: Point) -> list[Point]:
+    """What a point runs besides itself: the dispatch of a whole one, dispatch and combine of a pair beside GEMMs."""
+    if point.op is Op.DISPATCH_FULL:
+        return [msgspec.structs.replace(point, op=Op.DISPATCH)]
+    if point.op is Op.OVERLAPPED:
+        dispatch, combine = split_pair(point)
+        return [
+            Point(point.backend, Op.DISPATCH, point.dtype, dispatch),
+            Point(point.backend, Op.COMBINE, Dtype.BF16, combine),
+        ]
+    return []
+
+
+def _ruled_out(failed: Sequence[Record]) -> set[tuple[object, ...]]:
+    """Keys of what failed at any time: the search goes on without it, so that its times lack what made it fail.
+
+    Excepted is what the others are judged by: GEMMs alone, and in the sweep the default, a hang of which is listed.
+    """
+    return {
+        one.point.key
+        for one in failed
+        if one.point.op is not Op.COMPUTE and (one.stage is Stage.FINAL or one.role is not Role.ANCHOR)
+    }
 
 
 _Found = list[tuple[int, OpResult]]
@@ -147,10 +201,11 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
     columns = zip(
         *(heads[name].tolist() for name in ("point", "role", "shard")),
         *(values.tolist() for values in (middle, low, high, scatter, ranking, firsts, firsts + lengths)),
+        *(values.tolist() for values in (starts, starts + counts)),
         strict=True,
     )
     found: _Found = []
-    for index, role, shard, median_us, low_us, high_us, spread, rank, first, last in columns:
+    for index, role, shard, median_us, low_us, high_us, spread, rank, first, last, begin, end in columns:
         point = visited.points[index]
         logical, wire, peak = rates.of(point, median_us)
         result = OpResult(
@@ -167,6 +222,7 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
             peak_fraction=peak,
             unstable=spread > UNSTABLE_SPREAD,
             samples=samples[first:last],
+            visits=relative[begin:end],
         )
         found.append((shard, result))
     return found
@@ -199,27 +255,53 @@ def _by_size(
 
 def _final_results(visited: Visits, rows: Rows, rates: _Rates) -> _Found:
     """Points that the final measured, by its records alone."""
+    if not len(rows):
+        return []
     compute = {int(visited.rows["first"][row]): values for row, values in visited.compute.items()}
-    groups: dict[int, list[Any]] = defaultdict(list)
-    for row in rows:
-        groups[int(row["point"])].append(row)
-    return [
-        (int(group[0]["shard"]), _final_result(visited, np.array(group, dtype=ROW), compute, rates))
-        for group in groups.values()
-    ]
+    slowed = throttling.levels(rows)
+    places = combinations([rows["round"], rows["group"]])
+    visits_of: dict[int, list[int]] = defaultdict(list)
+    for at, point in enumerate(rows["point"].tolist()):
+        visits_of[point].append(at)
+    found: _Found = []
+    for own in visits_of.values():
+        result = _final_result(
+            visited, rows[own], places=places[own].tolist(), compute=compute, slowed=slowed, rates=rates
+        )
+        found.append((int(rows["shard"][own[0]]), result))
+    return found
 
 
-def _final_result(visited: Visits, rows: Rows, compute: dict[int, list[float]], rates: _Rates) -> OpResult:
+def _final_result(
+    visited: Visits,
+    rows: Rows,
+    *,
+    places: list[int],
+    compute: dict[int, list[float]],
+    slowed: dict[int, float],
+    rates: _Rates,
+) -> OpResult:
+    """``places``: for each row the number of its round in its process group."""
     point = visited.points[rows[0]["point"]]
     samples = visited.samples_of(rows)
-    by_round = _by_round([(int(row["round"]), visited.samples_of(rows[[at]])) for at, row in enumerate(rows)])
-    beside = [(int(row["round"]), compute[int(row["first"])]) for row in rows if int(row["first"]) in compute]
-    if len(by_round) >= _MIN_GROUPS:
+    parts: list[tuple[int, Floats]] = []
+    beside: list[tuple[int, Floats]] = []
+    for at, place in enumerate(places):
+        first = int(rows["first"][at])
+        level = slowed.get(first, 1.0)
+        parts.append((place, visited.samples_of(rows[[at]]) / level))
+        if first in compute:
+            beside.append((place, np.asarray(compute[first]) / level))
+    by_round = _by_round(parts)
+    if point.op is Op.COMPUTE:
+        median_us, interval = float(np.median(rows["median_us"])), median_interval(rows["median_us"])
+    elif len(by_round) >= _MIN_GROUPS:
         medians = np.asarray(list(by_round.values()))
         median_us = float(np.exp(np.log(medians).mean()))
         interval = paired_ratio_interval(medians, np.ones(len(medians)))
     else:
-        median_us, interval = float(np.median(samples)), median_interval(samples)
+        everything = np.concatenate([values for _, values in parts])
+        median_us, interval = float(np.median(everything)), median_interval(everything)
     scatter = float(np.median(rows["spread"]))
     logical, wire, peak = rates.of(point, median_us)
     return OpResult(
@@ -236,12 +318,12 @@ def _final_result(visited: Visits, rows: Rows, compute: dict[int, list[float]], 
         peak_fraction=peak,
         unstable=scatter > UNSTABLE_SPREAD,
         samples=samples,
-        compute_by_round=_by_round([(number, np.asarray(values)) for number, values in beside]),
+        compute_by_round=_by_round(beside),
     )
 
 
 def _by_round(parts: list[tuple[int, Floats]]) -> dict[int, float]:
-    """The median of each round's samples, in order of round."""
+    """The median of the samples of each place, in order of place."""
     samples: dict[int, list[Floats]] = defaultdict(list)
     for number, values in parts:
         samples[number].append(values)

@@ -5,6 +5,7 @@ DictConfig stops here: ``spec_from`` is the door.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,15 @@ from launcher.errors import UserError
 class HardwareConf:
     """One kind of GPU; a rate counts one direction."""
 
-    name: str = "auto"
+    name: str = "auto"  # auto: read from the GPUs of this machine
     gpu_pattern: str | None = None  # regular expression found in NVML's name of the GPU
-    num_sms: int | None = None
-    memory_gb: float | None = None
+    num_sms: int | None = None  # of a GPU; bounds the grid's num_sms
+    memory_gb: float | None = None  # of a GPU, 10^9 bytes
     num_links: int | None = None  # NVLinks of a GPU
     link_gb_per_s: float | None = None  # of one link, one direction
-    gpus_per_node: int = 0
+    gpus_per_node: int = 0  # no more ranks than this on a node
     cpus_per_gpu: int = 1  # asked of Slurm
-    source: str = ""
+    source: str = ""  # where these facts come from
 
 
 @dataclass
@@ -44,7 +45,7 @@ class EpConf:
 class WorkloadConf:
     """One MoE layer as the communication sees it."""
 
-    name: str = "custom"
+    name: str = "custom"  # what reports call it
     num_tokens: int = 4096  # of each rank
     hidden: int = 7168  # elements of a token
     num_experts: int = 256  # on all ranks together
@@ -76,18 +77,18 @@ class SearchConf:
     iterations: int = 8  # samples of a visit
     final_groups: int = 5  # fresh process groups that measure the finalists; 0 leaves the final out
     finalists_per_group: int = 2  # of each operation and value of the shared knobs
-    objective: str = "round_trip"  # round_trip, dispatch, combine, or training (two of each)
+    objective: Any = "round_trip"  # round_trip, dispatch, combine, training (two of each), or {dispatch: 2, combine: 1}
     candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final, [[24,8,256]]
     own_tuning: bool = True  # also measure the library's own tuning grid, side by side
     overlapped: bool = True  # also measure beside expert GEMMs, where the backend can
-    budget_s: float | None = None  # wall time of a shard with its final; the best answer so far when it is spent
+    budget_s: float | None = None  # wall time, resumes included: 60 % for each shard (N in a row: N shares), 40 % final
 
 
 @dataclass
 class BackendConf:
     """The library to measure."""
 
-    name: str = "auto"
+    name: str = "auto"  # deepep, alltoall, or auto: what this machine can run
 
 
 @dataclass
@@ -105,7 +106,7 @@ class SweepConf:
     hardware: HardwareConf = field(default_factory=HardwareConf)
     ep: EpConf = field(default_factory=EpConf)
     workload: WorkloadConf = field(default_factory=WorkloadConf)
-    grid: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)  # values of the knobs, by name
     measure: MeasureConf = field(default_factory=MeasureConf)
     search: SearchConf = field(default_factory=SearchConf)
     backend: BackendConf = field(default_factory=BackendConf)
@@ -165,7 +166,7 @@ class Search(msgspec.Struct, frozen=True):
     iterations: int
     final_groups: int
     finalists_per_group: int
-    objective: str
+    objective: str | dict[str, float]
     candidates: list[list[int]]
     own_tuning: bool
     overlapped: bool
@@ -174,7 +175,9 @@ class Search(msgspec.Struct, frozen=True):
     @property
     def weights(self) -> tuple[float, float]:
         """How often a dispatch and a combine count."""
-        return OBJECTIVES[self.objective]
+        if isinstance(self.objective, str):
+            return OBJECTIVES[self.objective]
+        return self.objective.get("dispatch", 0.0), self.objective.get("combine", 0.0)
 
 
 OBJECTIVES = {"round_trip": (1.0, 1.0), "dispatch": (1.0, 0.0), "combine": (0.0, 1.0), "training": (2.0, 2.0)}
@@ -221,6 +224,13 @@ def spec_from(config: DictConfig) -> tuple[Spec, Options]:
     assert isinstance(plain, dict)
     shard = plain["shard"]
     plain |= {"backend": plain["backend"]["name"], "num_shards": shard["count"], "shard_index": shard["index"]}
+    objective = plain["search"]["objective"]
+    if not _is_objective(objective):
+        raise UserError(
+            f"search.objective must be one of {', '.join(OBJECTIVES)}, or weights of dispatch and combine that are not "
+            f"negative and not all 0, got {objective}",
+            hint="search.objective={dispatch:2,combine:1}",
+        )
     if plain["workload"]["dtype"] not in list(Dtype):
         raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {plain['workload']['dtype']}")
     try:
@@ -231,3 +241,12 @@ def spec_from(config: DictConfig) -> tuple[Spec, Options]:
             hint="a knob takes a list, grid.nvl_chunk=[8,16], or one for each operation, "
             "grid.nvl_chunk={dispatch:[8],combine:[16]}",
         ) from None
+
+
+def _is_objective(value: object) -> bool:
+    """Whether it is a name, or says how often a layer waits for each operation; what is left out counts 0."""
+    if not isinstance(value, dict):
+        return isinstance(value, str) and value in OBJECTIVES
+    weights = value.values()
+    numbers = all(type(one) in (int, float) and 0 <= one < math.inf for one in weights)
+    return value.keys() <= {"dispatch", "combine"} and numbers and any(weights)

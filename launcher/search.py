@@ -8,36 +8,52 @@ default measured in the same shard and round, so that a slower node or a warmer 
 from __future__ import annotations
 
 import random
+import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Failed, Measured, Op, Record, Role, Stage
-from bench.stats import holm, log_median_errors
+from bench.stats import DRIFT, holm, log_median_errors
 from launcher.plan import Plan, Planned
 
 ALPHA = 0.05
-_DRIFT = 0.003
-"""Standard deviation of a config's log time between visits, beyond what its samples show (seen on H200s: 0.3 %)."""
+_QUANTILE = float(special.ndtri(1 - ALPHA))
+"""Of the normal distribution, one-sided."""
 
 _CLOSE = 0.01
 """Arms within this of the best of their shared knobs are finalists too."""
 
 
+class _Visit(NamedTuple):
+    """The log of a median in microseconds, its standard error, and where the anchor of it is to be found."""
+
+    log_us: float
+    error: float
+    shard: int
+    op: Op
+    round: int
+
+
 class Arms:
     """What the records so far say of each point: its log ratio to the anchor in every round.
 
-    Grows with ``add``; a round's values are worked out once, when they are first asked for.
+    A round whose anchor failed says nothing of that shard and operation, since a bare time would count as a ratio.
+    Only where a shard's anchor failed in every round do those of the other shards stand in for it, and where there
+    are none at all, times are compared with times. Grows with ``add``; a round's medians are worked out once, when they
+    are first asked for.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         """Takes sweep records of any number of shards, in any order."""
         self.failed: set[str] = set()
         self._measured: dict[int, list[tuple[Record, Measured]]] = defaultdict(list)
-        self._rounds: dict[int, dict[str, tuple[float, float]]] = {}
+        self._rounds: dict[int, dict[str, list[_Visit]]] = {}
+        self._anchors: dict[tuple[int, Op], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._seen: set[tuple[str, int]] = set()
         for record in records:
             self.add(record)
@@ -52,6 +68,9 @@ class Arms:
         self._measured[record.round].append((record, record.outcome))
         self._rounds.pop(record.round, None)
         self._seen.add((record.point_id, record.round))
+        if record.role is Role.ANCHOR:
+            own = self._anchors[record.shard, record.point.op]
+            own[record.round].append(float(np.log(np.median(record.outcome.samples_us))))
 
     def level(self, point_id: str, *, up_to: int | None = None) -> float | None:
         """The mean log ratio to the anchor over rounds up to a number; None without a measurement."""
@@ -61,41 +80,52 @@ class Arms:
     def error(self, point_id: str, *, up_to: int | None = None) -> float:
         """Standard error of the level: samples and drift between rounds."""
         values = self._values(point_id, up_to)
-        return float(np.sqrt(sum(error**2 + _DRIFT**2 for _, error in values)) / len(values))
+        return float(np.sqrt(sum(error**2 + DRIFT**2 for _, error in values)) / len(values))
 
     def seen(self, point_id: str, round_number: int) -> bool:
         """Whether the point was measured in this round, or failed at any time."""
         return point_id in self.failed or (point_id, round_number) in self._seen
 
     def _values(self, point_id: str, up_to: int | None) -> list[tuple[float, float]]:
-        numbers = [number for number in self._measured if up_to is None or number <= up_to]
-        found = (self._round(number).get(point_id) for number in numbers)
-        return [value for value in found if value is not None]
+        """For each round with an anchor the log ratio to it and the standard error of that."""
+        found = []
+        for number in self._measured:
+            if up_to is None or number <= up_to:
+                visits = self._round(number).get(point_id, [])
+                ratios = [
+                    visit.log_us - anchor for visit in visits if (anchor := self._anchor_of(visit, up_to)) is not None
+                ]
+                if ratios:
+                    found.append((sum(ratios) / len(ratios), visits[0].error / len(ratios) ** 0.5))
+        return found
 
-    def _round(self, number: int) -> dict[str, tuple[float, float]]:
-        """For each point of a round its log ratio to the anchor and the standard error of it."""
+    def _round(self, number: int) -> dict[str, list[_Visit]]:
+        """The visits of each point of a round."""
         if number not in self._rounds:
             measured = self._measured[number]
-            anchors = _anchors(measured)
             errors = log_median_errors([outcome.samples_us for _, outcome in measured])
-            found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            for (record, outcome), error in zip(measured, errors, strict=True):
-                level = anchors.get((record.shard, record.point.op), 0.0)
-                found[record.point_id].append((float(np.log(np.median(outcome.samples_us))) - level, float(error)))
-            self._rounds[number] = {
-                point: (float(np.mean([value for value, _ in values])), values[0][1] / len(values) ** 0.5)
-                for point, values in found.items()
-            }
+            found: dict[str, list[_Visit]] = defaultdict(list)
+            for (record, outcome), error in zip(measured, errors.tolist(), strict=True):
+                log_us = float(np.log(np.median(outcome.samples_us)))
+                found[record.point_id].append(_Visit(log_us, error, record.shard, record.point.op, number))
+            self._rounds[number] = found
         return self._rounds[number]
 
-
-def _anchors(measured: Sequence[tuple[Record, Measured]]) -> dict[tuple[int, Op], float]:
-    """Log of the anchor's median in one round, for each shard and operation."""
-    found: dict[tuple[int, Op], list[float]] = defaultdict(list)
-    for record, outcome in measured:
-        if record.role is Role.ANCHOR:
-            found[record.shard, record.point.op].append(float(np.median(outcome.samples_us)))
-    return {key: float(np.log(np.median(values))) for key, values in found.items()}
+    def _anchor_of(self, visit: _Visit, up_to: int | None) -> float | None:
+        """The log of what a visit is measured by; None where its round has no anchor, but another has."""
+        own = self._anchors.get((visit.shard, visit.op), {})
+        if visit.round in own:
+            return statistics.median(own[visit.round])
+        if any(up_to is None or number <= up_to for number in own):
+            return None
+        others = [
+            log_us
+            for (_, op), rounds in self._anchors.items()
+            if op is visit.op
+            for logs in rounds.values()
+            for log_us in logs
+        ]
+        return statistics.median(others) if others and not own else 0.0
 
 
 def groups(plan: Plan, cells: Iterable[Planned]) -> dict[tuple[object, ...], list[Planned]]:
@@ -133,7 +163,7 @@ def _race(group: list[Planned], arms: Arms, *, up_to: int) -> list[Planned]:
     levels = np.array([level for level, _ in known])
     errors = np.array([arms.error(cell.id, up_to=up_to) for _, cell in known])
     z = (levels[1:] - levels[0]) / np.sqrt(errors[1:] ** 2 + errors[0] ** 2)
-    slower = holm(scipy_stats.norm.sf(z), alpha=ALPHA)
+    slower = holm(special.ndtr(-z), alpha=ALPHA)
     num_dropped = int(slower.sum()) if up_to else min(int(slower.sum()), len(known) // 2)
     fallen = [cell for (_, cell), is_slower in zip(known[1:], slower, strict=True) if is_slower]
     dropped = {cell.id for cell in fallen[len(fallen) - num_dropped :]}
@@ -146,7 +176,7 @@ def _alike(left: list[Planned], arms: Arms, *, up_to: int) -> bool:
     levels = np.array([arms.level(cell.id, up_to=up_to) or 0.0 for cell in left])
     errors = np.array([arms.error(cell.id, up_to=up_to) for cell in left])
     best = int(levels.argmin())
-    reach = scipy_stats.norm.ppf(1 - ALPHA) * np.sqrt(errors**2 + errors[best] ** 2)
+    reach = _QUANTILE * np.sqrt(errors**2 + errors[best] ** 2)
     return bool(np.all(np.delete(levels - levels[best] + reach, best) <= _CLOSE))
 
 
@@ -175,7 +205,11 @@ def finalists(plan: Plan, arms: Arms) -> list[Planned]:
                 chosen[cell.id] = cell
     chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}
     for op in (Op.DISPATCH, Op.COMBINE):
-        tuned = [(level, one) for one in plan.upstream(op) if (level := arms.level(one.id)) is not None]
+        tuned = [
+            (level, one)
+            for one in plan.upstream(op)
+            if one.id not in arms.failed and (level := arms.level(one.id)) is not None
+        ]
         if tuned:
             best = min(tuned, key=lambda item: (item[0], item[1].id))[1]
             chosen[best.id] = best

@@ -16,14 +16,14 @@ class SubmititConf:
 
     _target_: str = _TARGET
     cluster: str = "slurm"  # slurm, or local: the same jobs as processes of this machine
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    nodelist: str | None = None
-    exclude: str | None = None
-    exclusive: bool = False
-    reservation: str | None = None
+    partition: str | None = None  # queue of Slurm
+    account: str | None = None  # whom the job is charged to
+    qos: str | None = None  # quality of service
+    constraint: str | None = None  # features that the node must have
+    nodelist: str | None = None  # nodes to run on
+    exclude: str | None = None  # nodes not to run on
+    exclusive: bool = False  # the whole node, nobody else on it
+    reservation: str | None = None  # resources set aside under this name
     timeout_min: int | None = None  # the plan: three times what it expects, and ten minutes
     gpus_per_node: int | None = None  # the plan: one for each rank
     cpus_per_task: int | None = None  # the plan: cpus_per_gpu of the hardware for each GPU
@@ -33,12 +33,12 @@ class SubmititConf:
     container_mounts: str | None = None  # pyxis
     python: str | None = None  # the command that runs Python in the job, say apptainer exec --nv image.sif python
     requeue: bool = True  # after preemption and at the time limit; the records are kept and completed
-    srun_args: list[str] = field(default_factory=list)
+    srun_args: list[str] = field(default_factory=list)  # further arguments of srun
     array_parallelism: int = 64  # shards that may run at once
     signal_delay_s: int = 90  # this long before the time limit a shard finishes its point and stops
     detach: bool = False  # return at once
     on_interrupt: str = "ask"  # of Ctrl-C: ask, detach or cancel
-    poll_s: float = 2.0
+    poll_s: float = 2.0  # how often the waiting command looks at its jobs
 
 
 def register() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
-from bench.records import Role, Stage
+import msgspec
+
+from bench.records import Host, Line, Record, Role, Stage
 from bench.supervisor import Effort, Supervisor, Task
 from launcher import search
 from launcher.plan import ANCHOR_EVERY, Plan, Planned
@@ -32,16 +34,19 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
     """
     plan = folder.plan()
     arms, done = Arms(), Seen()
-    for record in folder.shard_records(index):
-        arms.add(record)
-        done.add(record.point_id)
+    earlier = folder.shard_lines(index)
+    for record in earlier:
+        if isinstance(record, Record):
+            arms.add(record)
+            done.add(record.point_id)
     if _is_complete(plan, arms, done, index):
         return True
     name = f"shard {index}"
-    stop = within_budget(plan, stop, share=1 - FINAL_SHARE if plan.spec.search.final_groups else 1.0)
+    share = 1 - FINAL_SHARE if plan.has_final else 1.0
     with folder.appender(index) as appender, ShardProgress(name=name) as progress:
-        progress.note(f"{name}: starting {plan.spec.ep.size} ranks")
-        supervisor = supervise(plan, folder, index, sink=appender.add, job_id=job_id)
+        budget_s = left_s(plan, earlier, share=share)
+        progress.note(f"{name}: {beginning(plan, budget_s)}")
+        supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
         for record in supervisor.run(_tasks(plan, index, arms=arms, done=done, progress=progress, stop=stop)):
             arms.add(record)
             done.add(record.point_id)
@@ -53,12 +58,13 @@ def supervise(
     plan: Plan,
     folder: RunFolder,
     index: int,
+    earlier: Sequence[Line],
     *,
+    budget_s: float,
     sink: Callable[..., None],
     job_id: str | None,
-    first_group: int = 0,
 ) -> Supervisor:
-    """The supervisor of a shard or of the final."""
+    """The supervisor of a shard or of the final; it numbers on from the lines of earlier attempts."""
     measure = plan.spec.measure
     return Supervisor(
         plan.group_spec(),
@@ -68,17 +74,37 @@ def supervise(
         log_folder=folder.log_folder(index),
         shard=index,
         job_id=job_id,
-        first_group=first_group,
+        first_group=1 + max((line.group for line in earlier if isinstance(line, Host | Record)), default=-1),
+        first_sequence=1 + max((line.sequence for line in earlier if isinstance(line, Record)), default=-1),
+        budget_s=budget_s,
     )
 
 
-def within_budget(plan: Plan, stop: Stop, *, share: float) -> Stop:
-    """``stop``, or the share of search.budget_s is spent, counted from now."""
-    budget_s, began = plan.spec.search.budget_s, time.monotonic()
-    if budget_s is None:
-        return stop
-    limit_s = share * budget_s
-    return lambda: stop() or time.monotonic() - began > limit_s
+def beginning(plan: Plan, budget_s: float) -> str:
+    """What an attempt does first, in words."""
+    return f"starting {plan.spec.ep.size} ranks" if budget_s > 0 else "search.budget_s was spent by earlier attempts"
+
+
+def left_s(plan: Plan, earlier: Sequence[Line], *, share: float) -> float:
+    """What earlier attempts left of a share of search.budget_s; infinite without one."""
+    budget_s = plan.spec.search.budget_s
+    return math.inf if budget_s is None else share * budget_s - spent_s(earlier)
+
+
+def spent_s(earlier: Sequence[Line]) -> float:
+    """Seconds that attempts at a shard took: from each start of ranks to the last that these left.
+
+    ``earlier``: the lines of the shard, oldest first. What an attempt did after its last line is not in it: a visit
+    that was in flight when it was killed.
+    """
+    total_s = began = ended = 0.0
+    for line in earlier:
+        if isinstance(line, Host):
+            total_s += ended - began
+            began, ended = line.started, line.started + line.startup_s
+        elif isinstance(line, Record):
+            ended = max(ended, line.started + line.wall_s)
+    return total_s + ended - began
 
 
 def is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
@@ -111,17 +137,16 @@ def _tasks(plan: Plan, index: int, *, arms: Arms, done: Seen, progress: ShardPro
 
 
 def in_order(plan: Plan, points: list[Planned], number: int) -> Iterator[Task]:
-    """The anchors first, about every 25 points, and last."""
+    """The anchors first, about every 25 points, and last; before any point, if its ranks replace some that failed."""
     settings = plan.spec.search
-    anchors = [Task(one.point, one.id, Role.ANCHOR, Stage.SWEEP, number) for one in plan.anchors]
+    anchors = tuple(Task(one.point, one.id, Role.ANCHOR, Stage.SWEEP, number) for one in plan.anchors)
     yield from anchors
     for position, planned in enumerate(points, start=1):
+        task = Task(planned.point, planned.id, planned.role, Stage.SWEEP, number, references=anchors)
         if planned.role is Role.BASELINE:  # it has no final, so it gets all its samples here
-            yield Task(planned.point, planned.id, planned.role, Stage.SWEEP, number)
+            yield task
         else:
-            yield Task(
-                planned.point, planned.id, planned.role, Stage.SWEEP, number, settings.warmup, settings.iterations
-            )
+            yield msgspec.structs.replace(task, warmup=settings.warmup, iterations=settings.iterations)
         if position % ANCHOR_EVERY == 0 and position < len(points):
             yield from anchors
     if points:

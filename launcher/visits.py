@@ -29,6 +29,7 @@ ROW = np.dtype(
         ("op", "i1"),  # index into OPS
         ("round", "i4"),
         ("shard", "i4"),
+        ("group", "i4"),
         ("sequence", "i8"),
         ("started", "f8"),
         ("wall_s", "f8"),
@@ -113,7 +114,7 @@ def visits(records: Sequence[Record]) -> Visits:
     rows["op"] = np.array([OPS.index(point.op) for point in points])[rows["point"]]
     rows["role"] = [_PLACE[id(role)] for role in columns["role"]]
     rows["stage"] = [_PLACE[id(stage)] for stage in columns["stage"]]
-    for name in ("round", "shard", "sequence", "started", "wall_s", "busy_s"):
+    for name in ("round", "shard", "group", "sequence", "started", "wall_s", "busy_s"):
         rows[name] = columns[name]
     rows["count"] = [len(outcome.samples_us) for outcome in outcomes]
     rows["first"] = np.cumsum(rows["count"]) - rows["count"]
@@ -189,12 +190,15 @@ def joined(parts: Sequence[Visits]) -> Visits:
 
 
 def ordered(visited: Visits) -> Visits:
-    """The same in the order of shard, sequence and time, whatever the order of files and lines was."""
+    """The same in the order in which each shard measured, whatever the order of files and lines was.
+
+    By process group first: in older runs the sequence began anew with every attempt, but groups of the final did not.
+    """
     rows = visited.rows
-    order = np.lexsort((rows["started"], rows["sequence"], rows["shard"]))
+    order = np.lexsort((rows["started"], rows["sequence"], rows["group"], rows["shard"]))
     place = np.argsort(order) if visited.compute else order
     return visited._replace(
         rows=rows[order],
         compute={int(place[row]): values for row, values in visited.compute.items()},
-        failed=sorted(visited.failed, key=lambda record: (record.shard, record.sequence, record.started)),
+        failed=sorted(visited.failed, key=lambda record: (record.shard, record.group, record.sequence, record.started)),
     )

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.backends import BACKENDS
-from bench.records import Dtype, Op, Role
+from bench.records import Dtype, Op, Role, Stage
 from launcher import plan
 from launcher.errors import UserError
 from launcher.plan import Plan
@@ -158,6 +158,60 @@ def test_a_sweep_that_cannot_run_is_refused_in_one_line(made: Plan, changes: dic
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("budget_s", [-5.0, 0.0, math.nan])
+@pytest.mark.parametrize("final_groups", [0, 5])
+def test_a_budget_that_is_not_positive_is_refused(made: Plan, budget_s: float, final_groups: int) -> None:
+    settings = msgspec.structs.replace(made.spec.search, budget_s=budget_s, final_groups=final_groups)
+    with pytest.raises(UserError) as caught:
+        replaced(made, search=settings)
+    assert str(caught.value) == f"search.budget_s must be positive, or null for none, got {budget_s:g}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        ("round_trip", (1, 1)),
+        ("dispatch", (1, 0)),
+        ("combine", (0, 1)),
+        ("training", (2, 2)),
+        ("{dispatch:2,combine:1}", (2, 1)),
+        ("{combine:0.5}", (0, 0.5)),
+        ("{dispatch:3,combine:0}", (3, 0)),
+    ],
+)
+def test_an_objective_is_a_name_or_weights(objective: str, weights: tuple[float, float]) -> None:
+    planned = plan.make(spec("workload=small", f"search.objective={objective}"))
+    assert planned.spec.search.weights == weights
+    assert msgspec.json.decode(msgspec.json.encode(planned), type=Plan) == planned
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [
+        ("fastest", "fastest"),
+        ("null", "None"),
+        ("3", "3"),
+        ("[1,2]", "[1, 2]"),
+        ("{}", "{}"),
+        ("{dispatch:0,combine:0}", "{'dispatch': 0, 'combine': 0}"),
+        ("{dispatch:2,combine:-1}", "{'dispatch': 2, 'combine': -1}"),
+        ("{dispatch:inf}", "{'dispatch': inf}"),
+        ("{dispatch:nan}", "{'dispatch': nan}"),
+        ("{dispatch:true}", "{'dispatch': True}"),
+        ("{dispatch:much}", "{'dispatch': 'much'}"),
+        ("{dispatch:1,overlapped:1}", "{'dispatch': 1, 'overlapped': 1}"),
+    ],
+)
+def test_any_other_objective_is_refused_in_one_line(objective: str, shown: str) -> None:
+    with pytest.raises(UserError) as caught:
+        spec(f"search.objective={objective}")
+    assert str(caught.value) == (
+        "search.objective must be one of round_trip, dispatch, combine, training, or weights of dispatch and combine "
+        f"that are not negative and not all 0, got {shown}"
+    )
+    assert caught.value.hint == "search.objective={dispatch:2,combine:1}"
+
+
 def test_a_refusal_of_the_grid_hints_at_the_knobs_of_the_backend(made: Plan) -> None:
     with pytest.raises(UserError) as caught:
         replaced(made, grid={"num_smss": [24]})
@@ -227,6 +281,20 @@ def test_anchors_come_first_last_and_every_25_points() -> None:
     assert max(runs) == plan.ANCHOR_EVERY
     assert sum(runs) == len(made.cells) + 2
     assert len(runs) == math.ceil(sum(runs) / plan.ANCHOR_EVERY)
+
+
+def test_ranks_that_replace_failed_ones_measure_the_default_of_both_operations_in_the_round_that_goes_on(
+    made: Plan,
+) -> None:
+    for task in in_order(made, [*made.baselines, *made.cells], 3):
+        assert (task.stage, task.round) == (Stage.SWEEP, 3)
+        if task.role is Role.ANCHOR:
+            assert task.references == ()
+        else:
+            assert [(one.point, one.role) for one in task.references] == [
+                (one.point, Role.ANCHOR) for one in made.anchors
+            ]
+            assert {(one.stage, one.round) for one in task.references} == {(Stage.SWEEP, 3)}
 
 
 def test_the_default_of_a_plan_is_what_deepep_takes_at_that_many_ranks(made: Plan) -> None:
