@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -19,14 +17,21 @@ from launcher.shard import Stop
 from launcher.store import Attempt, RunFolder
 
 _TERMINATED = 143
+REQUEUE = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
+
+CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
+"""Where the code lies that the job has to run."""
 
 
 def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (submitit maps positions)
     """Measures what the shard lacks. Raises whatever ended it, so that Slurm calls the job FAILED.
 
     SIGUSR2, which Slurm sends ahead of the time limit, lets the point in flight finish; then the job puts itself back
-    into the queue if it made progress. SIGTERM (preemption, scancel) ends the ranks and the job at once.
+    into the queue, unless it is the second in a row that made no progress. SIGTERM (preemption, scancel) ends the ranks
+    and the job at once.
     """
+    _refuse_other_code()
     folder = RunFolder.open(Path(path))
     stop = _Stop()
     signal.signal(signal.SIGUSR2, stop.soon)
@@ -34,25 +39,32 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     signal.signal(signal.SIGTERM, stop.now)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     job_id = _job_id()
-    began = time.time()
     before = _num_visits(folder, index)
-    number = folder.begin_attempt(index, Attempt(job_id, socket.gethostname(), began, num_gpus=_num_gpus()))
-    outcome = "failed"
-    try:
+    with folder.stamped(index, job_id=job_id, num_gpus=_num_gpus()) as stamp:
         complete = _measure(folder, index, job_id, stop)
-        outcome = "complete" if complete else "stopped" if stop() else "spent"
-    except SystemExit:
-        outcome = "terminated"
-        raise
-    finally:
-        ended = Attempt(job_id, socket.gethostname(), began, time.time(), outcome, _num_gpus())
-        folder.end_attempt(index, number, ended)
-    if outcome == "stopped":
-        if requeue and _num_visits(folder, index) > before and job_id is not None:
+        stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
+        stamp.num_visits = _num_visits(folder, index) - before
+    if stamp.outcome == "stopped":
+        stuck = _is_stuck(folder.attempts_of(index))
+        if requeue and job_id is not None and not stuck:
             print(f"shard {index}: out of time, back into the queue", file=sys.stderr, flush=True)
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-            time.sleep(60)  # Slurm ends this job within seconds
-        raise RuntimeError(f"shard {index}: the time limit came before its last point; resume the run to complete it")
+            sys.exit(REQUEUE)
+        hint = (
+            "two time limits in a row without a point: raise hydra.launcher.timeout_min" if stuck else "resume the run"
+        )
+        raise RuntimeError(f"shard {index}: the time limit came before its last point; {hint}")
+
+
+def _is_stuck(attempts: Sequence[Attempt]) -> bool:
+    """Whether two time limits in a row passed without progress: one may be a node's slow start, two are no accident."""
+    return [(attempt.outcome, attempt.num_visits) for attempt in attempts[-2:]] == [("stopped", 0)] * 2
+
+
+def _refuse_other_code() -> None:
+    """RuntimeError where the job's Python found another copy of the program than the one that was submitted."""
+    wanted, own = os.environ.get(CODE_VARIABLE), Path(__file__).resolve().parents[1]
+    if wanted is not None and own != Path(wanted):
+        raise RuntimeError(f"this job would run the code in {own}, and {wanted} was submitted; is PYTHONPATH changed?")
 
 
 def _num_visits(folder: RunFolder, index: int) -> int:
@@ -71,11 +83,11 @@ def _measure(folder: RunFolder, index: int, job_id: str | None, stop: Stop) -> b
     return shard.run(folder, index, job_id=job_id, stop=stop)
 
 
-def run_aggregate(path: str) -> None:
+def run_aggregate(path: str, strict: bool = False, allow_mixed: bool = False) -> None:  # noqa: FBT001, FBT002
     """Makes the report. Missing points are its business to tell, not a failure of this job."""
     folder = RunFolder.open(Path(path))
     accounting.note(folder)
-    aggregate(folder)
+    aggregate(folder, strict=strict, allow_mixed=allow_mixed)
 
 
 class _Stop:

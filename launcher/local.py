@@ -9,8 +9,7 @@ import time
 
 from submitit.local import local as submitit_local
 
-from launcher import attempt, shard
-from launcher.aggregate import aggregate
+from launcher import attempt, pipeline, shard
 from launcher.errors import FAILURE, OK
 from launcher.plan import FINAL, Plan
 from launcher.schema import Options
@@ -22,10 +21,12 @@ _DAY_MIN = 24 * 60
 
 def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Each shard that lacks points in a process of its own, then the aggregate here; the exit status."""
+    pipeline.grant(plan, folder)
     folder.snapshot_code()
     failed = False
-    shards = [index for index in range(plan.spec.num_shards) if not shard.is_complete(plan, folder, index)]
-    for index in [*shards, FINAL] if plan.has_final else shards:
+    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
+    shards = [index for index in indices if not shard.is_complete(plan, folder, index)]
+    for index in [*shards, FINAL] if plan.has_final and options.shard_index is None else shards:
         before = _num_successes(folder)
         executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
         executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
@@ -38,7 +39,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
         if _num_successes(folder) == before:  # submitit's process says 0, whatever became of its task
             failed = True
             print(f"shard {index} failed; its log: {job.paths.stderr}", file=sys.stderr)
-    status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
+    status = pipeline.report(folder, options)
     print(folder.report_file)
     return FAILURE if failed and status == OK else status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 
@@ -9,7 +10,7 @@ import msgspec
 
 from launcher import slurm
 from launcher.plan import Plan
-from launcher.slurm import JobState
+from launcher.slurm import JobState, SlurmSilentError
 from launcher.store import RunFolder, Submission
 
 
@@ -37,17 +38,31 @@ class Picture(msgspec.Struct, frozen=True):
     failed: int
     time_left_s: float | None
     jobs_alive: int
+    slurm_silent: bool
 
     @property
     def is_over(self) -> bool:
-        """Whether no job of the run is left in Slurm."""
-        return self.jobs_alive == 0
+        """Whether no job of the run is left in Slurm, and Slurm has said so."""
+        return self.jobs_alive == 0 and not self.slurm_silent
+
+    @property
+    def is_known(self) -> bool:
+        """Whether Slurm or the files tell what became of every job."""
+        return "UNKNOWN" not in (self.final, self.aggregate, *(row.state for row in self.rows))
 
 
-def take(folder: RunFolder, plan: Plan) -> Picture:
-    """The picture now."""
+def take(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> Picture:
+    """The picture now. ``ended``: how jobs ended that earlier looks saw, since Slurm forgets them; grows."""
     jobs = folder.jobs().submissions
-    states = slurm.states(one.array_id for one in jobs) if jobs and slurm.available() else {}
+    ended = {} if ended is None else ended
+    states: dict[str, JobState] = {}
+    silent = bool(jobs)
+    if slurm.available():
+        with contextlib.suppress(SlurmSilentError):
+            states = slurm.states(job for one in jobs for job in one.jobs)
+            silent = False
+    states = ended | states
+    ended |= {job: state for job, state in states.items() if state.is_over}
     latest = {index: one.job_of(at) for one in jobs if one.kind == "shards" for at, index in enumerate(one.shards)}
     rows = [_row(folder, plan, index, latest.get(index), states) for index in range(plan.spec.num_shards)]
     planned, done = sum(row.planned for row in rows), sum(row.done for row in rows)
@@ -59,8 +74,11 @@ def take(folder: RunFolder, plan: Plan) -> Picture:
         planned=planned,
         done=done,
         failed=sum(row.failed for row in rows),
-        time_left_s=_time_left_s(folder, planned, done),
+        time_left_s=_time_left_s(
+            folder, points=planned, done=done, num_running=sum(row.state == "RUNNING" for row in rows)
+        ),
         jobs_alive=sum(not state.is_over for state in states.values()),
+        slurm_silent=silent,
     )
 
 
@@ -83,16 +101,26 @@ def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dic
     elif done == len(ids):
         state = "DONE"
     else:
-        state = "UNKNOWN" if job else "NOT SUBMITTED"
+        state = _stamped(folder, index) if job else "NOT SUBMITTED"
     return Row(index, state, job, found.nodes if found else "", len(ids), done, progress.num_failed)
 
 
-def _time_left_s(folder: RunFolder, planned: int, done: int) -> float | None:
-    """By the pace of the run so far."""
-    began = min((attempt.began for attempt in folder.attempts()), default=None)
-    if began is None or not done:
+def _stamped(folder: RunFolder, index: int) -> str:
+    """How the last attempt says that it ended, FAILED, STOPPED or TERMINATED; UNKNOWN when it could not say."""
+    attempts = folder.attempts_of(index)
+    outcome = attempts[-1].outcome if attempts else None
+    return outcome.upper() if outcome else "UNKNOWN"
+
+
+def _time_left_s(folder: RunFolder, *, points: int, done: int, num_running: int) -> float | None:
+    """By what a point took so far, waits between attempts left out; None where nothing tells, as in later rounds."""
+    attempts = folder.attempts()
+    running = sorted((one.began for one in attempts if one.ended is None), reverse=True)[:num_running]
+    busy_s = sum(one.ended - one.began for one in attempts if one.ended is not None)
+    busy_s += sum(time.time() - began for began in running)
+    if not done or done >= points or not running:
         return None
-    return (time.time() - began) / done * (planned - done)
+    return busy_s / done * (points - done) / len(running)
 
 
 def summary(picture: Picture) -> str:
@@ -100,4 +128,5 @@ def summary(picture: Picture) -> str:
     counts = Counter(row.state for row in picture.rows)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     left = "" if picture.time_left_s is None else f", about {picture.time_left_s:.0f} s left"
-    return f"{picture.done}/{picture.planned} points, {picture.failed} failures; shards: {states}{left}"
+    silent = "; Slurm does not answer" if picture.slurm_silent else ""
+    return f"{picture.done}/{picture.planned} points, {picture.failed} failures; shards: {states}{left}{silent}"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from launcher.settings import SubmititConf
 
 _QUERY_TIMEOUT_S = 30
 _FALLBACK_ARRAY_SIZE = 1000
+_OPTIONS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
+_FIELDS = "%i|%T|%N|%r"
 
 ENDED = {
     "COMPLETED",
@@ -33,21 +36,20 @@ ENDED = {
     "PREEMPTED",
     "REVOKED",
 }
-"""Slurm's words for a job that is over; NODE_FAIL and PREEMPTED may yet be requeued."""
-
-_REQUEUEABLE = {"NODE_FAIL", "PREEMPTED"}
+"""Slurm's words for a job that is over. Of one that is requeued squeue says PENDING, and never PREEMPTED."""
 
 
 class JobState(msgspec.Struct, frozen=True):
-    """What Slurm says of one job: its state in capitals, and where it runs or ran."""
+    """What Slurm says of one job: its state in capitals, where it runs or ran, and why it waits (squeue's %r)."""
 
     state: str
     nodes: str
+    reason: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended for good, as far as one look can tell."""
-        return self.state in ENDED and self.state not in _REQUEUEABLE
+        """Whether it has ended."""
+        return self.state in ENDED
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -60,6 +62,13 @@ class Request(msgspec.Struct, frozen=True):
     deadline: str | None = None
 
 
+class SlurmSilentError(UserError):
+    """The controller does not answer: nothing follows from that for any job."""
+
+    def __init__(self) -> None:
+        super().__init__("Slurm does not answer", hint="is the controller up? scontrol ping")
+
+
 class SlurmExecutor(submitit_slurm.SlurmExecutor):
     """submitit's, which refuses to exist without srun; a dry run needs none, and require() has been before the rest."""
 
@@ -67,6 +76,16 @@ class SlurmExecutor(submitit_slurm.SlurmExecutor):
     def affinity(cls) -> int:
         """As on a login node."""
         return 2
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """submitit's, out of reach of Ctrl-C, which might end sbatch when the controller has the job already."""
+        return [
+            "sh",
+            "-c",
+            "trap '' INT TERM; exec \"$@\"",
+            "sh",
+            *super()._make_submission_command(submission_file_path),
+        ]
 
 
 def available() -> bool:
@@ -83,10 +102,19 @@ def require() -> None:
         )
 
 
-def script(request: Request, settings: SubmititConf, *, folder: Path, setup: Sequence[str], tasks: int) -> str:
-    """The text that sbatch gets for an array of so many tasks."""
-    executor = _executor(request, settings, folder=folder, setup=setup, dependency=None)
-    executor.parameters["map_count"] = tasks
+def script(
+    request: Request,
+    settings: SubmititConf,
+    *,
+    folder: Path,
+    setup: Sequence[str],
+    tasks: int = 1,
+    dependency: str | None = None,
+) -> str:
+    """The text that sbatch gets for an array of so many tasks, or for a plain job of one."""
+    executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
     command = executor._submitit_command_str  # noqa: SLF001  (submitit has no public way to show its script)
     return executor._make_submission_file_text(command, "dry-run")  # noqa: SLF001
 
@@ -128,11 +156,15 @@ def _executor(
     if dependency is not None:
         additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     srun_args = list(settings.srun_args)
+    python = settings.python
     if settings.container_image:
-        srun_args.append(f"--container-image={settings.container_image}")
-    if settings.container_mounts:
+        python = python or "python3"  # this machine's is not in the image
+        run = folder.resolve().parent
+        mounts = [f"{run}:{run}", *filter(None, [settings.container_mounts])]
+        srun_args += [f"--container-image={settings.container_image}", f"--container-mounts={','.join(mounts)}"]
+    elif settings.container_mounts:
         srun_args.append(f"--container-mounts={settings.container_mounts}")
-    executor = SlurmExecutor(folder, python=settings.python)
+    executor = SlurmExecutor(folder, python=python)
     executor.update_parameters(
         job_name=request.name,
         time=request.timeout_min,
@@ -140,14 +172,14 @@ def _executor(
         ntasks_per_node=1,
         gpus_per_node=request.gpus_per_node or None,
         cpus_per_task=request.cpus_per_task,
-        partition=settings.partition,
-        account=settings.account,
-        qos=settings.qos,
+        partition=settings.partition or os.environ.get("SBATCH_PARTITION"),
+        account=settings.account or os.environ.get("SBATCH_ACCOUNT"),
+        qos=settings.qos or os.environ.get("SBATCH_QOS"),
         constraint=settings.constraint,
         nodelist=settings.nodelist,
         exclude=settings.exclude,
         exclusive=settings.exclusive or None,
-        setup=[*setup, *settings.setup],
+        setup=[*settings.setup, *setup],  # ours last: a module may set PYTHONPATH too
         srun_args=srun_args,
         array_parallelism=settings.array_parallelism,
         signal_delay_s=settings.signal_delay_s,
@@ -160,10 +192,11 @@ def _executor(
 
 @contextlib.contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without what Slurm left of a surrounding job, which sbatch would read as options and pass on."""
-    inside = "SLURM_JOB_ID" in os.environ
-    prefixes = ("SLURM_", "SBATCH_") if inside else ("SLURM_",)
-    removed = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(prefixes) and key != "SLURM_CONF"}
+    """Without the variables that Slurm's commands read as options: they would go before the options of the script.
+
+    A surrounding job leaves some, and so do people's profiles; sbatch would pass them on to the jobs and their srun.
+    """
+    removed = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(_OPTIONS) and key != "SLURM_CONF"}
     try:
         yield
     finally:
@@ -173,38 +206,51 @@ def clean_environment() -> Iterator[None]:
 def max_array_size() -> int:
     """How many tasks one array may have here."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config") or "", re.MULTILINE)
-    return int(match[1]) if match else _FALLBACK_ARRAY_SIZE
+    return max(int(match[1]), 1) if match else _FALLBACK_ARRAY_SIZE  # 0 allows no arrays: then one job each
 
 
-def states(array_ids: Iterable[str]) -> dict[str, JobState]:
-    """What Slurm knows of each job and array task, by its id (``12_3``, or ``12`` without an array).
+def states(jobs: Iterable[str]) -> dict[str, JobState]:
+    """What Slurm knows of each of these jobs and array tasks (``12`` and ``12_3``); nothing of those that it forgot.
 
     squeue first: it knows the living, and the dead for MinJobAge; sacct, where there is one, for the rest.
+    SlurmSilentError when the controller does not answer.
     """
-    wanted = sorted(set(array_ids))
+    wanted = set(jobs)
     if not wanted:
         return {}
-    found = _from_squeue(wanted)
-    unknown = [array for array in wanted if not any(job.split("_")[0] == array for job in found)]
-    if unknown:
-        found |= _from_sacct(unknown)
-    return found
+    found = _from_squeue({_array(job) for job in wanted})
+    forgotten = {_array(job) for job in wanted - found.keys()}
+    if forgotten:
+        found = _from_sacct(forgotten) | found
+    return {job: found[job] for job in wanted & found.keys()}
 
 
-def _from_squeue(arrays: list[str]) -> dict[str, JobState]:
+def alive(arrays: Iterable[str]) -> list[str]:
+    """The jobs and array tasks of these arrays that are not over. SlurmSilentError when Slurm does not answer."""
+    wanted = set(arrays)
+    return sorted(job for job, one in (_from_squeue(wanted) if wanted else {}).items() if not one.is_over)
+
+
+def _array(job: str) -> str:
+    return job.partition("_")[0]
+
+
+def _from_squeue(arrays: set[str]) -> dict[str, JobState]:
     found = {}
-    out = _asked("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N", "-j", ",".join(arrays))
+    out = _asked("squeue", "-h", "-r", "-t", "all", "-o", _FIELDS, "-j", ",".join(sorted(arrays)))
     if out is None:  # one id that squeue has forgotten makes it refuse them all
-        everything = _asked("squeue", "-h", "-r", "-t", "all", "--me", "-o", "%i|%T|%N") or ""
-        out = "\n".join(line for line in everything.splitlines() if line.split("|")[0].split("_")[0] in arrays)
+        out = _asked("squeue", "-h", "-r", "-t", "all", "--me", "-o", _FIELDS)
+    if out is None:
+        raise SlurmSilentError
     for line in out.splitlines():
-        job, state, nodes = line.split("|", 2)
-        found[job] = JobState(state, nodes)
+        job, state, nodes, reason = line.split("|", 3)
+        if _array(job) in arrays:
+            found[job] = JobState(state, nodes, reason)
     return found
 
 
-def _from_sacct(arrays: list[str]) -> dict[str, JobState]:
-    out = _asked("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList", "-j", ",".join(arrays)) or ""
+def _from_sacct(arrays: set[str]) -> dict[str, JobState]:
+    out = _asked("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList", "-j", ",".join(sorted(arrays))) or ""
     found = {}
     for line in out.splitlines():
         job, state, nodes = line.split("|", 2)
@@ -244,25 +290,36 @@ def reserved_nodes(reservation: str) -> str:
 
 
 def gpu_seconds(arrays: Iterable[str]) -> float | None:
-    """GPU-seconds of these jobs by Slurm's accounting, every requeue counted; None without accounting."""
+    """GPU-seconds of these jobs by Slurm's accounting, every requeue counted.
+
+    None without accounting, and where it tracks no GPUs (AccountingStorageTRES lacks gres/gpu).
+    """
     out = _asked(
         "sacct", "-X", "-n", "-P", "-D", "-o", "JobID,State,ElapsedRaw,AllocTRES", "-j", ",".join(sorted(set(arrays)))
     )
     if not out:
         return None
-    total = 0.0
-    for line in out.splitlines():
+    return gpu_seconds_of(out)
+
+
+def gpu_seconds_of(accounts: str) -> float | None:
+    """Of sacct's lines JobID|State|ElapsedRaw|AllocTRES; None where no line has a GPU, typed or not."""
+    total = None
+    for line in accounts.splitlines():
         _, _, elapsed, tres = line.split("|", 3)
-        match = re.search(r"gres/gpu=(\d+)", tres)
-        total += int(elapsed or 0) * (int(match[1]) if match else 0)
+        given = {name: int(number) for name, number in re.findall(r"gres/gpu(:[^=,]+)?=(\d+)", tres)}
+        if given:
+            total = (total or 0.0) + int(elapsed or 0) * given.get("", sum(given.values()))
     return total
 
 
-def cancel(arrays: Iterable[str]) -> None:
-    """Cancels whole arrays."""
+def cancel(arrays: Iterable[str]) -> bool:
+    """Cancels whole arrays; whether Slurm took it, with a line that says what is left to do where it did not."""
     wanted = sorted(set(arrays))
-    if wanted:
-        _asked("scancel", *wanted)
+    if not wanted or _asked("scancel", *wanted) is not None:
+        return True
+    print(f"Slurm does not answer, so the jobs may go on; cancel them: scancel {' '.join(wanted)}", file=sys.stderr)
+    return False
 
 
 def _asked(*command: str) -> str | None:
@@ -284,6 +341,8 @@ def _own_words(text: str) -> str:
 def _hint(text: str) -> str:
     lowered = text.lower()
     for word, hint in (
+        ("accounting/qos policy", "a limit of your account or qos, which sacctmgr show assoc lists; ask for less"),
+        ("invalid account", "name an account of yours that the partition takes: hydra.launcher.account=NAME"),
         ("partition", "name one that sinfo lists: hydra.launcher.partition=NAME"),
         ("account", "name one of yours: hydra.launcher.account=NAME"),
         ("qos", "name one that sacctmgr show qos lists: hydra.launcher.qos=NAME"),
@@ -294,3 +353,10 @@ def _hint(text: str) -> str:
         if word in lowered:
             return hint
     return "dry_run=true prints the script that sbatch got"
+
+
+def withdraw(job: str) -> bool:
+    """Cancels one job that has not begun; whether it is cancelled now. SlurmSilentError when Slurm does not answer."""
+    _asked("scancel", "--state=PENDING", job)
+    found = states([job]).get(job)
+    return found is not None and found.state == "CANCELLED"

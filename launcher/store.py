@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,15 @@ _LARGE_BYTES = 64_000_000
 """From here on a second process pays off in reading records."""
 
 _READERS = 2
+
+_ENDED = {
+    "spent": "spent its budget (search.budget_s; resume with a larger one) before its search was over",
+    "stopped": "came to its time limit before its search was over",
+    "terminated": "was ended before its search was over",
+    "failed": "failed before its search was over",
+    "": "is still at it, or was killed",
+}
+"""What became of a try that is not complete."""
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -79,6 +89,11 @@ class Submission(msgspec.Struct, frozen=True):
         """The id of the job at a position of ``shards``; an array of one is a plain job."""
         return f"{self.array_id}_{position}" if len(self.shards) > 1 else self.array_id
 
+    @property
+    def jobs(self) -> list[str]:
+        """The ids of all its jobs."""
+        return [self.job_of(position) for position in range(max(len(self.shards), 1))]
+
 
 class Jobs(msgspec.Struct, frozen=True):
     """Every submission of a run, resumes included, oldest first."""
@@ -95,6 +110,16 @@ class Attempt(msgspec.Struct, frozen=True):
     ended: float | None = None
     outcome: str | None = None
     num_gpus: int = 0
+    num_visits: int | None = None
+    """Records it made other than anchors, None if nobody counted."""
+
+
+@dataclass
+class Stamp:
+    """How a try ends, for whoever is at it to say; failed unless somebody says something else."""
+
+    outcome: str = "failed"
+    num_visits: int | None = None
 
 
 class Accounting(msgspec.Struct, frozen=True):
@@ -186,7 +211,7 @@ class RunFolder:
             raise UserError(
                 f"cannot make the run folder {path or outputs}: {error.strerror}", hint="outputs=FOLDER"
             ) from None
-        write_atomic(folder.plan_file, msgspec.json.format(msgspec.json.encode(plan), indent=1))
+        folder.write_plan(plan)
         manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), version(), plan.id)
         write_atomic(folder.manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         return folder
@@ -204,6 +229,10 @@ class RunFolder:
                 hint="use the version of the program that wrote it, named in run.json, or a newer one",
             )
         return folder
+
+    def write_plan(self, plan: Plan) -> None:
+        """What is to be measured, and in how long."""
+        write_atomic(self.plan_file, msgspec.json.format(msgspec.json.encode(plan), indent=1))
 
     def manifest(self) -> Manifest:
         """Where the run came from."""
@@ -294,6 +323,33 @@ class RunFolder:
         jobs = Jobs([*self.jobs().submissions, submission])
         write_atomic(self.jobs_file, msgspec.json.format(msgspec.json.encode(jobs), indent=1))
 
+    @contextlib.contextmanager
+    def stamped(self, index: int, *, job_id: str | None = None, num_gpus: int = 0) -> Iterator[Stamp]:
+        """A try at a shard: when it began, and however it ends, when and how it ended."""
+        begun = Attempt(job_id, socket.gethostname(), time.time(), num_gpus=num_gpus)
+        number = self.begin_attempt(index, begun)
+        stamp = Stamp()
+        try:
+            yield stamp
+        except (SystemExit, KeyboardInterrupt):
+            stamp.outcome = "terminated"
+            raise
+        finally:
+            ended = msgspec.structs.replace(
+                begun, ended=time.time(), outcome=stamp.outcome, num_visits=stamp.num_visits
+            )
+            self.end_attempt(index, number, ended)
+
+    def unfinished(self) -> list[str]:
+        """A sentence for each shard, and the final, whose last try did not come to its end."""
+        names = sorted({file.parent.name for file in self.shards.glob("*/attempt-*.json")})
+        last = {name: self.attempts_of(FINAL if name == "final" else int(name))[-1].outcome for name in names}
+        return [
+            f"{'The final' if name == 'final' else f'Shard {int(name)}'} {_ENDED.get(outcome or '', _ENDED[''])}."
+            for name, outcome in last.items()
+            if outcome != "complete"
+        ]
+
     def begin_attempt(self, index: int, attempt: Attempt) -> int:
         """Stamps the start of a try at a shard; its number."""
         self.shard(index).mkdir(parents=True, exist_ok=True)
@@ -309,6 +365,11 @@ class RunFolder:
         """Every try at every shard."""
         return [_decode(file, Attempt) for file in sorted(self.shards.glob("*/attempt-*.json"))]
 
+    def attempts_of(self, index: int) -> list[Attempt]:
+        """Every try at one shard, oldest first."""
+        files = sorted(self.shard(index).glob("attempt-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+        return [_decode(file, Attempt) for file in files]
+
     def accounting(self) -> Accounting | None:
         """What the run cost, None before anybody noted it."""
         return _decode(self.accounting_file, Accounting) if self.accounting_file.is_file() else None
@@ -318,14 +379,19 @@ class RunFolder:
         write_atomic(self.accounting_file, msgspec.json.encode(accounting))
 
     def snapshot_code(self) -> None:
-        """Copies the packages that a job needs, so that a node runs what was submitted, whatever happens here since."""
-        root = Path(__file__).resolve().parents[1]
-        if root == self.code.resolve():
+        """Copies the packages that a job needs, so that a node runs what was submitted, whatever happens here since.
+
+        The copy that a run began with is kept: what is resumed must not mix two versions of the program.
+        """
+        if self.code.is_dir():
             return
+        root = Path(__file__).resolve().parents[1]
         ignore = shutil.ignore_patterns("__pycache__")
+        unfinished = self.code.with_name(f".{self.code.name}.{os.getpid()}")
         for package in ("bench", "launcher", "conf", "hydra_plugins"):
             if (root / package).is_dir():
-                shutil.copytree(root / package, self.code / package, ignore=ignore, dirs_exist_ok=True)
+                shutil.copytree(root / package, unfinished / package, ignore=ignore, dirs_exist_ok=True)
+        unfinished.rename(self.code)
 
     @contextlib.contextmanager
     def submitting(self) -> Iterator[None]:
@@ -387,9 +453,16 @@ def _locked(descriptor: int, owner: Path, *, what: str) -> Iterator[None]:
     """Holds the file's lock; ``owner`` says who does, for people."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         who = owner.read_text().strip() if owner.is_file() else "another process"
-        raise UserError(f"{what} by {who}", hint="wait for it, or end it") from None
+        raise UserError(
+            f"{what} by {who}", hint="wait for it, or end it; the lock of a process that is gone is gone with it"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{owner.parent} cannot be locked: {error.strerror}",
+            hint="a file system with locks is wanted (Lustre: mounted with flock; NFS: with its lock daemon)",
+        ) from None
     owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     try:
         yield

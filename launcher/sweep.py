@@ -49,12 +49,16 @@ def main() -> None:
 
 
 def _in_a_row(config: DictConfig) -> int:
+    from hydra.core.hydra_config import HydraConfig
+
     from launcher import pipeline, schema
     from launcher.errors import OK, USAGE, UserError
 
+    given = HydraConfig.get().overrides
     try:
         spec, options = schema.spec_from(config)
-        plan, folder = pipeline.prepare(spec, options, local=True, command=pipeline.command_line())
+        command = pipeline.command_line(given.task, given.hydra)
+        plan, folder = pipeline.prepare(spec, options, local=True, command=command)
         pipeline.announce(plan)
         if folder is not None:
             return pipeline.execute(plan, folder, options)

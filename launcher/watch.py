@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,17 +13,28 @@ from rich.live import Live
 from rich.table import Table
 
 from launcher import accounting, picture, slurm
-from launcher.aggregate import aggregate
-from launcher.errors import FAILURE, OK
+from launcher.errors import FAILURE, OK, UserError
 from launcher.picture import Picture
+from launcher.pipeline import report
 from launcher.schema import Options
 from launcher.settings import SubmititConf
+from launcher.slurm import JobState
 from launcher.store import RunFolder
 
 _MAX_ROWS = 30
+_ON_INTERRUPT = ("ask", "detach", "cancel")
 _LINE_EVERY_S = 15.0
 _LOST_AFTER = 5
+"""Looks in a row at which Slurm does not know a job, before it counts as over."""
 _BAD = ("FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+
+
+def check(settings: SubmititConf) -> None:
+    """UserError for an on_interrupt that means nothing."""
+    if settings.on_interrupt not in _ON_INTERRUPT:
+        raise UserError(
+            f"hydra.launcher.on_interrupt must be one of {', '.join(_ON_INTERRUPT)}, got {settings.on_interrupt}"
+        )
 
 
 def wait(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
@@ -37,8 +49,7 @@ def wait(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
 def finish(folder: RunFolder, options: Options, last: Picture) -> int:
     """The report of what there is; FAILURE when a shard failed although no point is missing."""
     accounting.note(folder)
-    drawn = last.aggregate == "COMPLETED"
-    status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed, draw=not drawn)
+    status = report(folder, options, draw=last.aggregate != "COMPLETED")
     for row in last.rows:
         if row.state in _BAD:
             print(f"shard {row.shard}: {row.state} (job {row.job}); log in {folder.slurm}", file=sys.stderr)
@@ -49,38 +60,45 @@ def finish(folder: RunFolder, options: Options, last: Picture) -> int:
 
 def _until_over(folder: RunFolder, settings: SubmititConf) -> Picture:
     plan = folder.plan()
-    silent = 0
+    lost = 0
+    ended: dict[str, JobState] = {}
     with _shown() as show:
         while True:
-            now = picture.take(folder, plan)
+            now = picture.take(folder, plan, ended)
             show(now)
-            if now.is_over and (all(row.state != "UNKNOWN" for row in now.rows) or silent >= _LOST_AFTER):
+            if now.is_over and (now.is_known or lost >= _LOST_AFTER):
                 return now
-            silent = silent + 1 if now.is_over else 0
+            lost = lost + 1 if now.is_over else 0
             time.sleep(settings.poll_s)
 
 
 def _interrupted(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
-    """Detaches or cancels, as chosen before or now; a second Ctrl-C detaches."""
-    choice = settings.on_interrupt
-    if choice == "ask":
-        choice = _asked() if sys.stdin.isatty() else "detach"
-    if choice == "detach":
-        print(f"detached; the jobs go on. python -m launcher.status {folder.path}", file=sys.stderr)
+    """Detaches or cancels, as chosen before or now."""
+    if not shall_cancel(settings):
+        print(f"detached; the jobs go on. python -m launcher.status {shlex.quote(str(folder.path))}", file=sys.stderr)
         print(folder.path)
         return OK
-    slurm.cancel(one.array_id for one in folder.jobs().submissions)
+    if not slurm.cancel(one.array_id for one in folder.jobs().submissions):
+        print(folder.path)
+        return FAILURE
     print("cancelled; what was measured is kept", file=sys.stderr)
-    last = _until_over(folder, settings)
+    try:
+        last = _until_over(folder, settings)
+    except KeyboardInterrupt:
+        print(folder.path)
+        return FAILURE
     return finish(folder, options, last)
 
 
-def _asked() -> str:
+def shall_cancel(settings: SubmititConf) -> bool:
+    """What Ctrl-C means, chosen before or asked now: cancel the jobs, or let them go on; so does a second Ctrl-C."""
+    if settings.on_interrupt != "ask" or not sys.stdin.isatty():
+        return settings.on_interrupt == "cancel"
     try:
         answer = input("\n[d]etach and let the jobs go on, or [c]ancel them? ")
     except (KeyboardInterrupt, EOFError):
-        return "detach"
-    return "cancel" if answer.strip().lower().startswith("c") else "detach"
+        return False
+    return answer.strip().lower().startswith("c")
 
 
 @contextlib.contextmanager
@@ -100,7 +118,7 @@ class _Lines:
         self._said, self._states = 0.0, ""
 
     def __call__(self, now: Picture) -> None:
-        states = ",".join(row.state for row in now.rows)
+        states = ",".join([*(row.state for row in now.rows), str(now.slurm_silent)])
         if states != self._states or time.monotonic() - self._said > _LINE_EVERY_S:
             self._said, self._states = time.monotonic(), states
             print(picture.summary(now), file=sys.stderr, flush=True)

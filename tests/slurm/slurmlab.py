@@ -207,11 +207,27 @@ class SlurmLab:
             self._wait("mariadbd", (root / "run" / "mysqld.sock").exists)
             self._spawn("slurmdbd", _program("slurmdbd"), "-D", MYSQL_UNIX_PORT=f"{root}/run/mysqld.sock")
             self._wait("slurmdbd", lambda: _listening(base + 1))
-        self._spawn("slurmctld", _program("slurmctld"), "-D", "-i", "-f", str(self.conf))
-        self._wait("slurmctld", lambda: _listening(base))
+        self._start_controller()
         for node in self.nodes:
             self.start_node(node, wait=False)
         self.wait_nodes(*self.nodes)
+
+    def _start_controller(self) -> None:
+        assert self._ports is not None
+        base = self._ports.base
+        self._spawn("slurmctld", _program("slurmctld"), "-D", "-i", "-f", str(self.conf))
+        self._wait("slurmctld", lambda: _listening(base))
+
+    @contextlib.contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """Slurm answers nobody, as while its controller is restarted; jobs go on."""
+        os.kill(self._daemons["slurmctld"].pid, signal.SIGTERM)  # it saves its state
+        while self._alive("slurmctld"):
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self._start_controller()
 
     def _start_munge(self) -> None:
         root = self.root

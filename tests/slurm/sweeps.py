@@ -55,16 +55,19 @@ def wait_until(condition: Callable[[], T], *, seconds: float = PATIENCE_S) -> T:
     return value
 
 
-def start(lab: SlurmLab, module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """``python -m MODULE`` on the login node."""
+def start(
+    lab: SlurmLab, module: str, *arguments: str, session: bool = False, terminal: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """``python -m MODULE`` on the login node, in a session of its own, or with a terminal for stdin and stderr."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         env=lab.environ(CUDA_VISIBLE_DEVICES="", **environment),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if terminal is None else terminal,
         text=True,
+        start_new_session=session,
     )
 
 
@@ -99,9 +102,17 @@ def sweep(lab: SlurmLab, outputs: Path, *overrides: str, **environment: str) -> 
     return run(lab, "launcher.sweep", *sweep_arguments(outputs, *overrides), **environment)
 
 
-def begin(lab: SlurmLab, outputs: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+def begin(
+    lab: SlurmLab,
+    outputs: Path,
+    *overrides: str,
+    session: bool = False,
+    terminal: int | None = None,
+    **environment: str,
+) -> subprocess.Popen[str]:
     """A sweep that is waited for later."""
-    return start(lab, "launcher.sweep", *sweep_arguments(outputs, *overrides), **environment)
+    arguments = sweep_arguments(outputs, *overrides)
+    return start(lab, "launcher.sweep", *arguments, session=session, terminal=terminal, **environment)
 
 
 def detached(lab: SlurmLab, outputs: Path, *overrides: str) -> Path:
@@ -133,10 +144,10 @@ def job_of(folder: Path, shard: int) -> str:
     return f"{array}_{latest['shards'].index(shard)}" if len(latest["shards"]) > 1 else array
 
 
-def ended(lab: SlurmLab, folder: Path) -> dict[str, str]:
+def ended(lab: SlurmLab, folder: Path, *, seconds: float = PATIENCE_S) -> dict[str, str]:
     """State of every job of a run once all are over."""
     arrays = {one["array_id"] for kind in ("shards", "final", "aggregate") for one in submissions(folder, kind)}
-    wait_until(lambda: not [job for job in lab.alive() if job.split("_")[0] in arrays])
+    wait_until(lambda: not [job for job in lab.alive() if job.split("_")[0] in arrays], seconds=seconds)
     return {job: state for job, state in lab.jobs().items() if job.split("_")[0] in arrays}
 
 
@@ -238,11 +249,22 @@ def main_process(lab: SlurmLab, job: str) -> int:
     return found
 
 
+def halt(lab: SlurmLab, folder: Path, shard: int) -> int:
+    """Stops a shard's process at its first points, so that it is in the middle however slow the machine is; its id.
+
+    Its ranks wait for it. SIGCONT lets it go on; Slurm sends one ahead of a SIGTERM.
+    """
+    wait_points(folder, shard)
+    pid = main_process(lab, job_of(folder, shard))
+    kill(pid, signal.SIGSTOP)
+    return pid
+
+
 def environment_of(pid: int) -> dict[str, str]:
     """What a process was started with."""
     return next((one.environment for one in processes() if one.pid == pid), {})
 
 
 def kill(pid: int, sig: signal.Signals) -> None:
-    """Ends a process."""
+    """Sends a signal to a process."""
     os.kill(pid, sig)

@@ -43,8 +43,7 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
 def test_a_shard_that_dies_is_noticed_within_30_s(lab: SlurmLab, tmp_path: Path):
     process = sweeps.begin(lab, tmp_path, *sweeps.slowly(2.0))
     folder = sweeps.only_folder(tmp_path)
-    sweeps.wait_points(folder, 0)
-    sweeps.kill(sweeps.main_process(lab, sweeps.job_of(folder, 0)), signal.SIGKILL)
+    sweeps.kill(sweeps.halt(lab, folder, 0), signal.SIGKILL)
     process.wait(timeout=30)
     done = sweeps.end(process)
     assert done.status == 3
@@ -67,9 +66,8 @@ def run(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Run:
         f"hydra.launcher.setup=['{block}']",
     )
     assert sweeps.only_folder(outputs) == folder
-    for shard, sig in ((KILLED, signal.SIGKILL), (CRASHED, signal.SIGSEGV)):
+    for shard, sig in ((CANCELLED, signal.SIGSTOP), (KILLED, signal.SIGKILL), (CRASHED, signal.SIGSEGV)):
         sweeps.kill(sweeps.main_process(module_lab, sweeps.job_of(folder, shard)), sig)
-    sweeps.wait_state(module_lab, sweeps.job_of(folder, CANCELLED), "RUNNING")
     module_lab.command("scancel", sweeps.job_of(folder, CANCELLED))
     done = sweeps.end(process)
     return Run(done, folder, sweeps.ended(module_lab, folder))

@@ -37,29 +37,21 @@ def runs(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Inte
     site.parent.mkdir(parents=True)
     site.write_text("defaults:\n  - submitit_slurm\npartition: low\n")
     elsewhere = ("hydra/launcher=friendly", f"hydra.searchpath=['file://{base}/site']")
-    folders = {
-        name: sweeps.detached(
-            lab,
-            base / name,
-            "grid.num_slices=[1,2,4]",
-            *sweeps.slowly(0.3),
-            *PLACES[name],
-            *(elsewhere if name == PREEMPTED else ()),
-        )
-        for name in (PREEMPTED, REQUEUED, CRASHED)
-    }
+    folders = {}
+    for name in (PREEMPTED, REQUEUED, CRASHED):
+        overrides = ("grid.num_slices=[1,2,4]", *sweeps.slowly(0.6), *PLACES[name])
+        folders[name] = sweeps.detached(lab, base / name, *overrides, *(elsewhere if name == PREEMPTED else ()))
+        sweeps.halt(lab, folders[name], 0)
     _interrupt(lab, folders)
     states = {name: sweeps.ended(lab, folder)[sweeps.job_of(folder, 0)] for name, folder in folders.items()}
     return Interrupted(folders, states)
 
 
 def _interrupt(lab: SlurmLab, folders: dict[str, Path]) -> None:
-    sweeps.wait_points(folders[PREEMPTED], 0)
     urgent = ("--partition=main", "--nodelist=gpu1", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 1")
     lab.command("sbatch", *urgent)
-    sweeps.wait_points(folders[REQUEUED], 0)
+    sweeps.wait_until(lambda: any(sweeps.outcomes(folders[PREEMPTED], 0)))  # before the next one's GPU is free too
     lab.command("scontrol", "requeue", sweeps.job_of(folders[REQUEUED], 0))
-    sweeps.wait_points(folders[CRASHED], 0)
     lab.kill_node("gpu2")
     sweeps.wait_state(lab, sweeps.job_of(folders[CRASHED], 0), "PENDING")
     lab.start_node("gpu2")

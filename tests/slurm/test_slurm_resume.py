@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import signal
+import threading
 from pathlib import Path
 
 import sweeps
@@ -11,14 +16,17 @@ from slurmlab import SlurmLab
 
 
 def test_detached_a_run_is_shown_reported_and_resumed_for_what_is_missing_only(lab: SlurmLab, tmp_path: Path):
-    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2")
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2", *sweeps.slowly(0.3))
     folder = Path(done.stdout.strip())
     assert done.status == 0, done.stderr
     for command in ("launcher.status", "launcher.aggregate", "launcher.resume"):
         assert f"python -m {command} {folder}" in done.stderr
     assert f"scancel {sweeps.submissions(folder)[0]['array_id']}" in done.stderr
 
+    halted = [sweeps.halt(lab, folder, shard) for shard in range(2)]
     _is_refused_while_its_jobs_live(lab, folder)
+    for pid in halted:
+        sweeps.kill(pid, signal.SIGCONT)
     assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
     assert (folder / "OPTIMAL_CONFIGS.md").is_file()
     assert sweeps.is_complete(folder)
@@ -46,7 +54,13 @@ def _is_refused_while_its_jobs_live(lab: SlurmLab, folder: Path) -> None:
     shown = json.loads(sweeps.run(lab, "launcher.status", str(folder), "--json").stdout)
     assert shown["jobs_alive"] > 0
     assert [row["shard"] for row in shown["rows"]] == [0, 1]
-    assert {row["state"] for row in shown["rows"]} <= {"PENDING", "RUNNING", "COMPLETED"}
+    assert {row["state"] for row in shown["rows"]} == {"RUNNING"}
+
+    with (folder / "submit.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        busy = sweeps.run(lab, "launcher.resume", str(folder))
+    assert busy.status == 2
+    assert f"error: the jobs of {folder} are being submitted by another process\nhint: wait for it" in busy.stderr
 
 
 def _tear_last_record(file: Path) -> None:
@@ -56,22 +70,83 @@ def _tear_last_record(file: Path) -> None:
     file.write_bytes(b"".join(lines[:last]) + lines[last][: len(lines[last]) // 2])
 
 
-def test_interrupted_and_detached_the_jobs_go_on(lab: SlurmLab, tmp_path: Path):
-    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=detach")
+def test_while_the_controller_is_silent_nothing_is_taken_for_over_and_nothing_is_submitted(
+    lab: SlurmLab, tmp_path: Path
+):
+    """Every shard is done by then, so that only the jobs tell that the final is still to come."""
+    process = sweeps.begin(lab, tmp_path, "search.final_groups=2")
     folder = sweeps.only_folder(tmp_path)
-    sweeps.wait_state(lab, sweeps.job_of(folder, 0), "RUNNING")
+    final = sweeps.main_process(lab, sweeps.submissions(folder, "final")[0]["array_id"])
+    sweeps.kill(final, signal.SIGSTOP)  # a job that ends while nobody listens is tried to be told of for a minute
+    with lab.without_controller():
+        shown = json.loads(sweeps.run(lab, "launcher.status", str(folder), "--json").stdout)
+        again = sweeps.run(lab, "launcher.resume", str(folder))
+        assert process.poll() is None
+    sweeps.kill(final, signal.SIGCONT)
+    assert shown["slurm_silent"]
+    assert again.status == 2
+    assert "error: Slurm does not answer\nhint: is the controller up? scontrol ping\n" in again.stderr
+    done = sweeps.end(process)
+    assert done.status == 0, done.stderr
+    assert "; Slurm does not answer" in done.stderr
+    again = sweeps.run(lab, "launcher.resume", str(folder))
+    assert again.status == 0, again.stderr
+    kinds = [one["kind"] for one in json.loads((folder / "jobs.json").read_bytes())["submissions"]]
+    assert kinds == ["shards", "final", "aggregate", "aggregate"]  # nothing was left to measure
+    (results,) = folder.glob("RESULTS_EP*.json")
+    assert json.loads(results.read_bytes())["verdict"] != "inconclusive"
+    assert sweeps.is_complete(folder)
+
+
+def test_interrupted_and_detached_the_jobs_go_on(lab: SlurmLab, tmp_path: Path):
+    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=detach", *sweeps.slowly(0.4))
+    folder = sweeps.only_folder(tmp_path)
+    halted = sweeps.halt(lab, folder, 0)
     process.send_signal(signal.SIGINT)
     done = sweeps.end(process)
     assert done.status == 0
     assert done.stdout == f"{folder}\n"
     assert sweeps.job_of(folder, 0) in lab.alive()
+    sweeps.kill(halted, signal.SIGCONT)
+    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+
+
+def test_on_a_terminal_the_shards_are_a_table_and_an_interrupt_asks_once(lab: SlurmLab, tmp_path: Path):
+    keyboard, terminal = pty.openpty()
+    shown = bytearray()
+    process = sweeps.begin(lab, tmp_path, *sweeps.slowly(0.4), terminal=terminal, COLUMNS="200", TERM="xterm")
+    os.close(terminal)
+    folder = sweeps.only_folder(tmp_path)
+    reader = threading.Thread(target=_read, args=(keyboard, shown))
+    reader.start()
+    sweeps.halt(lab, folder, 0)
+    sweeps.wait_until(lambda: b"RUNNING" in shown)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    asked = "".join(process.stdout.read(1) for _ in range(len("\n[d]etach and let the jobs go on, or [c]ancel them? ")))
+    assert asked == "\n[d]etach and let the jobs go on, or [c]ancel them? "
+    os.write(keyboard, b"c\n")
+    done = sweeps.end(process)
+    reader.join()
+    os.close(keyboard)
+    assert done.status == 3
+    assert done.stdout == f"{folder}/OPTIMAL_CONFIGS.md\n"
+    assert set(sweeps.ended(lab, folder).values()) == {"CANCELLED"}
+    for words in ("shard", "state", "points", "aggregate", "cancelled; what was measured is kept"):
+        assert words.encode() in shown
+
+
+def _read(terminal: int, into: bytearray) -> None:
+    with contextlib.suppress(OSError):  # the other side is closed
+        while read := os.read(terminal, 4096):
+            into += read
 
 
 def test_interrupted_and_cancelled_the_jobs_end_and_what_was_measured_is_reported(lab: SlurmLab, tmp_path: Path):
     slow = sweeps.slowly(0.4)
     process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=cancel", "grid.num_slices=[1,2,4,8]", *slow)
     folder = sweeps.only_folder(tmp_path)
-    sweeps.wait_points(folder, 0)
+    sweeps.halt(lab, folder, 0)
     process.send_signal(signal.SIGINT)
     done = sweeps.end(process)
     assert done.status == 3, done.stderr

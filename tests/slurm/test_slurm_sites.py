@@ -85,25 +85,74 @@ def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_qu
     assert lab.jobs() == before
 
 
-def test_an_aggregate_that_is_refused_takes_the_accepted_shards_back(lab: SlurmLab, tmp_path: Path):
-    sbatch = tmp_path / "bin" / "sbatch"
+def sbatch_that(folder: Path, *, refuses: str = "", then: str = "") -> str:
+    """A PATH with an sbatch that refuses the scripts with this line, and does something after each submission."""
+    sbatch = folder / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(
         f"""#!/bin/sh
 for script; do :; done
-grep -q 'job-name=.*-aggregate' "$script" && set -- --partition=nowhere "$@"
-exec {shutil.which("sbatch")} "$@"
+test -z '{refuses}' || {{ grep -q '{refuses}' "$script" && set -- --partition=nowhere "$@"; }}
+{shutil.which("sbatch")} "$@"
+status=$?
+{then}
+exit $status
 """
     )
     sbatch.chmod(0o755)
+    return f"{sbatch.parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused", "accepted"),
+    [
+        pytest.param(("shard.count=2",), "job-name=.*-aggregate", 2, id="an aggregate"),
+        pytest.param(("ep=2,4",), "job-name=deepep-ep4", 2, id="the second of two sweeps"),
+    ],
+)
+def test_what_is_refused_takes_back_what_was_accepted_before_it(
+    lab: SlurmLab, tmp_path: Path, overrides: tuple[str, ...], refused: str, accepted: int
+):
     before = lab.jobs().keys()
-    done = sweeps.sweep(lab, tmp_path / "outputs", "shard.count=2", PATH=f"{sbatch.parent}:{os.environ['PATH']}")
+    done = sweeps.sweep(lab, tmp_path / "outputs", *overrides, PATH=sbatch_that(tmp_path, refuses=refused))
     assert done.status == 2
     assert "invalid partition specified: nowhere" in done.stderr
-    shards = {job: state for job, state in lab.jobs().items() if job not in before}
-    assert len(shards) == 2
+    taken = {job: state for job, state in lab.jobs().items() if job not in before}
+    assert len(taken) == accepted
     sweeps.wait_until(lambda: not lab.alive())
-    assert {lab.jobs()[job] for job in shards} == {"CANCELLED"}
+    assert {lab.jobs()[job] for job in taken} == {"CANCELLED"}
+
+
+def test_an_interrupt_while_sbatch_runs_leaves_no_job_behind(lab: SlurmLab, tmp_path: Path):
+    path = sbatch_that(tmp_path, then=f"touch {tmp_path}/submitted; sleep 2")
+    process = sweeps.begin(lab, tmp_path / "outputs", PATH=path, session=True)
+    sweeps.wait_until((tmp_path / "submitted").is_file)
+    os.killpg(process.pid, signal.SIGINT)
+    done = sweeps.end(process)
+    assert done.status == 1
+    assert done.stderr.splitlines()[-1] == "interrupted; what was submitted is cancelled"
+    (noted,) = (tmp_path / "outputs").glob("*/jobs.json")
+    (array,) = {one["array_id"] for one in sweeps.submissions(noted.parent)}
+    sweeps.wait_until(lambda: not lab.alive())
+    assert lab.jobs()[array] == "CANCELLED"
+
+
+def test_variables_that_slurms_commands_read_change_nothing_but_where_nothing_is_said(lab: SlurmLab, tmp_path: Path):
+    profile = {
+        "SBATCH_TIMELIMIT": "5",
+        "SBATCH_NO_REQUEUE": "1",
+        "SBATCH_GPUS_PER_NODE": "1",
+        "SRUN_CPUS_PER_TASK": "8",
+    }
+    more = {"SBATCH_PARTITION": "low", "SQUEUE_STATES": "PENDING", "SCANCEL_INTERACTIVE": "1"}
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.partition=main", **profile, **more)
+    assert done.status == 0, done.stderr
+    shown = lab.command("scontrol", "show", "job", sweeps.job_of(done.folder, 0))
+    for words in ("Partition=main", "TresPerNode=gres:gpu:4", "Requeue=1", "JobState=COMPLETED"):
+        assert words in shown
+    assert "TimeLimit=00:05:00" not in shown
+    unsaid = sweeps.run(lab, "launcher.sweep", *DRY, **more)
+    assert "#SBATCH --partition=low" in unsaid.stdout
 
 
 def test_a_signal_that_would_come_before_the_job_is_refused(lab: SlurmLab, tmp_path: Path):
