@@ -2,7 +2,8 @@
 
 Can be run by hand at any time, again and again, on a half-finished run. Prints the path of the report.
 
-Exit status: 0 nothing is missing; 3 points are missing (strict=true: or failed); 2 usage; 1 anything else.
+Exit status: 0 nothing is missing; 3 points are missing or a search was not ended (strict=true: or points failed);
+2 usage; 1 anything else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import page, report, results, results_json, visits
+from launcher import findings, page, report, results, results_json, visits
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
 from launcher.results import Results
 from launcher.store import RunFolder, write_atomic
@@ -46,26 +47,47 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
             hint="allow_mixed=true reports them apart",
         )
     accounting = folder.accounting()
-    parts = [results.build(plan, manifest, part, damaged, accounting) for part in results.by_environment(found)]
+    unfinished = folder.unfinished()
+    parts = [
+        results.build(plan, manifest, part, damaged, accounting=accounting, unfinished=unfinished)
+        for part in results.by_environment(found)
+    ]
     drawing = _drawing(folder, parts[0]) if draw else None
-    ranks = plan.spec.ep.size
     for number, part in enumerate(parts):
-        file = folder.results_file(ranks)
-        if number:
-            file = file.with_suffix(f".{number + 1}.json")
+        file = folder.path / report.file_name(folder.results_file(plan.spec.ep.size).name, number)
         encoded = msgspec.json.encode(results_json.to_json(part))
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
+    all_said = [findings.findings(part) for part in parts]
     if drawing is not None:
         drawing.join()
         if drawing.exitcode:
             raise RuntimeError(f"drawing ended with status {drawing.exitcode}; its traceback stands above")
     pictures = {file.name: file.read_text() for file in sorted(folder.path.glob("*.svg"))}
-    shown = [sorted(pictures) if part is parts[0] else [] for part in parts]
-    texts = [report.markdown(part, pictures=names) for part, names in zip(parts, shown, strict=True)]
-    write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(map(report.summary, parts)))
-    write_atomic(folder.path / "report.html", page.html(parts[0], pictures=pictures))
+    shown = [pictures if part is parts[0] else {} for part in parts]
+    texts, summaries = [], []
+    for number, (part, own, said) in enumerate(zip(parts, shown, all_said, strict=True)):
+        html = page.html(part, pictures=own, mixed=_mixed(parts, number, differing), said=said)
+        write_atomic(folder.path / report.file_name("report.html", number), html)
+        texts.append(report.markdown(part, pictures=sorted(own), number=number, said=said))
+        summaries.append(report.summary(part, number=number, said=said))
+    write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(summaries))
     write_atomic(folder.report_file, "\n---\n\n".join(texts))
     return _status(parts[0], strict=strict)
+
+
+def _mixed(parts: list[Results], number: int, differing: list[str]) -> str:
+    """Of a run in unlike environments: which of them a page is about, and where the others are."""
+    if len(parts) == 1:
+        return ""
+    others = ", ".join(report.file_name("report.html", at) for at in range(len(parts)) if at != number)
+    return (
+        f"Measured in {len(parts)} unlike environments ({'; '.join(differing)}), reported apart: this page is about "
+        f"environment {number + 1}, {_device(parts[number])}. The others: {others}."
+    )
+
+
+def _device(part: Results) -> str:
+    return "an unknown device" if part.environment is None else part.environment.device
 
 
 def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
@@ -73,7 +95,7 @@ def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
 
     It is forked, so that it needs no copy of the results, and none of the tool's threads is in it.
     """
-    if not found.choice.best_per_shared:
+    if not found.choice.best_per_shared or report.means_nothing(found):
         return None
     process = multiprocessing.get_context("fork").Process(target=_draw, args=(folder, found))
     process.start()
@@ -89,7 +111,7 @@ def _draw(folder: RunFolder, found: Results) -> None:
 
 
 def _status(found: Results, *, strict: bool) -> int:
-    if found.counts.missing or found.lacks_final or (strict and found.counts.failed):
+    if found.counts.missing or found.unfinished or found.lacks_final or (strict and found.counts.failed):
         return MISSING
     return OK
 

@@ -2,8 +2,9 @@
 
   python -m launcher.export RUN [--to NAME] [--pick PICK]
 
-RUN is a run folder, or a RESULTS_EP<n>.json. The files are written into exports/ beside the RESULTS file, their paths
-are printed. docs/APPLY.md says for each framework what to do with them, and what it can and cannot take.
+RUN is a run folder, or a RESULTS_EP<n>.json. The files are written into exports/ beside the RESULTS file, those of
+another pick than `fastest` into exports/PICK/, so that no folder mixes two; their paths are printed. docs/APPLY.md
+says for each framework what to do with them, and what it can and cannot take.
 
   NAME  sglang        sglang_deepep_config.json, for --deepep-config
         shim          deepep_shim.py, for whatever uses deep_ep.Buffer: import it in every rank
@@ -48,7 +49,13 @@ def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Pa
     texts = render(found, pick=pick, names=names)
     for warning in warnings(found):
         print(f"note: {warning}", file=sys.stderr)
-    return [_write(results.parent / "exports" / name, text) for name, text in texts.items()]
+    return [_write(folder_of(results, pick) / name, text) for name, text in texts.items()]
+
+
+def folder_of(results: Path, pick: str) -> Path:
+    """Where the files of a pick go: each has a folder of its own, since a shim and arguments must be of one config."""
+    folder = results.parent / "exports"
+    return folder if pick == "fastest" else folder / pick
 
 
 def warnings(found: Answer) -> list[str]:
@@ -60,7 +67,7 @@ def warnings(found: Answer) -> list[str]:
 
 def _write(file: Path, text: str) -> Path:
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None

@@ -13,6 +13,7 @@ from bench.backends.deepep import buffer_bytes
 from launcher.answer import Answer, Pair, provenance
 
 SHIM = "deepep_shim.py"
+ONLY_BY_SHIM = "only by the shim"
 VLLM_DEFAULT_MB = 1024
 """What vLLM gives DeepEP's buffer when VLLM_DEEPEP_BUFFER_SIZE_MB is not set."""
 
@@ -25,11 +26,22 @@ _TUPLES = (
 
 
 class Export(msgspec.Struct, frozen=True):
-    """One format: its file, its text, and whether the shim has to carry what the file cannot."""
+    """One format: the framework that takes it, its file, its text, and how it is used, as Markdown.
 
+    ``num_sms``, ``chunk_and_buffer``: whether the file carries them, or what else does.
+    """
+
+    framework: str
     file: str
     text: Callable[[Answer, str], str]
-    needs_shim: bool = False
+    use: str
+    num_sms: str = "yes"
+    chunk_and_buffer: str = "yes"
+
+    @property
+    def needs_shim(self) -> bool:
+        """Whether the shim has to carry what the file cannot."""
+        return ONLY_BY_SHIM in (self.num_sms, self.chunk_and_buffer)
 
 
 def render(answer: Answer, *, pick: str, names: list[str]) -> dict[str, str]:
@@ -196,12 +208,57 @@ def _paddle(answer: Answer, pick: str) -> str:
 
 
 EXPORTS = {
-    "sglang": Export("sglang_deepep_config.json", _sglang),
-    "shim": Export(SHIM, _shim),
-    "megatron": Export("megatron.args", _megatron, needs_shim=True),
-    "vllm": Export("vllm.env", _vllm, needs_shim=True),
-    "verl": Export("verl.overrides", _verl, needs_shim=True),
-    "primus_turbo": Export("primus_turbo.yaml", _primus_turbo),
-    "torchtitan": Export("torchtitan_primus_turbo.py", _torchtitan),
-    "paddle": Export("paddle.yaml", _paddle),
+    "sglang": Export(
+        "SGLang",
+        "sglang_deepep_config.json",
+        _sglang,
+        "`--deepep-config exports/sglang_deepep_config.json`",
+    ),
+    "shim": Export(
+        "the shim, for all on `deep_ep.Buffer`",
+        SHIM,
+        _shim,
+        "`import deepep_shim` in every rank, before the Buffer is made",
+    ),
+    "megatron": Export(
+        "Megatron-LM",
+        "megatron.args",
+        _megatron,
+        "`$(grep -v '^#' exports/megatron.args)`, and the shim",
+        chunk_and_buffer=ONLY_BY_SHIM,
+    ),
+    "vllm": Export(
+        "vLLM",
+        "vllm.env",
+        _vllm,
+        "source `exports/vllm.env`; `--worker-extension-cls deepep_shim.WorkerExtension`",
+        num_sms=ONLY_BY_SHIM,
+        chunk_and_buffer=ONLY_BY_SHIM,
+    ),
+    "verl": Export(
+        "verl",
+        "verl.overrides",
+        _verl,
+        "`$(grep -v '^#' exports/verl.overrides)`, and the shim",
+        chunk_and_buffer=ONLY_BY_SHIM,
+    ),
+    "primus_turbo": Export(
+        "Primus-Turbo",
+        "primus_turbo.yaml",
+        _primus_turbo,
+        "merge `exports/primus_turbo.yaml` into the overrides of the module",
+        chunk_and_buffer="no (old versions: yes)",
+    ),
+    "torchtitan": Export(
+        "torchtitan forks",
+        "torchtitan_primus_turbo.py",
+        _torchtitan,
+        "run `exports/torchtitan_primus_turbo.py` in every rank, before the model is built",
+    ),
+    "paddle": Export(
+        "PaddleFleet",
+        "paddle.yaml",
+        _paddle,
+        "merge `exports/paddle.yaml` into the training yaml",
+    ),
 }

@@ -1,11 +1,27 @@
-"""The manual page of --help, from the comments of the schema and the files of conf/; imports no Hydra, to be quick."""
+"""Writes the reference of all configuration, from the comments of the schema and the files of conf/.
+
+  python -m launcher.manual [FILE]
+
+It is Markdown: for each part of launcher.sweep and launcher.validate a table of keys with type, default and meaning,
+for each group a table of its choices with values and source. Without FILE it goes to stdout; `make docs` writes it to
+docs/CONFIGS.md. What `launcher.sweep --help` prints comes from here too; no Hydra is imported, to be quick.
+
+Exit status: 0 written; 2 refused.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import yaml
+
+from launcher.errors import OK, USAGE, UserError
+from launcher.markdown import code, table, text
 
 _ROOT = Path(__file__).resolve().parents[1]
 _GROUPS = ("hardware", "ep", "workload", "grid", "measure", "search", "backend")
@@ -34,7 +50,7 @@ Notes
 
 Exit status
   0  every planned point has a result     2  usage: the plan was refused, nothing was started
-  3  points are missing                   1  anything else
+  3  points are missing, or a search was cut  1  anything else
 
 Files
   outputs/<time>-<id>/OPTIMAL_CONFIGS.md       the report, whose path is all that goes to stdout
@@ -63,7 +79,13 @@ class Section(msgspec.Struct, frozen=True):
     keys: list[Key]
 
 
-_CLASSES = (
+_SAID = ("name", "source")
+"""Keys of a group's file that repeat its name, or its first line."""
+
+_EMPTY = {"list": "[]", "dict": "{}"}
+_CONSTANTS = {"None": "null", "True": "true", "False": "false"}
+
+SWEEP = (
     ("schema.py", "SweepConf", ""),
     ("schema.py", "EpConf", "ep."),
     ("schema.py", "WorkloadConf", "workload."),
@@ -71,13 +93,23 @@ _CLASSES = (
     ("schema.py", "SearchConf", "search."),
     ("schema.py", "ShardConf", "shard."),
     ("schema.py", "HardwareConf", "hardware."),
+    ("schema.py", "BackendConf", "backend."),
     ("settings.py", "SubmititConf", "hydra.launcher."),
 )
+"""File, class and prefix of what launcher.sweep can be told."""
+
+VALIDATE = (
+    ("validation/settings.py", "ValidateConf", ""),
+    ("validation/settings.py", "ConfigsConf", "configs."),
+    ("validation/settings.py", "LimitsConf", "limits."),
+    ("validation/settings.py", "ThresholdsConf", "thresholds."),
+)
+"""The same of launcher.validate; it shares hardware, workload, measure, backend and hydra.launcher with the sweep."""
 
 
-def sections() -> list[Section]:
+def sections(classes: Sequence[tuple[str, str, str]] = SWEEP) -> list[Section]:
     """Every key, read from the source of the schema."""
-    return [_section(Path(__file__).with_name(file), name, prefix) for file, name, prefix in _CLASSES]
+    return [_section(Path(__file__).parent / file, name, prefix) for file, name, prefix in classes]
 
 
 def _section(file: Path, name: str, prefix: str) -> Section:
@@ -99,10 +131,10 @@ def _section(file: Path, name: str, prefix: str) -> Section:
 
 
 def _default(value: ast.expr) -> str:
-    text = ast.unparse(value)
-    return {"None": "null", "True": "true", "False": "false"}.get(
-        text, "[]" if "default_factory=list" in text else "{}" if "default_factory=dict" in text else text.strip("'\"")
-    )
+    if isinstance(value, ast.Call):
+        factory = next(one.value for one in value.keywords if one.arg == "default_factory")
+        return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else _EMPTY[ast.unparse(factory)]
+    return _CONSTANTS.get(ast.unparse(value), ast.unparse(value).strip("'\""))
 
 
 def choices(group: str) -> list[str]:
@@ -124,3 +156,89 @@ def page() -> str:
 
 def _sites() -> str:
     return "".join(f", {name}" for name in choices("hydra/launcher"))
+
+
+def reference() -> str:
+    """docs/CONFIGS.md: every key of both commands, and every choice of every group."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made by `make docs` from the schema and the files of conf/. `key=value` on the command line sets a key,",
+        "`group=choice` a whole group. Defaults are those of the schema; the choice of a group sets its own.",
+        "",
+        "## python -m launcher.sweep",
+        "",
+        *(line for section in sections() for line in _keys(section)),
+        "## python -m launcher.validate",
+        "",
+        "Besides these it takes `hardware`, `workload`, `measure`, `backend` and `hydra.launcher`, as above.",
+        "",
+        *(line for section in sections(VALIDATE) for line in _keys(section)),
+    ]
+    lines += ["## Groups", ""]
+    lines += [line for group in _GROUPS for line in _group(group)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _keys(section: Section) -> list[str]:
+    cells = [
+        [code(key.name), code(key.type), code(key.default) if key.default else "", text(key.comment)]
+        for key in section.keys
+    ]
+    heading = [f"### {section.prefix.removesuffix('.')}", ""] if section.prefix else []
+    return [*heading, text(section.title), "", *table(("key", "type", "default", "meaning"), cells)]
+
+
+def _group(group: str) -> list[str]:
+    files = {choice: (_ROOT / "conf" / group / f"{choice}.yaml").read_text() for choice in choices(group)}
+    values: dict[str, dict[str, Any]] = {choice: yaml.safe_load(content) for choice, content in files.items()}
+    names = [name for name in dict.fromkeys(name for one in values.values() for name in one) if name not in _SAID]
+    cells = [
+        [code(choice), *(_value(values[choice].get(name, "")) for name in names), text(content.partition("\n")[0][2:])]
+        for choice, content in files.items()
+    ]
+    taken = {command: _chosen(command).get(group) for command in ("sweep", "validate")}
+    taken_by = ", ".join(f"`{choice}` in launcher.{command}" for command, choice in taken.items() if choice)
+    lines = [f"### {group}", "", f"Without a choice it is {taken_by}.", ""]
+    return lines + table(("choice", *names, "what"), cells)
+
+
+def _value(value: object) -> str:
+    """As it would stand on the command line."""
+    return code(msgspec.json.encode(value).decode().replace('"', "")) if value != "" else ""
+
+
+def _chosen(command: str) -> dict[str, str]:
+    """The choice of each group that a command takes by itself."""
+    defaults = yaml.safe_load((_ROOT / "conf" / f"{command}.yaml").read_text())["defaults"]
+    return {group: choice for one in defaults if isinstance(one, dict) for group, choice in one.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "-h" in given or "--help" in given:
+        print(__doc__)
+        return OK
+    try:
+        _write(given)
+    except UserError as error:
+        error.show()
+        return USAGE
+    return OK
+
+
+def _write(given: list[str]) -> None:
+    if len(given) > 1:
+        raise UserError(f"at most one file is written, got {' '.join(given)}", hint="python -m launcher.manual --help")
+    if not given:
+        print(reference(), end="")
+        return
+    try:
+        Path(given[0]).write_text(reference())
+    except OSError as error:
+        raise UserError(f"cannot write {given[0]}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,21 +7,29 @@ from collections.abc import Iterable, Sequence
 
 
 def text(value: object) -> str:
-    """A value as Markdown text: whatever could open markup, a table cell or a line is escaped."""
+    """A value as Markdown text: whatever could open markup, a table cell or a line, or become a link, is escaped."""
     one_line = " ".join(str(value).split())
     escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", one_line)
+    escaped = re.sub(r"(?<=www)\.|(?<=:)/(?=/)", r"\\\g<0>", escaped, flags=re.IGNORECASE)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(value: object) -> str:
-    """A value as inline code that cannot end early, in a table or out of it."""
-    one_line = " ".join(str(value).split()).replace("|", "\\|")
+    """A value as inline code that cannot end early; ``table`` cares for what would end a cell."""
+    one_line = " ".join(str(value).split())
     fence = "`" * (max((len(run) for run in re.findall(r"`+", one_line)), default=0) + 1)
     pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
     return f"{fence}{pad}{one_line}{pad}{fence}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned, the others are numbers."""
-    align = ["---"] + ["---:"] * (len(header) - 1)
+    """A Markdown table; columns of numbers are right-aligned, the first never. No cell can end early."""
+    rows = [[re.sub(r"(?<!\\)\|", r"\|", cell) for cell in row] for row in rows]
+    columns = list(zip(*rows, strict=True)) or [()] * len(header)
+    align = ["---"] + ["---:" if any(cells) and all(map(_is_number, cells)) else "---" for cells in columns[1:]]
     return [f"| {' | '.join(cells)} |" for cells in (header, align, *rows)] + [""]
+
+
+def _is_number(cell: str) -> bool:
+    """Also in bold, with a unit, in an interval, or missing; a list of knobs is none."""
+    return re.fullmatch(r"[*]*(|-|[-+]?[\d.,]+( ?[%x]| us)?( to [-+]?[\d.,]+)?( \(.*\))?)[*]*", cell) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -11,6 +11,7 @@ import msgspec
 
 from bench.backends import BACKENDS
 from bench.records import Point
+from bench.stats import Interval
 from launcher import findings, report
 from launcher.judge import OpResult
 from launcher.results import Results
@@ -26,8 +27,11 @@ class Column(NamedTuple):
     is_number: bool
 
 
-def html(results: Results, *, pictures: Mapping[str, str]) -> str:
-    """The whole page; ``pictures`` are SVG texts by file name. Whatever a name or an error contains stays text."""
+def html(results: Results, *, pictures: Mapping[str, str], mixed: str = "", said: Sequence[str] | None = None) -> str:
+    """The whole page; ``pictures`` are SVG texts by file name. Whatever a name or an error contains stays text.
+
+    ``mixed`` says of a run in unlike environments which of them the page is about. ``said``: its findings, if known.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launcher"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -37,12 +41,17 @@ def html(results: Results, *, pictures: Mapping[str, str]) -> str:
         spec=results.plan.spec,
         choice=results.choice,
         verdict=results.choice.verdict,
-        named=_named(results),
-        findings=findings.findings(results),
+        named=list(_named(results)),
+        findings=findings.findings(results) if said is None else said,
         effect=findings.effect(results),
-        warnings=_warnings(results),
+        picks=report.picks(results.choice),
+        warnings=[*([mixed] if mixed else []), *_warnings(results)],
+        means_nothing=report.means_nothing(results),
+        findings_title=report.findings_title(results),
         device=results.environment.device if results.environment else "nothing yet",
-        pictures={_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
+        pictures={}
+        if report.means_nothing(results)
+        else {_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
         table=_embedded(table),
         knobs=report.knobs_text,
     )
@@ -55,23 +64,33 @@ def _warnings(results: Results) -> list[str]:
         found.append(report.NOT_A_MEASUREMENT)
     if results.plan.spec.ep.share_gpus:
         found.append(report.SHARED_GPUS)
+    if note := report.objective_note(results):
+        found.append(note)
     if results.counts.missing:
         found.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
+    found += results.unfinished
     if results.lacks_final:
         found.append("Groups of the final are missing: the result may flatter its winner.")
     return found + results.flags
 
 
-def _named(results: Results) -> list[tuple[str, OpResult]]:
-    """The operations of the first table."""
+class Named(NamedTuple):
+    """A row of the first table: an operation, or a round trip, which has no config of its own."""
+
+    name: str
+    median_us: float
+    ci95_us: Interval | None
+    operation: OpResult | None = None
+
+
+def _named(results: Results) -> Iterator[Named]:
+    """The rows of the first table."""
     choice = results.choice
-    pairs = [("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)]
-    return [
-        (f"{name} {operation.point.op}", operation)
-        for name, pair in pairs
-        if pair is not None
-        for operation in (pair.dispatch, pair.combine)
-    ]
+    for name, pair in (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)):
+        if pair is not None:
+            for one in (pair.dispatch, pair.combine):
+                yield Named(f"{name} {one.point.op}", one.median_us, one.ci95_us, one)
+            yield Named(f"{name} round trip", pair.round_trip_us, pair.round_trip_ci95_us)
 
 
 def _columns(results: Results) -> list[Column]:

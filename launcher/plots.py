@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Role
-from launcher.choose import Pair
 from launcher.judge import OpResult
+from launcher.pairs import Pair
 from launcher.results import Results
 
 _STYLE: Any = {"svg.hashsalt": "deepep-sweep", "svg.fonttype": "none", "font.size": 9}

@@ -5,10 +5,11 @@
 RUN is a run folder, or a RESULTS_EP<n>.json. DIR is a folder of JSON files, one for each key: GPU, EP, hidden, experts,
 top-k, tokens, dtype, version of deep_ep. It is made when there is none; without --library it is outputs/library.
 
-Where the key is on file already, the faster result stays if the two can be told apart: if the 95 % intervals of the
-fastest pair's round trip (final stage, sums of the ends of its two operations) do not overlap. If they do, what is on
-file stays. Several commands may publish into one folder at once. The path of the key's file is printed, what was done
-goes to stderr.
+Each routing has a file of its own. Where the key is on file already, each pick is judged by what it is for: `fastest`
+and `default_sms` by the round trip (final stage, sums of the ends of the two operations' intervals), `overlapped` by
+the time beside GEMMs. A pick gives way to the run's if that is faster and the 95 % intervals do not overlap, `knee`
+with `fastest`; else it stays, also one that the run does not have. Several commands may publish into one folder at
+once. The path of the key's file is printed, what was done with each pick goes to stderr.
 
 For example:
   python -m launcher.publish outputs/20261123-000120-a1b2c3
@@ -16,8 +17,8 @@ For example:
 
   from launcher.library import load_tuned_config       # in the framework, see docs/APPLY.md
 
-Exit status: 0 filed, or what is on file stays; 2 refused: a dry run, shared GPUs, a run that is not whole, a key
-that is on file for another routing.
+Exit status: 0 filed, or what is on file stays; 2 refused: a dry run, shared GPUs, a run that is not whole, another
+objective than the round trip.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import fcntl
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,26 +41,32 @@ from launcher.store import write_atomic
 DEFAULT_LIBRARY = Path("outputs/library")
 
 
-def publish(found: Answer, folder: Path) -> tuple[Path, str]:
-    """Files a whole result; the key's file, and what was done, as a sentence. UserError when it may not be filed."""
+def publish(found: Answer, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Files a whole result; the key's file, and by pick what was done. UserError when it may not be filed."""
     if found.lacks:
         raise UserError(
             f"only whole runs are published: {found.lacks[0]}",
             hint="python -m launcher.resume RUN completes it; a final needs search.final_groups",
         )
+    if not found.search.is_round_trip:
+        raise UserError(
+            f"only runs that minimise the round trip are published, this one's search.objective is "
+            f"{found.search.objective}",
+            hint="RUN's exports can be used all the same: python -m launcher.export RUN",
+        )
     new = entry(found)
-    file = folder / new.key.file_name
+    file = folder / new.key.file_name(new.routing)
     try:
         with _alone(folder):
             old = library.read(file) if file.exists() else None
-            stays = None if old is None else _stays(old, new)
-            if stays is None:
-                write_atomic(file, msgspec.json.format(msgspec.json.encode(new), indent=2) + b"\n")
+            merged, done = (new, dict.fromkeys(new.picks, "filed")) if old is None else _merged(old, new)
+            if merged != old:
+                write_atomic(file, msgspec.json.format(msgspec.json.encode(merged), indent=2) + b"\n")
     except library.BadFile as error:
         raise UserError(str(error), hint="move it away, or use the version of the program that wrote it") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", hint="--library DIR") from None
-    return file, stays or ("filed" if old is None else f"filed: faster than the {_time(old)} that were on file")
+    return file, done
 
 
 def entry(found: Answer) -> Entry:
@@ -79,29 +87,68 @@ def entry(found: Answer) -> Entry:
         routing=workload.routing,
         measured=found.ended or "unknown",
         verdict=found.verdict.kind,
-        picks={
-            name: Tuned(**pair.configs, round_trip_us=pair.round_trip_us, ci95_us=pair.round_trip_ci95_us)
-            for name, pair in found.picks.items()
-        },
+        picks={name: _tuned(found, name) for name in found.picks},
         provenance=answer.provenance(found, "fastest"),
     )
 
 
-def _stays(old: Entry, new: Entry) -> str | None:
-    """Why the old one stays; None when the new one is significantly faster. UserError when they are not comparable."""
-    if old.routing != new.routing:
-        raise UserError(
-            f"this key is on file for routing {old.routing}, this run has {new.routing}", hint="use another --library"
-        )
-    if new.best.ci95_us[1] < old.best.ci95_us[0]:
+def _tuned(found: Answer, pick: str) -> Tuned:
+    pair = found.pair(pick)
+    beside = found.beside(pair)
+    return Tuned(
+        **pair.configs,
+        round_trip_us=pair.round_trip_us,
+        ci95_us=pair.round_trip_ci95_us,
+        beside_gemms_us=None if beside is None else beside.makespan_us,
+        beside_gemms_ci95_us=None if beside is None else beside.ci95_us,
+        provenance=answer.provenance(found, pick),
+    )
+
+
+def _merged(old: Entry, new: Entry) -> tuple[Entry, dict[str, str]]:
+    """The better of each pick, and by pick what was done."""
+    faster, done = {}, {}
+    for name in dict.fromkeys([*old.picks, *new.picks]):
+        faster[name], done[name] = _judged(name, old.picks.get(name), new.picks.get(name))
+    if faster["fastest"] and "knee" in new.picks:
+        faster["knee"], done["knee"] = True, "filed with fastest"
+    head = new if faster["fastest"] else old
+    picks = {name: (new if is_faster else old).picks[name] for name, is_faster in faster.items()}
+    return msgspec.structs.replace(head, picks=picks), done
+
+
+def _judged(name: str, old: Tuned | None, new: Tuned | None) -> tuple[bool, str]:
+    """Whether the new one of a pick is taken, and why."""
+    if new is None or old is None:
+        return old is None, "filed: there was none" if old is None else "kept: this run has none"
+    if name == "knee":
+        return False, "kept with fastest"
+    known, found = _time(name, old), _time(name, new)
+    if known is None or found is None:
+        is_better = found is not None
+        return is_better, "filed: it is timed beside GEMMs" if is_better else "kept: this run has no time beside GEMMs"
+    if found.ends[1] < known.ends[0]:
+        return True, f"filed: {found} is faster than the {known} on file"
+    if known.ends[1] < found.ends[0]:
+        return False, f"kept the {known} on file: this run's {found} is slower"
+    return False, f"kept the {known} on file: this run's {found} cannot be told from it"
+
+
+class _Time(NamedTuple):
+    median_us: float
+    ends: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.median_us:.1f} us ({self.ends[0]:.1f} to {self.ends[1]:.1f})"
+
+
+def _time(name: str, one: Tuned) -> _Time | None:
+    """What a pick is judged by; None where it was not measured."""
+    if name != "overlapped":
+        return _Time(one.round_trip_us, one.ci95_us)
+    if one.beside_gemms_us is None or one.beside_gemms_ci95_us is None:
         return None
-    if old.best.ci95_us[1] < new.best.ci95_us[0]:
-        return f"kept what is on file: {_time(old)}, this run is slower: {_time(new)}"
-    return f"kept what is on file: {_time(old)}, and this run's {_time(new)} cannot be told from it"
-
-
-def _time(one: Entry) -> str:
-    return f"{one.best.round_trip_us:.1f} us ({one.best.ci95_us[0]:.1f} to {one.best.ci95_us[1]:.1f})"
+    return _Time(one.beside_gemms_us, one.beside_gemms_ci95_us)
 
 
 @contextlib.contextmanager
@@ -128,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         error.show()
         return USAGE
-    print(done, file=sys.stderr)
+    for name, what in done.items():
+        print(f"{name}: {what}", file=sys.stderr)
     print(file)
     return OK
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bench.backends import BACKENDS, shared_knobs
-from bench.records import Dtype
-from bench.workload import Volume, volume
-from launcher import evidence, findings
-from launcher.choose import Pair
+from launcher import evidence, findings, reported
+from launcher.choose import Choice
+from launcher.exports import EXPORTS
 from launcher.findings import beside
 from launcher.judge import OpResult
 from launcher.markdown import table, text
+from launcher.pairs import TIE_COST, Pair
 from launcher.results import Results
 
 NOT_A_MEASUREMENT = (
@@ -20,37 +22,51 @@ NOT_A_MEASUREMENT = (
 )
 SHARED_GPUS = (
     "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
-    "so there is no verdict and no speed-up."
+    "so there is no verdict, no speed-up and no config to deploy."
 )
 
 
-def markdown(results: Results, *, pictures: Sequence[str] = ()) -> str:
-    """The whole report; ``pictures`` are files beside it to be shown."""
-    sections = (
-        _head,
+def markdown(
+    results: Results, *, pictures: Sequence[str] = (), number: int = 0, said: Sequence[str] | None = None
+) -> str:
+    """The whole report; ``pictures`` are files beside it to be shown.
+
+    ``number``: which it is of a run's unlike environments, see ``file_name``. ``said``: its findings, if known.
+    """
+    files = functools.partial(_files, pictures=pictures, number=number)
+    timed = (
         _answer,
-        _findings,
+        functools.partial(_findings, said=said),
         _situations,
         _apply,
         _effect,
+        functools.partial(_pictures, pictures=pictures),
         _best_per_shared,
         _overlapped,
         _own_tuning,
         _baselines,
-        evidence.points,
-        evidence.failures,
-        evidence.trust,
-        evidence.columns,
-        _files,
-        evidence.provenance,
-        _in_short,
+        reported.section,
     )
-    lines = [line for section in sections for line in section(results)]
-    if pictures:
-        at = next((index for index, line in enumerate(lines) if line.startswith("## The best pair")), len(lines))
-        shown = [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in pictures]
-        lines[at:at] = ["## Pictures", "", *shown, ""]
-    return "\n".join(lines).rstrip() + "\n"
+    evident = (evidence.points, evidence.failures, evidence.trust)
+    if means_nothing(results):
+        sections: Sequence[_Section] = (_head, *evident, files, evidence.provenance, _in_short)
+    else:
+        sections = (_head, *timed, *evident, evidence.columns, files, evidence.provenance, _in_short)
+    return "\n".join(line for section in sections for line in section(results)).rstrip() + "\n"
+
+
+_Section = Callable[[Results], list[str]]
+
+
+def means_nothing(results: Results) -> bool:
+    """Whether no time of this run may be shown, since several ranks shared a GPU."""
+    return results.plan.spec.ep.share_gpus
+
+
+def file_name(name: str, number: int) -> str:
+    """The name of a file of one of several unlike environments: that of the first has none but its own."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{number + 1}.{suffix}" if number else name
 
 
 def knobs_text(knobs: dict[str, int]) -> str:
@@ -65,8 +81,10 @@ def _head(results: Results) -> list[str]:
         notes += [f"**{NOT_A_MEASUREMENT}**", ""]
     if spec.ep.share_gpus:
         notes += [f"**{SHARED_GPUS}**", ""]
+    if note := objective_note(results):
+        notes += [f"**{note}**", ""]
     device = results.environment.device if results.environment else "nothing yet"
-    dispatch, combine = _volumes(results)
+    dispatch, combine = results.volumes
     library = "DeepEP" if spec.backend == "deepep" else f"the {spec.backend} backend"
     return [
         *notes,
@@ -80,14 +98,6 @@ def _head(results: Results) -> list[str]:
         f"over the links) and {combine.logical / 1e6:.1f} MB ({combine.wire / 1e6:.1f} MB) in a combine.",
         "",
     ]
-
-
-def _volumes(results: Results) -> tuple[Volume, Volume]:
-    workload = results.plan.spec.workload
-    return (
-        volume(results.tokens, bytes_per_token=workload.bytes_per_token(workload.dtype)),
-        volume(results.tokens, bytes_per_token=workload.bytes_per_token(Dtype.BF16)),
-    )
 
 
 def _answer(results: Results) -> list[str]:
@@ -105,13 +115,14 @@ def _answer(results: Results) -> list[str]:
     if verdict is not None:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}: "
-            f"default / optimal = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
+            f"default / {verdict.over} = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
             f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}'s samples).",
             "",
         ]
     if len(choice.tied) > 1:
         ties = "; ".join(knobs_text(pair.shared) for pair in choice.tied)
-        lines += [f"Not to be told apart from the fastest: {ties}. The one with the fewest resources is taken.", ""]
+        taken = f"Of those within {TIE_COST:.1%} of it the one with the fewest resources is taken."
+        lines += [f"Not to be told apart from the fastest: {ties}. {taken}", ""]
     return lines
 
 
@@ -126,80 +137,91 @@ def _how_measured(results: Results) -> str:
         )
     else:
         text = "**These numbers are the sweep's own**, which also chose: they flatter the winner."
-    if search.budget_s is not None and (results.missing or results.lacks_final):
-        text += (
-            f" **The budget of {search.budget_s:.0f} s (search.budget_s) was spent before the search was over**: this "
-            "is the best answer so far."
-        )
+    if results.unfinished:
+        text += f" **{' '.join(results.unfinished)}** This is the best answer so far."
     if results.lacks_final:
         text += f" **{search.final_groups - results.final_groups} groups of the final are missing.**"
     return text
 
 
-def _situations(results: Results) -> list[str]:
-    """Which answer is for whom, and what the wrong one costs."""
-    choice = results.choice
-    if not choice.picks:
-        return []
+class PickTable(NamedTuple):
+    """Which answers there are: a row for each pick, in text."""
+
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def picks(choice: Choice) -> PickTable:
+    """The picks of a run, what each takes alone, as a whole dispatch, and beside GEMMs."""
     rows = []
     for name, pair in choice.picks.items():
         one = beside(choice, pair)
-        rows.append(
-            [
-                name,
-                _config(pair),
-                f"{pair.round_trip_us:.1f}",
-                "n/a" if pair.full is None else f"{pair.full.median_us:.1f}",
-                "n/a" if one is None else f"{one.makespan_us:.1f}",
-            ]
-        )
+        whole_us, beside_us = (pair.full.median_us if pair.full else None), (one.makespan_us if one else None)
+        times = ["n/a" if us is None else f"{us:.1f}" for us in (pair.round_trip_us, whole_us, beside_us)]
+        rows.append([name, _config(pair), *times])
+    return PickTable(("pick", "config", "round trip us", "whole dispatch us", "beside GEMMs us"), rows)
+
+
+def _situations(results: Results) -> list[str]:
+    """Which answer is for whom, and what the wrong one costs."""
+    shown = picks(results.choice)
+    if not shown.rows:
+        return []
     return [
         "## Which one to take",
         "",
-        *table(("pick", "config", "round trip us", "whole dispatch us", "beside GEMMs us"), rows),
+        *table(*shown),
         "* **fastest**: for serial communication, where computation waits for it.",
         "* **overlapped**: for communication that runs beside expert GEMMs: both together are done first.",
         "* **default_sms**: the fastest with as many SMs as the default takes.",
         "* **knee**: the fewest SMs within 5 % of the fastest.",
-        "* **whole dispatch**: layout, exchange of counts and the wait for them on the CPU included. "
-        "**beside GEMMs**: with this pick's SMs, see below.",
+        "* **whole dispatch us**: layout, exchange of counts and the wait for them on the CPU included. "
+        "**beside GEMMs us**: with this pick's SMs, see below.",
         "",
     ]
 
 
-def _findings(results: Results) -> list[str]:
-    found = findings.findings(results)
+def objective_note(results: Results) -> str:
+    """What is minimised, where that is not the round trip; else empty."""
+    dispatch, combine = results.plan.spec.search.weights
+    if dispatch == combine:
+        return ""
+    return (
+        f"The objective (search.objective) is {dispatch:g} x dispatch + {combine:g} x combine: by it is decided, "
+        "ratios, intervals and the verdict are of it, while a round trip is the sum of both."
+    )
+
+
+def findings_title(results: Results) -> str:
+    """The heading of the findings, which says so where they are about no GPU."""
+    return "Key findings of a dry run, about this CPU" if results.plan.is_dry else "Key findings"
+
+
+def _findings(results: Results, *, said: Sequence[str] | None = None) -> list[str]:
+    found = findings.findings(results) if said is None else said
     if not found:
         return []
-    return ["## Key findings", "", *(f"{number}. {text(one)}" for number, one in enumerate(found, start=1)), ""]
-
-
-_FRAMEWORKS = (
-    ("SGLang", "`--deepep-config exports/sglang_deepep_config.json`", "all of it"),
-    ("Megatron-LM", "`$(grep -v '^#' exports/megatron.args)`", "num_sms; the rest through the shim"),
-    ("vLLM", "`exports/vllm.env`, and the shim", "all of it"),
-    ("verl", "`exports/verl.overrides`, and the shim", "num_sms; the rest through the shim"),
-    ("PaddleFleet", "`exports/paddle.yaml`", "all of it"),
-    (
-        "Primus-Turbo, torchtitan",
-        "`exports/primus_turbo.yaml`, or the shim",
-        "see the file: newer ones take num_sms",
-    ),
-    ("your own code", "`import deepep_shim` in every rank, before the Buffer is made", "all of it"),
-)
+    return [
+        f"## {findings_title(results)}",
+        "",
+        *(f"{number}. {text(one)}" for number, one in enumerate(found, start=1)),
+        "",
+    ]
 
 
 def _apply(results: Results) -> list[str]:
     """For each framework what to set; the files themselves are the exports'."""
-    if results.plan.spec.backend != "deepep" or results.choice.optimal is None or results.plan.spec.ep.share_gpus:
+    if results.plan.spec.backend != "deepep" or results.choice.optimal is None:
         return []
+    rows = [[one.framework, one.use, one.num_sms, one.chunk_and_buffer] for one in EXPORTS.values()]
     return [
         "## How to apply it",
         "",
         "`python -m launcher.export RUN` writes the files below for the pick *fastest*; `--pick overlapped` and the "
-        "others write theirs. docs/APPLY.md says for each framework how to see that it took effect.",
+        "others write theirs into `exports/overlapped/` and so on. docs/APPLY.md says for each framework how to see "
+        "that it took effect, and what was checked.",
         "",
-        *table(("framework", "what to set", "what it carries"), _FRAMEWORKS),
+        *table(("framework", "what to do", "num_sms", "nvl_chunk, nvl_buffer"), rows),
     ]
 
 
@@ -208,37 +230,53 @@ def _effect(results: Results) -> list[str]:
     found = findings.effect(results)
     if found is None:
         return []
-    before, after = found.default_forward_ms, found.optimal_forward_ms
     rows = [
-        [name, f"{times * before:.1f}", f"**{times * after:.1f}**", f"{times * (before - after):.1f}"]
-        for name, times in (("forward pass", 1), ("training step", 2))
+        [name, f"{before:.1f}", f"**{after:.1f}**", f"{before - after:.1f}"]
+        for name, (before, after) in (("forward pass", found.forward_ms), ("training step", found.training_ms))
     ]
+    whole = (
+        "The dispatch of a forward pass is the whole one, with layout, exchange of counts and the wait for them."
+        if found.has_whole
+        else "**The whole dispatch was not measured: that of a forward pass counts as if its handle existed**, which "
+        "is too little."
+    )
     return [
         "## Expected effect on the model",
         "",
         *table(("before overlap", "default ms", "optimal ms", "saved ms"), rows),
         f"{text(found.model)}, computed, not measured: {found.num_layers} MoE layers x (dispatch + combine) for a "
-        "forward pass, twice that "
-        "for a training step (the backward pass of a dispatch is a combine, and the other way round), for one "
-        "micro-batch of as many tokens as here. Where communication is hidden behind compute less is gained: see "
-        "*overlapped*. A model with another hidden size, number of experts or top-k has to be measured: workload=NAME.",
+        f"forward pass. {whole} A training step adds as many x (dispatch with the handle + combine) for the backward "
+        "pass, where a combine becomes a dispatch and the other way round, of as many bytes. For one micro-batch of "
+        "as many tokens as here. Where communication is hidden behind compute less is gained: see *overlapped*. "
+        "A model with another hidden size, number of experts or top-k has to be measured: workload=NAME.",
         "",
     ]
 
 
-_FILES = (
-    ("OPTIMAL_CONFIGS.md", "this report"),
-    ("SUMMARY.md", "the same on one page"),
-    ("report.html", "the same with every point, to sort and filter; one file, no network needed"),
-    ("RESULTS_EP*.json", "the same for programs (docs/results.schema.json)"),
-    ("pareto.svg, heatmap_*.svg", "the pictures"),
-    ("plan.json, run.json", "what was to be measured; the command and the code that did it"),
-    ("shards/*/records.jsonl", "every sample and every failure, as it was written (docs/RECORDS.md)"),
-)
+def _pictures(_: Results, *, pictures: Sequence[str]) -> list[str]:
+    shown = [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in pictures]
+    return ["## Pictures", "", *shown, ""] if shown else []
 
 
-def _files(_: Results) -> list[str]:
-    return ["## Files", "", *(f"* `{name}`: {what}" for name, what in _FILES), ""]
+def _files(results: Results, *, pictures: Sequence[str], number: int) -> list[str]:
+    """What lies in the run folder."""
+    found = [
+        ("OPTIMAL_CONFIGS.md", "this report"),
+        ("SUMMARY.md", "the same on one page"),
+        (file_name("report.html", number), "the same with every point, to sort and filter; one file, no network"),
+        (
+            file_name(f"RESULTS_EP{results.plan.spec.ep.size}.json", number),
+            "the same for programs (docs/results.schema.json)",
+        ),
+        *[(name, "a picture") for name in pictures],
+        ("plan.json", "what was to be measured"),
+        ("run.json", "the command and the code that did it"),
+        ("shards/*/records.jsonl", "every sample and every failure, as it was written (docs/RECORDS.md)"),
+    ]
+    if _apply(results) and not means_nothing(results) and not results.plan.is_dry:
+        names = ", ".join(one.file for one in EXPORTS.values())
+        found.append(("exports/", f"once `python -m launcher.export RUN` has written them: {names}"))
+    return ["## Files", "", *(f"* `{name}`: {what}" for name, what in found), ""]
 
 
 def _in_short(results: Results) -> list[str]:
@@ -247,28 +285,64 @@ def _in_short(results: Results) -> list[str]:
 
 def in_short(results: Results) -> list[str]:
     """The answer in a few Markdown lines."""
-    choice = results.choice
-    if choice.optimal is None:
-        return ["Nothing was measured that could be deployed."]
-    verdict = "" if choice.verdict is None else f", **{choice.verdict.kind}** ({choice.verdict.ratio:.3f}x)"
-    lines = [f"* Fastest: {_config(choice.optimal)}: {choice.optimal.round_trip_us:.1f} us a round trip{verdict}."]
-    other = choice.picks.get("overlapped")
-    if other is not None and not other.same_configs(choice.optimal):
-        lines.append(f"* Beside computation: {_config(other)}.")
     counts = results.counts
-    lines.append(
+    points = (
         f"* {counts.planned} points planned: {counts.measured} measured, {counts.failed} failed, "
         f"{counts.missing} missing."
     )
-    return lines
+    if means_nothing(results):
+        return ["* No config: ranks shared a GPU, so that only tokens were checked.", points]
+    choice = results.choice
+    if choice.optimal is None:
+        return ["Nothing was measured that could be deployed."]
+    verdict = ""
+    if choice.verdict is not None:
+        over = "" if choice.verdict.over == "optimal" else f", default / {choice.verdict.over}"
+        verdict = f", **{choice.verdict.kind}** ({choice.verdict.ratio:.3f}x{over})"
+    lines = [f"* Fastest: {_config(choice.optimal)}: {choice.optimal.round_trip_us:.1f} us a round trip{verdict}."]
+    if choice.default is not None:
+        lines.append(f"* Default: {_config(choice.default)}: {choice.default.round_trip_us:.1f} us.")
+    other = choice.picks.get("overlapped")
+    if other is not None and not other.same_configs(choice.optimal):
+        lines.append(f"* Beside computation: {_config(other)}: {other.round_trip_us:.1f} us.")
+    return [*lines, points]
 
 
-def summary(results: Results) -> str:
+def summary(results: Results, *, number: int = 0, said: Sequence[str] | None = None) -> str:
     """SUMMARY.md: the head, the verdict, the findings and what to do, on one page."""
-    sections = (_head, _in_short, _findings, _effect)
+    sections = (_head, _in_short, functools.partial(_findings, said=said), _effect, _what_to_do)
     lines = [line for section in sections for line in section(results)]
-    lines += ["Everything else, with how it was measured: OPTIMAL_CONFIGS.md; with every point: report.html.", ""]
+    page = file_name("report.html", number)
+    lines += [f"Everything else, with how it was measured: OPTIMAL_CONFIGS.md; with every point: {page}.", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _what_to_do(results: Results) -> list[str]:
+    """The next command, by the verdict."""
+    return ["## What to do", "", *(f"* {line}" for line in _advice(results)), ""]
+
+
+def _advice(results: Results) -> list[str]:
+    lines = []
+    if results.counts.missing or results.unfinished or results.lacks_final:
+        lines.append("Complete the run: `python -m launcher.resume RUN`.")
+    verdict = results.choice.verdict
+    if results.plan.is_dry or means_nothing(results):
+        lines.append("Measure on a machine with a GPU for each rank; nothing here is to be deployed.")
+    elif verdict is None:
+        lines.append("Nothing can be deployed without a result of the default: see the failures.")
+    elif verdict.kind == "default_is_optimal":
+        lines.append("Leave the default as it is.")
+    elif verdict.kind == "inconclusive":
+        lines.append("Measure more before anything is changed: the same command with `search.final_groups=10`.")
+    elif results.plan.spec.backend == "deepep":
+        lines += [
+            "`python -m launcher.export RUN` writes the files that put *fastest* into force, for each framework; "
+            "docs/APPLY.md says how, and how to see that it took effect.",
+            "Where communication runs beside computation: `python -m launcher.export RUN --pick overlapped`.",
+            "At start-up, by key: `python -m launcher.publish RUN`, then `load_tuned_config`.",
+        ]
+    return lines or ["Give the optimal config above to whatever makes the calls."]
 
 
 def _config(pair: Pair) -> str:
@@ -295,7 +369,7 @@ def _overlapped(results: Results) -> list[str]:
             f"{one.pair.round_trip_us:.1f}",
             f"**{one.makespan_us:.1f}**" if one.makespan_us == best else f"{one.makespan_us:.1f}",
             f"{one.ci95_us.low:.1f} to {one.ci95_us.high:.1f}",
-            f"{one.slowdown:.2f}x",
+            f"{one.slowdown:.2f}x ({one.slowdown_ci95.low:.2f} to {one.slowdown_ci95.high:.2f})",
             f"{one.one_after_the_other_us:.1f}",
             f"{one.compute_to_communication:.1f}",
         ]
@@ -319,10 +393,25 @@ def _overlapped(results: Results) -> list[str]:
         f"{workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
         f"{overlaps[0].compute_alone_us:.1f} us alone). "
         "The answer moves with the last column: where computation is scarcer than here, more SMs pay.",
+        *_uncorrected(results),
         "",
         *table(header, rows),
         "",
     ]
+
+
+def _uncorrected(results: Results) -> list[str]:
+    """What the numbers of this section must not be taken for."""
+    said = []
+    if results.num_unjudged:
+        said.append(
+            f"**{results.num_unjudged} of the visits have no GEMMs alone right beside them**, so that nothing takes "
+            "out what the power cap did to the clocks meanwhile."
+        )
+    if any(one.slowdown_ci95.high < 1 for one in results.choice.overlaps):
+        why = "clocks differed between GEMMs alone and beside the pair"
+        said.append(f"A slowdown surely below 1 is no gain: {why}.")
+    return said
 
 
 _COLUMNS = ("", "config", "median us", "95 % interval us", "spread", "logical GB/s", "wire GB/s", "of peak")
@@ -333,8 +422,13 @@ def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
     return [
         _row(f"{name} dispatch", pair.dispatch, bold=bold),
         _row(f"{name} combine", pair.combine, bold=bold),
-        [f"{name} round trip", "", f"{bold}{pair.round_trip_us:.1f}{bold}", "", "", "", "", ""],
+        [f"{name} round trip", "", f"{bold}{pair.round_trip_us:.1f}{bold}", _round_trip_ends(pair), "", "", "", ""],
     ]
+
+
+def _round_trip_ends(pair: Pair) -> str:
+    ends = pair.round_trip_ci95_us
+    return "" if ends is None else f"{ends.low:.1f} to {ends.high:.1f}"
 
 
 def _row(name: str, result: OpResult, *, bold: str = "") -> list[str]:
@@ -369,6 +463,7 @@ def _best_per_shared(results: Results) -> list[str]:
                 knobs_text(_own(pair.combine, names)),
                 f"{pair.combine.median_us:.1f}",
                 f"{bold}{pair.round_trip_us:.1f}{bold}",
+                _round_trip_ends(pair),
             ]
         )
     title = " and ".join(names)
@@ -378,7 +473,7 @@ def _best_per_shared(results: Results) -> list[str]:
         f"A dispatch and its combine share {title}. Pairs marked * are on the Pareto frontier: "
         "none is faster with less.",
         "",
-        *table((title, "dispatch", "dispatch us", "combine", "combine us", "round trip us"), rows),
+        *table((title, "dispatch", "dispatch us", "combine", "combine us", "round trip us", "95 % interval us"), rows),
     ]
 
 

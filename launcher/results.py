@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from bench import workload as layout
-from bench.records import Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
+from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
+from bench.workload import Volume
 from launcher.choose import Choice, choose
 from launcher.judge import Failure, OpResult, judge
 from launcher.plan import FINAL, Plan, Planned
 from launcher.store import Accounting, Damaged, Manifest
+from launcher.throttling import num_unjudged
 from launcher.visits import OPS, ROLES, STAGES, Evidence, Rows, Visits, ordered
 
 
@@ -50,7 +53,9 @@ class Results(msgspec.Struct, frozen=True):
     cost: Cost
     counts: Counts
     missing: list[Planned]
+    unfinished: list[str]
     final_groups: int
+    num_unjudged: int
     tokens: list[list[int]]
     peak_gb_per_s: float | None
     choice: Choice
@@ -63,9 +68,22 @@ class Results(msgspec.Struct, frozen=True):
     damaged: list[Damaged]
 
     @property
+    def volumes(self) -> tuple[Volume, Volume]:
+        """What the busiest rank moves in a dispatch, and in a combine."""
+        workload = self.plan.spec.workload
+        dispatch, combine = (
+            layout.volume(self.tokens, bytes_per_token=workload.bytes_per_token(dtype))
+            for dtype in (workload.dtype, Dtype.BF16)
+        )
+        return dispatch, combine
+
+    @property
     def speedup_over_default(self) -> float | None:
-        """The default's objective over the optimal one's."""
-        return None if self.choice.verdict is None else self.choice.verdict.ratio
+        """The default's objective over the optimal one's; 1 where the default is the optimal one."""
+        verdict = self.choice.verdict
+        if verdict is None:
+            return None
+        return verdict.ratio if verdict.over == "optimal" else 1.0
 
     @property
     def lacks_final(self) -> bool:
@@ -106,9 +124,11 @@ def build(
     manifest: Manifest,
     found: Evidence,
     damaged: list[Damaged],
+    *,
     accounting: Accounting | None = None,
+    unfinished: Sequence[str] = (),
 ) -> Results:
-    """The answer of one environment's lines."""
+    """The answer of one environment's lines. ``unfinished``: a sentence for each try that did not come to its end."""
     visited, lines = ordered(found.visits), found.others
     rows = visited.rows
     used = {visited.environments[index] for index in np.unique(rows["environment"])}
@@ -138,7 +158,9 @@ def build(
             missing=len(missing),
         ),
         missing=missing,
+        unfinished=list(unfinished),
         final_groups=_final_groups(plan, visited),
+        num_unjudged=num_unjudged(rows),
         tokens=tokens,
         peak_gb_per_s=plan.spec.hardware.peak_gb_per_s,
         choice=choose(plan, measurements),
@@ -156,13 +178,14 @@ def build(
 
 
 def _final_groups(plan: Plan, visited: Visits) -> int:
-    """Groups of the final in which both anchors have a record."""
+    """Groups of the final in which every point has a record; but those that failed in it, which are not tried again."""
+    failed = {record.point.key for record in visited.failed if record.stage is Stage.FINAL}
+    out = {at for at, point in enumerate(visited.points) if point.key in failed}
     finals = visited.rows[visited.rows["stage"] == STAGES.index(Stage.FINAL)]
-    anchors = [anchor.point for anchor in plan.anchors]
-    ids = [index for index, point in enumerate(visited.points) if point in anchors]
-    if len(ids) < len(anchors):
-        return 0
-    return len(set.intersection(*(set(finals["round"][finals["point"] == index].tolist()) for index in ids)))
+    grouped = finals[finals["round"] < plan.spec.search.final_groups]
+    of = [set(grouped["point"][grouped["round"] == number].tolist()) - out for number in np.unique(grouped["round"])]
+    every = set().union(*of)
+    return sum(points == every for points in of)
 
 
 def _cost(rows: Rows, hosts: list[Host], accounting: Accounting | None) -> Cost:

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from launcher.choose import Overlap, Pair
 from launcher.judge import OpResult
+from launcher.overlap import Overlap
+from launcher.pairs import Pair
 from launcher.results import Results
 
 SCHEMA = "deepep-sweep/results/1"
@@ -100,6 +101,7 @@ def _overlap(one: Overlap) -> dict[str, Any]:
         "compute_us": round(one.compute_us, 2),
         "compute_alone_us": round(one.compute_alone_us, 2),
         "compute_slowdown": round(one.slowdown, 4),
+        "compute_slowdown_ci95": [round(end, 4) for end in msgspec.structs.astuple(one.slowdown_ci95)],
         "one_after_the_other_us": round(one.one_after_the_other_us, 2),
         "compute_to_communication": round(one.compute_to_communication, 3),
     }

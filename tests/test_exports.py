@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -110,6 +111,29 @@ def test_to_writes_one_format_and_the_shim_where_the_format_needs_it(name: str, 
     assert {path.name for path in (tmp_path / "exports").iterdir()} == wanted
 
 
+def test_files_of_two_picks_never_share_a_folder(tmp_path: Path) -> None:
+    shutil.copy(RESULTS, tmp_path)
+    for arguments in ([], ["--to", "megatron", "--pick", "overlapped"], ["--to", "vllm", "--pick", "knee"]):
+        assert export.main([str(tmp_path / RESULTS.name), *arguments]) == 0
+    found: dict[Path, set[str]] = {}
+    for file in (tmp_path / "exports").rglob("*.*"):
+        said = {pick for pick in PICKS if re.search(rf"""pick['"]?: ['"]?{pick}\b""", file.read_text())}
+        found[file.parent.relative_to(tmp_path)] = found.get(file.parent.relative_to(tmp_path), set()) | said
+    assert found == {
+        Path("exports"): {"fastest"},
+        Path("exports/overlapped"): {"overlapped"},
+        Path("exports/knee"): {"knee"},
+    }
+
+
+def test_the_documented_table_is_that_of_the_report() -> None:
+    lines = (ROOT / "docs" / "APPLY.md").read_text().split("## What each can take")[1].split("## ")[0].splitlines()[4:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")[:3]] for line in lines if line.startswith("|")]
+    assert [[re.sub(r"^\[(.*)\]\(.*\)$", r"\1", name), *carried] for name, *carried in rows] == [
+        [one.framework, one.num_sms, one.chunk_and_buffer] for one in EXPORTS.values()
+    ]
+
+
 def test_help_names_every_format_and_every_pick(capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["--help"]) == 0
     page = capsys.readouterr().out
@@ -127,13 +151,14 @@ def test_help_names_every_format_and_every_pick(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_a_wrong_argument_is_one_line_that_lists_the_right_ones(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert export.main([str(RESULTS), *arguments]) == 2
+    results = shutil.copy(RESULTS, tmp_path)
+    assert export.main([str(results), *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[0] == f"error: {message}"
-    assert not (RESULTS.parent / "exports").exists()
+    assert not (tmp_path / "exports").exists()
 
 
 @pytest.mark.parametrize(
@@ -405,13 +430,16 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
     exports: Path, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | {"ep": 4}, tmp_path, "RESULTS_EP4.json")
+    wanted = {name: tuple(knobs.values()) for name, knobs in answer.read(RESULTS).pair("overlapped").knobs.items()}
     holds(
         "import deepep_shim\n"
         f"active = deepep_shim.apply({str(file)!r}, pick='overlapped')\n"
         "from deep_ep import Buffer, Config\n"
-        "assert Buffer(4).dispatch() == Config(24, 12, 128) and Buffer(4).combine() == Config(24, 8, 512)\n"
+        f"assert Buffer(4).dispatch() == Config{wanted['dispatch']}\n"
+        f"assert Buffer(4).combine() == Config{wanted['combine']}\n"
         f"assert Buffer(2).dispatch() == Config{DISPATCH}\n"
-        "assert Buffer.num_sms == 24 and active == deepep_shim.active() and list(active) == [2, 4]\n"
+        f"assert Buffer.num_sms == {wanted['dispatch'][0]}\n"
+        "assert active == deepep_shim.active() and list(active) == [2, 4]\n"
         "assert Buffer.get_dispatch_config(8) == Config(20, 6, 256, 6, 128)\n",
         exports,
     )
@@ -424,6 +452,11 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
         ({"shared_gpus": True}, "is no measurement of DeepEP"),
         ({"schema": "deepep-sweep/results/2"}, "this file reads 'deepep-sweep/results/1'"),
         ({"picks": {}}, "has no pick 'fastest'; it has none"),
+        ({"picks": 7}, "is malformed"),
+        ({"picks": {"fastest": None}}, "is malformed"),
+        ({"picks": {"fastest": {"num_sms": 24, "dispatch": {}, "combine": {}}}}, "is malformed: no 'nvl_chunk'"),
+        ({"ep": "four"}, "is malformed"),
+        ({"shared_gpus": None, "backend": None}, "is no measurement of DeepEP"),
     ],
 )
 def test_apply_refuses_what_export_refuses(
@@ -434,6 +467,16 @@ def test_apply_refuses_what_export_refuses(
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1].startswith("deepep_shim.ShimError: ")
     assert why in process.stderr
+
+
+@pytest.mark.parametrize("missing", ["dry_run", "shared_gpus", "backend", "picks", "ep"])
+def test_apply_of_a_document_that_lacks_something_is_a_shim_error(
+    missing: str, exports: Path, document: Document, tmp_path: Path
+) -> None:
+    del document[missing]
+    file = written(document, tmp_path)
+    process = python(f"import deepep_shim; deepep_shim.apply({str(file)!r})", exports)
+    assert process.stderr.splitlines()[-1] == f"deepep_shim.ShimError: {file} is malformed: no {missing!r}"
 
 
 def test_importing_the_shim_where_deep_ep_cannot_be_used_warns_and_lives_on(exports: Path, tmp_path: Path) -> None:

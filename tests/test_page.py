@@ -32,9 +32,10 @@ def chromium() -> str:
     return found
 
 
-def shown(chromium: str, file: Path, *, fragment: str = "") -> str:
-    """The page's document once its script has run."""
-    address = file.as_uri() + ("#" + urllib.parse.quote(fragment) if fragment else "")
+def shown(chromium: str, file: Path, *, fragment: str = "", raw: str = "") -> str:
+    """The page's document once its script has run; ``raw`` is a fragment that is given as it stands."""
+    hash_text = urllib.parse.quote(fragment) or raw
+    address = file.as_uri() + ("#" + hash_text if hash_text else "")
     done = subprocess.run(
         [
             *(chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"),
@@ -91,6 +92,14 @@ def test_a_filter_in_the_address_shows_just_what_matches(chromium: str, made: Pl
     chosen = rows(shown(chromium, file, fragment=f"num_sms={sms}"))
     assert chosen
     assert {row[2] for row in chosen} == {str(sms)}
+
+
+def test_a_percent_sign_in_the_address_that_encodes_nothing_is_a_filter_like_any(
+    chromium: str, made: Plan, tmp_path: Path
+):
+    file = written(made, with_a_failure(made, "100% gone"), tmp_path)
+    found = rows(shown(chromium, file, raw="100%"))
+    assert [row[0] for row in found] == ["failed"]
 
 
 def test_hostile_names_and_errors_stay_text(chromium: str, made: Plan, tmp_path: Path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import html
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -10,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 from builders import (
     ENVIRONMENT,
@@ -26,10 +30,13 @@ from builders import (
     is_cell,
     noisy,
     record,
+    spec,
     time_of,
 )
 from hypothesis import example, given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from scipy import stats as scipy_stats
 
 from bench.records import (
     Dtype,
@@ -40,20 +47,26 @@ from bench.records import (
     Line,
     Measured,
     Op,
+    Point,
     Record,
     Role,
     SelfCheck,
     Stage,
     Telemetry,
+    Traffic,
 )
-from bench.stats import median_interval
-from bench.workload import Workload
-from launcher import aggregate, markdown, report, results, results_json
+from bench.stats import Interval, median_interval
+from bench.workload import Workload, token_matrix
+from launcher import aggregate, export, findings, markdown, overlap, page, report, results, results_json
+from launcher.choose import Choice
+from launcher.exports import EXPORTS
 from launcher.judge import OpResult
+from launcher.overlap import Overlap
+from launcher.pairs import Pair
 from launcher.plan import FINAL, Plan, Planned
 from launcher.results import Results
 from launcher.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
-from launcher.store import Damaged, RunFolder
+from launcher.store import Attempt, Damaged, RunFolder
 from launcher.visits import evidence
 
 MADE = deepep_plan()
@@ -88,7 +101,7 @@ def valid(found: Results) -> dict[str, Any]:
 
 
 fates = st.lists(
-    st.sampled_from(["measured", "failed", "missing", "impossible", "twice", "mended"]),
+    st.sampled_from(["measured", "failed", "missing", "impossible", "twice", "failed, then measured"]),
     min_size=len(MADE.every_point),
     max_size=len(MADE.every_point),
 )
@@ -104,7 +117,7 @@ def lines_of(fate_of: list[str]) -> list[Line]:
             "missing": [],
             "impossible": [noisy(0.01)],
             "twice": [good, good],
-            "mended": [failed(), good],
+            "failed, then measured": [failed(), good],
         }
         lines += [
             record(planned, outcome, sequence=10 * number + again, started=1000.0 + number)
@@ -121,8 +134,14 @@ def test_planned_is_measured_plus_failed_plus_missing(fate_of: list[str]) -> Non
     found = build(lines_of(fate_of))
     counts = found.counts
     assert counts.planned == len(MADE.every_point) == counts.measured + counts.failed + counts.missing
-    assert counts.measured == sum(fate in ("measured", "twice", "mended") for fate in fate_of)
-    assert counts.failed == sum(fate in ("failed", "impossible") for fate in fate_of)
+    assert counts.missing == fate_of.count("missing")
+    roles_after_failure = [
+        one.role for one, fate in zip(MADE.every_point, fate_of, strict=True) if fate == "failed, then measured"
+    ]
+    mended = roles_after_failure.count(
+        Role.ANCHOR
+    )  # the sweep's yardstick; for anything else one failure is one too many
+    assert counts.measured == mended + sum(fate in ("measured", "twice") for fate in fate_of)
     assert {one.id for one in found.missing} == {
         planned.id for planned, fate in zip(MADE.every_point, fate_of, strict=True) if fate == "missing"
     }
@@ -333,6 +352,16 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
         "uniform), dispatch in BF16, combine in BF16."
         for device in ("NVIDIA H200", "NVIDIA H100")
     ]
+    pages = [(folder.path / name).read_text() for name in ("report.html", "report.2.html")]
+    for at, (device, other) in enumerate((("NVIDIA H200", "report.2.html"), ("NVIDIA H100", "report.html"))):
+        assert f"<h1>DeepEP at EP=4 on {device}</h1>" in pages[at]
+        assert (
+            '<p class="warning">Measured in 2 unlike environments (device: NVIDIA H100 | NVIDIA H200), reported apart: '
+            f"this page is about environment {at + 1}, {device}. The others: {other}.</p>"
+        ) in pages[at]
+    assert [line for line in text.splitlines() if line.startswith("* `RESULTS")] == [
+        f"* `RESULTS_EP4{part}.json`: the same for programs (docs/results.schema.json)" for part in ("", ".2")
+    ]
     files = sorted(folder.path.glob("RESULTS_EP4*.json"))
     parts = [msgspec.json.decode(file.read_bytes()) for file in files]
     for part in parts:
@@ -355,7 +384,88 @@ def test_a_default_that_is_beaten_by_more_than_the_margin_gives_tuned() -> None:
 def test_a_default_that_nothing_beats_is_optimal() -> None:
     found = build(faster({}))
     assert found.choice.verdict is not None
-    assert (found.choice.verdict.kind, found.choice.verdict.ratio) == ("default_is_optimal", 1.0)
+    assert (found.choice.verdict.kind, found.choice.verdict.over) == ("default_is_optimal", "best other pair")
+    assert found.choice.verdict.ratio == pytest.approx(250 / 400)
+    assert found.speedup_over_default == 1.0
+    assert "default / best other pair = **0.625**" in report.markdown(found)
+    assert "**default_is_optimal** (0.625x, default / best other pair)" in report.summary(found)
+    assert "times as long as the best other pair." in report.summary(found)
+
+
+def test_where_noise_hides_what_is_faster_the_default_is_not_called_optimal() -> None:
+    """The default looks best, by one percent in truth, and the groups differ by ten."""
+    chance = Random(6)
+    made, lines = with_final(lambda one, _: noisy((252 if is_cell(one) else 250) * chance.gauss(1, 0.1)))
+    verdict = build(lines, plan=made).choice.verdict
+    assert verdict is not None
+    assert (verdict.over, verdict.kind) == ("best other pair", "inconclusive")
+    assert verdict.ci95.low < 1
+    assert verdict.ci95.high > 1.02
+
+
+def test_a_default_that_is_alone_in_what_was_measured_is_not_called_optimal() -> None:
+    found = build(with_times(lambda one: None if is_cell(one) else noisy(250)))
+    assert found.choice.verdict is not None
+    assert (found.choice.verdict.kind, found.choice.verdict.meaning) == ("inconclusive", "no other pair was measured")
+
+
+def test_a_default_that_is_optimal_but_for_the_margin_is_called_that_by_its_held_out_rival() -> None:
+    made, lines = with_final(lambda one, group: noisy((300 if is_cell(one) else 250) * (1 + 0.1 * group)))
+    found = build(lines, plan=made)
+    assert found.choice.verdict is not None
+    verdict = found.choice.verdict
+    assert (verdict.kind, verdict.basis, verdict.over) == ("default_is_optimal", "final", "best other pair")
+    assert verdict.ratio == pytest.approx(250 / 300)
+    assert verdict.ci95.high < 0.84
+
+
+def test_without_a_final_the_interval_is_that_of_the_visits_and_holds_the_ratio() -> None:
+    """Rounds differ by some percent, which thirty samples of one visit do not show."""
+    chance = Random(5)
+    made = deepep_plan(search=msgspec.structs.replace(MADE.spec.search, rounds=4))
+    lines: list[Line] = [ENVIRONMENT, HOST, SELF_CHECK, TRAFFIC]
+    for number in range(4):
+        for planned in made.every_point:
+            time_us = (200 if planned.point.knobs.get("num_sms") == 32 else 250) * chance.gauss(1, 0.03)
+            lines.append(record(planned, noisy(time_us), round=number, started=1000.0 + number))
+    verdict = build(lines, plan=made).choice.verdict
+    assert verdict is not None
+    assert verdict.basis == "sweep"
+    assert verdict.ci95.low < verdict.ratio < verdict.ci95.high
+    assert verdict.ci95.low < 1.25 < verdict.ci95.high
+    assert verdict.ci95.high / verdict.ci95.low > 1.05
+
+
+def test_two_groups_of_a_final_are_two_looks_and_not_sixty() -> None:
+    chance = Random(7)
+    made, lines = with_final(
+        lambda one, _: noisy((200 if one.point.knobs["num_sms"] == 32 else 250) * chance.gauss(1, 0.01)), groups=2
+    )
+    verdict = build(lines, plan=made).choice.verdict
+    assert verdict is not None
+    assert verdict.basis == "final"
+    assert verdict.ci95.high / verdict.ci95.low > 1.05
+
+
+def test_of_configs_that_cannot_be_told_apart_the_one_with_the_smaller_buffer_is_taken() -> None:
+    chance = Random(3)
+    grid = {"num_sms": [24], "nvl_chunk": [8], "nvl_buffer": [256, 512, 1024]}
+    made, lines = with_final(
+        lambda one, _: noisy(
+            {512: 199.9, 256: 200.0}.get(one.point.knobs["nvl_buffer"], 210.0) * chance.gauss(1, 0.002)
+        ),
+        grid=grid,
+    )
+    optimal = build(lines, plan=made).choice.optimal
+    assert optimal is not None
+    buffers = [one.point.knobs["nvl_buffer"] for one in (optimal.dispatch, optimal.combine)]
+    assert buffers == [256, 256]
+    surely = with_final(
+        lambda one, _: noisy({512: 199.0, 256: 205.0}.get(one.point.knobs["nvl_buffer"], 210.0)), grid=grid
+    )
+    optimal = build(surely[1], plan=surely[0]).choice.optimal
+    assert optimal is not None
+    assert [one.point.knobs["nvl_buffer"] for one in (optimal.dispatch, optimal.combine)] == [512, 512]
 
 
 def test_a_default_that_is_beaten_by_less_than_the_margin_is_optimal() -> None:
@@ -407,7 +517,25 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     assert (plain["shared_gpus"], plain["verdict"], plain["speedup_over_default"]) == (True, None, None)
     text = report.markdown(found)
     assert text.startswith(f"**{report.SHARED_GPUS}**\n")
-    assert "Verdict" not in text
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == ["## Points", "## Checks", "## Files", "## Where this comes from", "## Summary"]
+    short = report.summary(found)
+    assert [line for line in short.splitlines() if line.startswith("## ")] == ["## Summary", "## What to do"]
+    assert "* No config: ranks shared a GPU, so that only tokens were checked." in short.splitlines()
+    assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
+    shown = page.html(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
+    assert report.SHARED_GPUS in shown
+    assert not re.search(r"\d times|\d us|<table|<img", shown)
+
+
+def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
+    made = deepep_plan(ep=Ep(size=4, share_gpus=True))
+    folder = RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep"])
+    with folder.appender(0) as appender:
+        for line in complete(made):
+            appender.add(line)
+    assert aggregate.aggregate(folder) == 0
+    assert list(folder.path.glob("*.svg")) == []
 
 
 def test_physics_does_not_judge_ranks_that_share_a_gpu() -> None:
@@ -501,7 +629,29 @@ def test_inline_code_ends_where_it_should(word: str) -> None:
     assert fence is not None
     assert text.endswith(fence[0])
     assert not re.search(rf"(?<!`){fence[0]}(?!`)", text[len(fence[0]) : -len(fence[0])])
-    assert unescaped_pipes(text) == 0
+    assert "\n".join(markdown.table(("a", "b"), [[text, text]])).count("|") - text.count("|") * 2 == 9
+
+
+@pytest.mark.parametrize("word", ["a|b", "|", "a`|`b", "x"])
+def test_inline_code_shows_its_text_in_a_table_and_out_of_it(word: str) -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    for text in (markdown.code(word), "\n".join(markdown.table(("a", "b"), [[markdown.code(word), ""]]))):
+        (found,) = re.findall("<code>(.*?)</code>", parser.render(text))
+        assert html.unescape(found) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("www.evil.com", r"www\.evil.com"),
+        ("see HTTPS://evil.com/a", r"see HTTPS:\//evil.com/a"),
+        ("WWW.evil.com", r"WWW\.evil.com"),
+        ("node1.site", "node1.site"),
+    ],
+)
+def test_no_name_becomes_a_link(word: str, text: str) -> None:
+    assert markdown.text(word) == text
+    assert re.sub("<.*?>", "", MarkdownIt("commonmark").render(markdown.text(word))).strip() == word
 
 
 def test_the_results_have_exactly_the_keys_of_the_schema() -> None:
@@ -566,10 +716,12 @@ def test_the_ratio_of_the_ranks_is_taken_from_the_default_dispatch() -> None:
     assert build(lines).rank_ratio == pytest.approx(1.03)
 
 
-def with_final(times: Callable[[Planned, int], list[float] | None], *, groups: int = 5) -> tuple[Plan, list[Line]]:
+def with_final(
+    times: Callable[[Planned, int], list[float] | None], *, groups: int = 5, **changes: Any
+) -> tuple[Plan, list[Line]]:
     """A sweep where every point takes its time_of, and a final where the points take the times given."""
     search = msgspec.structs.replace(MADE.spec.search, final_groups=groups)
-    made = deepep_plan(search=search)
+    made = deepep_plan(search=search, **changes)
     lines: list[Line] = complete(made)
     for number in range(groups):
         for planned in [*made.anchors, *made.cells]:
@@ -594,6 +746,11 @@ def test_results_of_the_final_replace_those_of_the_sweep_that_chose() -> None:
     assert (found.choice.verdict.kind, found.choice.verdict.basis) == ("tuned", "final")
     assert found.counts.missing == 0
     assert valid(found)["search"]["final_groups_measured"] == 5
+    ends = found.choice.optimal.round_trip_ci95_us
+    assert ends is not None
+    row = f"| optimal round trip |  | **735.0** | {ends.low:.1f} to {ends.high:.1f} |  |  |  |  |"
+    assert row in report.markdown(found).splitlines()
+    assert f"<td>735.0</td><td>{ends.low:.1f} to {ends.high:.1f}</td>" in page.html(found, pictures={})
 
 
 def test_a_difference_between_groups_cancels_in_the_verdict() -> None:
@@ -628,6 +785,37 @@ def test_missing_groups_of_the_final_are_told(tmp_path: Path) -> None:
     assert valid(found)["search"]["final_groups_measured"] == 3
 
 
+def test_a_group_of_the_final_that_only_began_does_not_count() -> None:
+    made, lines = with_final(lambda one, group: noisy(time_of(one.point)) if group < 4 or not is_cell(one) else None)
+    assert build(lines, plan=made).final_groups == 4
+
+
+OUTCOMES = {
+    "spent": "Shard 0 spent its budget (search.budget_s; resume with a larger one) before its search was over.",
+    "stopped": "Shard 0 came to its time limit before its search was over.",
+    "terminated": "Shard 0 was ended before its search was over.",
+    None: "Shard 0 is still at it, or was killed.",
+}
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
+    outcome: str | None, tmp_path: Path
+) -> None:
+    """Every point has a record; what lacks are later rounds, or the passes beside GEMMs."""
+    folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
+    with folder.appender(0) as appender:
+        for line in LINES:
+            appender.add(line)
+    folder.begin_attempt(0, Attempt(None, "node1", 1.0, 2.0, "complete"))
+    assert aggregate.aggregate(folder) == 0
+    folder.begin_attempt(0, Attempt(None, "node1", 3.0, 4.0, outcome))
+    assert aggregate.aggregate(folder) == 3
+    assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
+    assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()
+    assert "python -m launcher.resume" in (folder.path / "SUMMARY.md").read_text()
+
+
 def test_the_schema_knows_every_choice_that_the_program_may_write() -> None:
     definitions = SCHEMA["$defs"]
     assert definitions["op"]["enum"] == list(Op)
@@ -636,6 +824,301 @@ def test_the_schema_knows_every_choice_that_the_program_may_write() -> None:
     assert definitions["numbers"]["properties"]["stage"]["enum"] == list(Stage)
     assert definitions["failure"]["properties"]["kind"]["enum"] == [*FailureKind, "impossible"]
     assert SCHEMA["properties"]["search"]["properties"]["method"]["enum"] == list(METHODS)
-    assert SCHEMA["properties"]["search"]["properties"]["objective"]["enum"] == list(OBJECTIVES)
+    named, weights = SCHEMA["properties"]["search"]["properties"]["objective"]["anyOf"]
+    assert (named["enum"], list(weights["properties"])) == (list(OBJECTIVES), ["dispatch", "combine"])
     for struct, name in ((Hardware, "hardware"), (Search, "search"), (Workload, "workload")):
         assert set(struct.__struct_fields__) <= set(SCHEMA["properties"][name]["properties"])
+
+
+def of_ep(size: int) -> tuple[Plan, list[Line]]:
+    """DeepSeek-V3's shape on so many ranks, every point in 900 us, with the layout that its routing gives."""
+    made = deepep_plan(workload=spec("workload=deepseek_v3").workload, ep=Ep(size=size, share_gpus=False))
+    traffic = Traffic(token_matrix(made.spec.workload, num_ranks=size))
+    timed = [record(planned, noisy(900.0), sequence=at) for at, planned in enumerate(made.every_point)]
+    return made, [ENVIRONMENT, HOST, SELF_CHECK, traffic, *timed]
+
+
+def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_labelled() -> None:
+    made, lines = of_ep(8)
+    text = report.markdown(build(lines, plan=made))
+    section = text.split("## Published numbers for this shape")[1].split("\n## ")[0]
+    assert "| reported | H800, combine bf16 | 158 | 69% | README of DeepEP V1 |" in section
+    assert "| **measured** | h200, dispatch bf16 | 347 | 68% | this run |" in section
+    assert "fp8" not in section  # the dispatch was BF16
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_no_number_of_another_shape_stands_beside_ours(size: int) -> None:
+    made, lines = of_ep(size)
+    assert "reported" not in report.markdown(build(lines, plan=made)).split("## Points")[0]
+
+
+def test_a_candidate_of_the_user_gets_its_answer() -> None:
+    search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]])
+    made = deepep_plan(search=search)
+    text = report.markdown(build(complete(made), plan=made))
+    assert "Your candidate (24, 12, 256) is not optimal: 601 us a round trip, dispatch 295 and combine 305" in text
+    assert "is 1.226 times that of the optimal one" in text
+
+
+# ---- the report as it was published
+
+PUBLISHED = ROOT / "outputs" / "published"
+WITH_RECORDS = sorted({file.parents[2].name for file in PUBLISHED.glob("*/shards/0000/records.jsonl.gz")})
+
+
+@pytest.fixture(scope="module", params=WITH_RECORDS)
+def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A published run, and a copy that was aggregated anew from its records; its pictures are kept."""
+    source: Path = PUBLISHED / request.param
+    copy = tmp_path_factory.mktemp("again") / source.name
+    shutil.copytree(source, copy, ignore=lambda _, names: [name for name in names if name in MADE_ANEW])
+    for packed in copy.glob("shards/*/records.jsonl.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    assert aggregate.aggregate(RunFolder.open(copy), draw=False) == 0
+    return source, copy
+
+
+MADE_ANEW = ("OPTIMAL_CONFIGS.md", "SUMMARY.md", "report.html", "RESULTS_EP2.json", "exports")
+
+
+def test_a_published_report_is_what_its_records_give(again: tuple[Path, Path]) -> None:
+    source, copy = again
+    for name in MADE_ANEW[:-1]:
+        assert (copy / name).read_text() == (source / name).read_text(), f"{name}: aggregate {source} again"
+
+
+def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path, Path]) -> None:
+    _, copy = again
+    said, shown = ((copy / name).read_text() for name in ("OPTIMAL_CONFIGS.md", "report.html"))
+    rows = re.findall(r"^\| (fastest|overlapped|default_sms|knee) \| (num_sms.*) \|$", said, re.MULTILINE)
+    assert len(rows) == 4
+    for pick, rest in rows:
+        cells = "</td><td>".join(rest.split(" | "))
+        assert f'<td class="word">{pick}</td><td class="word">{cells}</td></tr>' in shown
+
+
+def test_published_exports_are_what_the_published_results_give(again: tuple[Path, Path]) -> None:
+    source, copy = again
+    for file in export.export(copy / "RESULTS_EP2.json", names=list(EXPORTS)):
+        published = source / "exports" / file.name
+        assert not (source / "exports").exists() or file.read_text() == published.read_text(), published
+
+
+# ---- findings: what is computed from the numbers
+
+
+def timed(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> OpResult:
+    point = Point("deepep", op, Dtype.BF16, knobs)
+    interval = Interval(median_us, median_us)
+    return OpResult(
+        point, Role.GRID, Stage.FINAL, median_us, interval, 0.0, median_us, {}, None, None, None, unstable=False,
+        samples=np.array([median_us]),
+    )  # fmt: skip
+
+
+def paired(num_sms: int, dispatch_us: float, combine_us: float, whole_us: float | None) -> Pair:
+    return Pair(
+        {"num_sms": num_sms},
+        timed(dispatch_us, num_sms=num_sms),
+        timed(combine_us, Op.COMBINE, num_sms=num_sms),
+        full=None if whole_us is None else timed(whole_us, Op.DISPATCH_FULL, num_sms=num_sms),
+    )
+
+
+def chosen(**changes: Any) -> Results:
+    """A result that was tuned, with another choice here and there."""
+    base = build(LINES)
+    return msgspec.structs.replace(base, choice=msgspec.structs.replace(base.choice, **changes))
+
+
+def test_a_forward_pass_waits_for_the_whole_dispatch_and_a_backward_pass_has_its_handle() -> None:
+    found = chosen(default=paired(20, 464.0, 497.1, 534.2), optimal=paired(128, 201.0, 216.0, 267.7))
+    layers = found.plan.spec.workload.num_moe_layers
+    effect = findings.effect(found)
+    assert effect is not None
+    assert (effect.num_layers, effect.has_whole) == (layers, True)
+    assert effect.forward_ms == pytest.approx((layers * (534.2 + 497.1) / 1e3, layers * (267.7 + 216.0) / 1e3))
+    assert effect.training_ms == pytest.approx(
+        (layers * (534.2 + 497.1 + 464.0 + 497.1) / 1e3, layers * (267.7 + 216.0 + 201.0 + 216.0) / 1e3)
+    )
+    assert "The dispatch of a forward pass is the whole one" in report.markdown(found)
+    assert "forward pass, with the whole dispatch" in page.html(found, pictures={})
+
+
+@pytest.mark.parametrize("without", ["default", "optimal"])
+def test_without_the_whole_dispatch_of_both_the_effect_takes_the_cached_one_and_says_so(without: str) -> None:
+    pairs = {"default": paired(20, 464.0, 497.1, 534.2), "optimal": paired(128, 201.0, 216.0, 267.7)}
+    found = chosen(**pairs | {without: msgspec.structs.replace(pairs[without], full=None)})
+    layers = found.plan.spec.workload.num_moe_layers
+    effect = findings.effect(found)
+    assert effect is not None
+    assert not effect.has_whole
+    assert effect.forward_ms == pytest.approx((layers * 961.1 / 1e3, layers * 417.0 / 1e3))
+    assert effect.training_ms == pytest.approx((2 * layers * 961.1 / 1e3, 2 * layers * 417.0 / 1e3))
+    assert "**The whole dispatch was not measured" in report.markdown(found)
+    assert "the whole dispatch was not measured" in page.html(found, pictures={})
+
+
+def beside_gemms(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> list[Overlap]:
+    """Pairs by num_sms, with what each pass beside GEMMs took; the pair alone takes 100 us."""
+    found = []
+    for num_sms, times in passes.items():
+        mean = float(np.exp(np.log(times).mean()))
+        ends = Interval(0.99 * mean, 1.01 * mean)
+        pair = paired(num_sms, 50.0, 50.0, None)
+        found.append(Overlap(pair, mean, ends, mean, ends, alone_us, dict(enumerate(times))))
+    return found
+
+
+def choice_of(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> Choice:
+    overlaps = beside_gemms(passes, alone_us=alone_us)
+    best = overlap.best_overlap(overlaps)
+    fastest = next(one.pair for one in overlaps if one.pair.shared["num_sms"] == max(passes))
+    return msgspec.structs.replace(
+        build(LINES).choice,
+        overlaps=overlaps,
+        best_overlaps=overlap.may_be_best(overlaps),
+        overlap_held_out=overlap.held_out_overlap(overlaps),
+        picks={"fastest": fastest, "overlapped": best.pair},
+    )
+
+
+def said(choice: Choice) -> list[str]:
+    found = msgspec.structs.replace(build(LINES), choice=choice)
+    return list(findings._overlap(found))
+
+
+def test_the_pick_of_a_pass_is_made_by_the_others() -> None:
+    lucky = {8: [900.0, 1100.0, 1100.0, 1100.0], 16: [1050.0, 1050.0, 1050.0, 1050.0]}
+    assert choice_of(lucky).picks["overlapped"].shared == {"num_sms": 8}
+    assert choice_of(lucky).overlap_held_out == {0: 1050.0, 1: 1100.0, 2: 1100.0, 3: 1100.0}
+
+
+@given(st.integers(0, 2**32 - 1))
+@example(0)
+def test_equals_beside_gemms_are_rarely_told_apart_and_a_slow_one_is(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
+    best = {
+        one.pair.shared["num_sms"] for one in choice_of(passes | {40: [2000.0 + at for at in range(9)]}).best_overlaps
+    }
+    assert 40 not in best
+    assert len(best) >= 1
+
+
+def test_the_truly_best_beside_gemms_is_not_excluded_more_often_than_in_5_percent() -> None:
+    chance = np.random.default_rng(1)
+    excluded = 0
+    for _ in range(200):
+        passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
+        excluded += 2 not in {one.pair.shared["num_sms"] for one in overlap.may_be_best(beside_gemms(passes))}
+    assert excluded <= scipy_stats.binom.ppf(0.999, 200, 0.05)
+
+
+def test_without_a_true_difference_the_held_out_cost_is_none_on_average() -> None:
+    chance = np.random.default_rng(2)
+    costs = []
+    for _ in range(100):
+        passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
+        held_out = overlap.held_out_overlap(beside_gemms(passes))
+        costs.append(np.log(passes[32]).mean() - np.log(list(held_out.values())).mean())
+    assert abs(np.mean(costs)) < 4 * np.std(costs) / 10
+
+
+def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whether_overlapping_pays() -> None:
+    rise = [1.0, 1.02, 0.98, 1.01]
+    noisy_passes = {
+        8: [2000.0 * one for one in rise],
+        16: [1080.0 * one for one in rise],
+        24: [1150.0, 1100.0, 1120.0, 1080.0],
+        32: [1100.0, 1130.0, 1040.0, 1150.0],
+    }
+    assert said(choice_of(noisy_passes)) == [
+        "Beside expert GEMMs num_sms 16 to 32 cannot be told apart: any may be the best, and another run may order "
+        "them otherwise, since one set of processes measured all passes.",
+        "Communication alone is fastest with num_sms 32, beside expert GEMMs num_sms 16 is taken; where communication "
+        "is waited for that costs 0 us, never measured together.",
+        "num_sms 32 beside expert GEMMs takes 1.020 times (95 % interval 0.974 to 1.068) as long as the pick of the "
+        "passes other than the one that is compared; it may be nothing.",
+        "Overlapping need not pay: 3 of 4 pairs beside GEMMs took longer than GEMMs and communication one after the "
+        "other (2 by more than their interval), most of all num_sms 8: 2005 us against 1100.",
+    ]
+
+
+def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_open() -> None:
+    clear = {16: [1010.0, 1011.0, 1012.0, 1013.0], 32: [1050.0, 1051.0, 1053.0, 1054.0]}
+    assert said(choice_of(clear, alone_us=1000.0)) == [
+        "Communication alone is fastest with num_sms 32, beside expert GEMMs num_sms 16 is taken; where communication "
+        "is waited for that costs 0 us, never measured together.",
+        "num_sms 32 beside expert GEMMs takes 1.040 times (95 % interval 1.039 to 1.041) as long as the pick of the "
+        "passes other than the one that is compared.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({2}, "2"),
+        ({2, 4}, "2 and 4"),
+        ({2, 4, 8}, "2 to 8"),
+        ({2, 8, 12, 16}, "2 and 8 to 16"),
+        ({2, 8, 16}, "2, 8 and 16"),
+    ],
+)
+def test_neighbours_are_a_range(chosen: set[int], words: str) -> None:
+    assert findings._ranges({(one,) for one in chosen}, {(one,) for one in (2, 4, 8, 12, 16)}) == words
+
+
+# ---- what to do
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [
+        (faster({32: 200.0}), "* `python -m launcher.export RUN` writes the files that put *fastest* into force"),
+        (faster({}), "* Leave the default as it is."),
+        (faster({32: 250.0 / 1.02}), "* Measure more before anything is changed: the same command with `search.final"),
+        (faster({32: 200.0})[:-1], "* Complete the run: `python -m launcher.resume RUN`."),
+        ([], "* Complete the run: `python -m launcher.resume RUN`."),
+    ],
+)
+def test_the_summary_ends_with_what_to_do(lines: list[Line], first: str) -> None:
+    text = report.summary(build(lines))
+    assert text.split("## What to do\n\n")[1].splitlines()[0].startswith(first)
+
+
+def test_the_summary_has_the_time_of_the_default() -> None:
+    line = "* Default: num_sms 20; dispatch nvl_chunk 6, nvl_buffer 256; combine nvl_chunk 9, nvl_buffer 256: 500.0 us."
+    assert line in report.summary(build(faster({32: 200.0}))).splitlines()
+
+
+def test_a_dry_run_s_findings_are_labelled_and_nothing_of_it_is_to_be_deployed(sweep: Sweep) -> None:
+    for name in ("OPTIMAL_CONFIGS.md", "SUMMARY.md", "report.html"):
+        text = (sweep.folder / name).read_text()
+        assert "Key findings of a dry run, about this CPU" in text
+        assert text.count("Key findings") == 1
+    assert "nothing here is to be deployed" in (sweep.folder / "SUMMARY.md").read_text()
+
+
+def test_an_objective_of_unlike_weights_is_said_first_and_fits_the_schema() -> None:
+    search = msgspec.structs.replace(MADE.spec.search, objective={"dispatch": 2, "combine": 1})
+    made = deepep_plan(search=search)
+    found = build(complete(made), plan=made)
+    note = "The objective (search.objective) is 2 x dispatch + 1 x combine: by it is decided, ratios, intervals and the"
+    for text in (report.markdown(found), report.summary(found)):
+        assert text.startswith(f"**{note} verdict are of it, while a round trip is the sum of both.**\n")
+    assert f'<p class="warning">{note}' in page.html(found, pictures={})
+    assert valid(found)["search"]["objective"] == {"dispatch": 2, "combine": 1}
+    assert report.objective_note(build(LINES)) == ""
+
+
+def test_every_framework_that_is_exported_has_a_row_and_every_file_is_listed() -> None:
+    text = report.markdown(build(LINES), pictures=["pareto.svg"])
+    rows = text.split("## How to apply it")[1].split("##")[0].splitlines()[6:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows if row] == [one.framework for one in EXPORTS.values()]
+    listed = text.split("## Files")[1].split("##")[0]
+    assert [one.file for one in EXPORTS.values() if one.file not in listed] == []
+    assert "* `pareto.svg`: a picture" in listed
+    assert "heatmap" not in listed
+    assert "* `RESULTS_EP4.json`" in listed

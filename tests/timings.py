@@ -25,7 +25,7 @@ from tests.builders import spec
 
 def main() -> None:
     """Every figure, a line each."""
-    for name, value in (*_command(), *_planning(), *_aggregating()):
+    for name, value in (*_command(), *_planning(), *_aggregating(), *_submitting()):
         print(f"{name:<64} {value}", flush=True)
 
 
@@ -94,6 +94,30 @@ def _aggregating() -> Iterator[tuple[str, str]]:
             yield f"aggregating {count} records of {points // 100} shards, s", f"{seconds:.1f}"
             yield "its memory with its readers at most, MB", f"{megabytes:.0f}"
     yield "aggregating, time a record at 1,000,000 over that at 100,000", f"{times[100_000] / times[10_000]:.2f}"
+
+
+def _submitting() -> Iterator[tuple[str, str]]:
+    """On a real Slurm of this machine, where its packages are installed."""
+    sys.path.insert(0, str(Path(__file__).parent / "slurm"))
+    import slurmlab
+    import sweeps
+
+    if slurmlab.missing():
+        yield "submitting", f"not installed: {', '.join(slurmlab.missing())}"
+        return
+    with slurmlab.SlurmLab(accounting=False, auth="none") as lab, tempfile.TemporaryDirectory() as folder:
+        lab.command("scontrol", "update", "partitionname=low", "state=down")
+        cells = f"grid.num_slices={list(range(1, 61))}".replace(" ", "")
+        began = time.monotonic()
+        run = sweeps.detached(lab, Path(folder) / "many", "shard.count=100", cells, "hydra.launcher.partition=low")
+        yield "submitting 100 shards and what follows them, s", f"{time.monotonic() - began:.1f}"
+        lab.command("scancel", *(one["array_id"] for one in sweeps.submissions(run)))
+        lab.reset()
+        began = time.monotonic()
+        done = sweeps.sweep(lab, Path(folder) / "four", "shard.count=4")
+        wall_s = time.monotonic() - began
+        own_s = sum(line["wall_s"] for line in sweeps.lines(done.folder))
+        yield "four tiny shards from command to report, s (their points alone)", f"{wall_s:.1f} ({own_s:.1f})"
 
 
 def _written(made: Plan, outputs: Path) -> tuple[RunFolder, int]:

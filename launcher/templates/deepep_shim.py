@@ -123,19 +123,28 @@ def _read(path: Path, pick: str) -> dict[int, Configs]:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != RESULTS_SCHEMA:
         raise ShimError(f"{path} has schema {schema!r}, this file reads {RESULTS_SCHEMA!r}")
+    try:
+        return _tuned(path, document, pick)
+    except KeyError as error:
+        raise ShimError(f"{path} is malformed: no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ShimError(f"{path} is malformed: {error}") from error
+
+
+def _tuned(path: Path, document: dict[str, Any], pick: str) -> dict[int, Configs]:
     if document["dry_run"] or document["shared_gpus"] or document["backend"] != "deepep":
         raise ShimError(f"{path} is no measurement of DeepEP: a dry run, shared GPUs, or another backend")
     if pick not in document["picks"]:
         raise ShimError(f"{path} has no pick {pick!r}; it has {', '.join(document['picks']) or 'none'}")
     pair = document["picks"][pick]
-    return {document["ep"]: {operation: _arguments(pair, operation) for operation in OPERATIONS}}
+    return {int(document["ep"]): {operation: _arguments(pair, operation) for operation in OPERATIONS}}
 
 
 def _arguments(pair: dict[str, Any], operation: str) -> dict[str, int]:
     return {
-        "num_sms": pair["num_sms"],
-        "num_max_nvl_chunked_send_tokens": pair[operation]["nvl_chunk"],
-        "num_max_nvl_chunked_recv_tokens": pair[operation]["nvl_buffer"],
+        "num_sms": int(pair["num_sms"]),
+        "num_max_nvl_chunked_send_tokens": int(pair[operation]["nvl_chunk"]),
+        "num_max_nvl_chunked_recv_tokens": int(pair[operation]["nvl_buffer"]),
     }
 
 

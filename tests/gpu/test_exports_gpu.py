@@ -44,10 +44,11 @@ def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     """What two ranks saw before and after they imported the shim."""
     meeting = tmp_path_factory.mktemp("meeting") / "ranks"
     script = ROOT / "tests" / "gpu" / "shim_rank.py"
+    path = os.pathsep.join(filter(None, [str(exports), os.environ.get("PYTHONPATH")]))
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(meeting), str(rank)],
-            env=os.environ | {"PYTHONPATH": str(exports), "RANK": str(rank)},
+            env=os.environ | {"PYTHONPATH": path, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -71,6 +71,29 @@ def test_no_time_is_shorter_than_the_links_allow(sweep: dict[str, Any]) -> None:
     assert {one["backend"] for one in sweep["baselines"]} == {"alltoall"}
 
 
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_combine_runs_with_22_slots_more_than_its_chunk_and_hangs_with_21_while_the_shard_lives_on(
+    num_ranks: int, tmp_path: Path
+) -> None:
+    """Nothing in DeepEP asserts it; four ranks share two GPUs where there are no more."""
+    shared = len(telemetry.inventory()) < num_ranks
+    at_bound, below = (
+        Point("deepep", Op.COMBINE, Dtype.BF16, {"num_sms": 24, "nvl_chunk": 8, "nvl_buffer": 8 + more})
+        for more in (22, 21)
+    )
+    default = Point("deepep", Op.DISPATCH, Dtype.BF16, BACKENDS["deepep"].default(Op.DISPATCH, num_ranks=num_ranks))
+    spec = GroupSpec(num_ranks, "cuda", shared_gpus=shared, workload=WORKLOAD, points=[default, at_bound, below])
+    anchor = Task(default, "default", Role.ANCHOR)
+    supervisor = Supervisor(spec, Effort(1, 3, 20.0, 180.0), anchor=anchor, sink=lambda _: None, log_folder=tmp_path)
+    tasks = [anchor, Task(at_bound, "at", Role.GRID), Task(below, "below", Role.GRID), Task(at_bound, "at", Role.GRID)]
+    first, runs, hangs, after = supervisor.run(tasks)
+    assert isinstance(first.outcome, Measured)
+    assert isinstance(runs.outcome, Measured)
+    assert isinstance(hangs.outcome, Failed)
+    assert hangs.outcome.failure is FailureKind.HANG
+    assert isinstance(after.outcome, Measured)
+
+
 def test_an_odd_num_sms_past_the_rules_is_a_failure_and_the_shard_lives_on(tmp_path: Path) -> None:
     default = Point("deepep", Op.DISPATCH, Dtype.BF16, BACKENDS["deepep"].default(Op.DISPATCH, num_ranks=2))
     odd, good = (
