@@ -10,7 +10,8 @@ Examples
   python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 nodes='gpu[001-016]'
   python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 node_state=idle max_in_flight=4
   python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 hydra.launcher.reservation=NEW
-  python -m launcher.validate -m hydra/launcher=submitit_slurm run=outputs/RUN   wait for it, and report it again
+  python -m launcher.validate -m hydra/launcher=submitit_slurm run=outputs/RUN   wait for it, and report it
+  python -m launcher.validate report=outputs/RUN                          report it again, measure nothing
   python -m launcher.validate self_test=true                              inject every fault, see that each is found
 
 What is done, on a node of its own (4 to 10 minutes; each phase has a limit, limits.*)
@@ -24,9 +25,10 @@ What is done, on a node of its own (4 to 10 minutes; each phase has a limit, lim
 
 Keys
   nodes, node_state   a host list, or the nodes in a state; or hydra.launcher.reservation
-  gpus                GPUs of a node; null: of this machine, or of the hardware file
+  gpus                GPUs of a node; null: those seen on this machine (a missing one is then no fault), or of the
+                      hardware file
   hardware, workload, measure, backend   groups, as in launcher.sweep
-  configs             {dispatch:[64,8,256],combine:[64,8,256]} of the speed phase
+  configs.dispatch=[64,8,256], configs.combine=[64,8,256]   of the speed phase
   reference=FILE      judge by what good nodes did; learn=FILE writes that from this run (5 nodes at least)
   max_in_flight=16, deadline_min=120, limits.job_min=20
   confirm=true, strict=false, dry_run=false, thresholds.*   see docs/ADMIN.md and docs/CONFIGS.md
@@ -34,7 +36,7 @@ Keys
 
 Exit status (that of a Nagios plugin; the line on stdout is its line)
   0  every node may work (PASS, WARN, SKIPPED)      2  a node has FAIL, HANG or NO_RESULT
-  1  a node has WARN, with strict=true              3  unknown: SETUP, INCONCLUSIVE, all skipped, or our own crash
+  1  a node has WARN, with strict=true              3  unknown: SETUP, INCONCLUSIVE, skipped, a crash of ours
   64 usage: nothing was started
 
 Files, in outputs/<time>-nodes-<id>/
@@ -55,6 +57,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_UNKNOWN = 3
+"""verdict.EXIT_UNKNOWN, which a broken installation cannot import."""
+
 _QUICK = ("workload=small", "measure=quick", "blocks=6")
 
 
@@ -63,19 +68,29 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    from launcher.validation.verdict import EXIT_UNKNOWN
-
     try:
-        status = _run()
-    except SystemExit as end:
-        status = _translated(end.code)
-    except KeyboardInterrupt:
-        status = EXIT_UNKNOWN
-    except BaseException:  # noqa: BLE001  (a crash of ours must not look like a verdict)
+        status = _status()
+    except BaseException:  # noqa: BLE001  (a crash of ours, a broken installation too, must not look like a verdict)
         traceback.print_exc()
         print("DEEPEP UNKNOWN - the validation itself broke | ")
-        status = EXIT_UNKNOWN
+        status = _UNKNOWN
     sys.exit(status)
+
+
+def _status() -> int:
+    import pynvml
+
+    from launcher.validation.verdict import EXIT_CRITICAL
+
+    try:
+        return _run()
+    except SystemExit as end:
+        return _translated(end.code)
+    except KeyboardInterrupt:
+        return _UNKNOWN
+    except pynvml.NVMLError_GpuIsLost:
+        print("DEEPEP CRITICAL - E101 a GPU has fallen off the bus: NVML counts it and cannot open it | ")
+        return EXIT_CRITICAL
 
 
 def _translated(code: object) -> int:
@@ -101,11 +116,11 @@ def _run() -> int:
     schema.register()
     settings.register()
     sys.argv[1:] = _completed(sys.argv[1:])
-    statuses: list[int] = []
+    configs: list[DictConfig] = []
 
     def job(config: DictConfig) -> None:
-        """This machine, under Hydra's basic launcher."""
-        statuses.append(_here(config))
+        """Hydra's basic launcher calls it for each configuration, and that of Slurm never."""
+        configs.append(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -113,33 +128,39 @@ def _run() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         UserError(" ".join(str(error).split()), hint="--help lists the keys").show()
         return EXIT_USAGE
-    return max(statuses, default=0)
+    return _here(configs)
 
 
 def _completed(given: list[str]) -> list[str]:
-    """The arguments, and on a machine without GPUs a toy workload where none is chosen."""
+    """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
     from bench import telemetry
 
+    given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
-    if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():
+    if keys & {"hardware", "backend", "hydra/launcher", "report"} or telemetry.inventory():
         return given
     return given + [override for override in _QUICK if override.partition("=")[0] not in keys]
 
 
-def _here(config: DictConfig) -> int:
-    from pathlib import Path
+def _quoted(argument: str) -> str:
+    """``nodes=gpu[1-4]`` as ``nodes='gpu[1-4]'``, which a shell takes off and Hydra wants."""
+    key, equals, value = argument.partition("=")
+    return f"{key}='{value}'" if key == "nodes" and equals and value[:1] not in ("'", '"') else argument
 
+
+def _here(configs: list[DictConfig]) -> int:
+    """This machine, by each configuration; all are checked before the first is measured."""
     from launcher.errors import UserError
-    from launcher.validation import here
+    from launcher.validation import here, summary
     from launcher.validation.settings import from_config
-    from launcher.validation.verdict import EXIT_USAGE
+    from launcher.validation.verdict import EXIT_USAGE, combined
 
     try:
-        values, options = from_config(config)
-        return here.validate(values, options, Path(options.outputs))
+        wanted = [here.prepare(*from_config(config)) for config in configs]
     except UserError as error:
         error.show()
         return EXIT_USAGE
+    return combined([summary.shown(one) for one in wanted])
 
 
 if __name__ == "__main__":

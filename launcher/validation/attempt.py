@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -30,8 +32,9 @@ from bench.records import (
     digest,
 )
 from bench.supervisor import Effort, StartFailure, Supervisor, Task, environment_of
-from launcher.validation.node import Attempt, Phase, Rate, Trouble
-from launcher.validation.readings import Readings
+from launcher.validation import crosscheck
+from launcher.validation.node import Attempt, LinkBytes, Phase, Rate, Trouble
+from launcher.validation.readings import Readings, SilentDriver, answered
 from launcher.validation.settings import Spec
 
 PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
@@ -40,12 +43,18 @@ _CPU_ALLTOALL_MIB = (1, 4)
 _COPY_BLOCKS, _COPY_ITERATIONS, _COPY_WARMUP = 5, 3, 2
 _CHECK_ITERATIONS = 3
 _THROTTLED_SHARE = 0.01
+_DRIVER_SHARE = 0.5
+"""Of the preflight's limit: how long NVML may take for one answer, in any phase."""
+
 _THROTTLE = {
     "throttle_hardware_thermal_ns": "hardware thermal slowdown",
     "throttle_software_thermal_ns": "software thermal slowdown",
     "throttle_power_brake_ns": "hardware power brake",
     "throttle_power_ns": "power cap",
 }
+
+
+T = TypeVar("T")
 
 
 class _OutOfTime(Exception):
@@ -56,14 +65,38 @@ class _Clock:
     """What is left of a phase's time."""
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s, self._began = limit_s, time.monotonic()
+        self._limit_s, self._ends = limit_s, time.monotonic() + limit_s
 
-    def left(self, wanted_s: float) -> float:
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return time.monotonic() >= self._ends
+
+    def left(self, wanted_s: float = math.inf) -> float:
         """At most ``wanted_s``; _OutOfTime when nothing is left."""
-        left = self._limit_s - (time.monotonic() - self._began)
-        if left <= 0:
-            raise _OutOfTime(f"not done within its {self._limit_s:.0f} s")
-        return min(wanted_s, left)
+        if self.is_over:
+            raise self.out_of_time()
+        return min(wanted_s, self._ends - time.monotonic())
+
+    def out_of_time(self) -> _OutOfTime:
+        """To be raised."""
+        return _OutOfTime(f"not done within its {self._limit_s:.3g} s")
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Around what waits for ranks: one that only the end of the phase calls hung may be merely slow."""
+        try:
+            yield
+        except RankFailure as failure:
+            is_late = failure.failed.failure is FailureKind.HANG or failure.failed.phase == "startup"
+            if is_late and self.is_over:
+                raise self.out_of_time() from None
+            raise
+
+
+def _slowest(answers: list[protocol.Moved]) -> list[float]:
+    """Of each iteration the slowest rank's time."""
+    return [max(values) for values in zip(*(answer.samples_us for answer in answers), strict=True)]
 
 
 class AttemptRun:
@@ -93,6 +126,7 @@ class AttemptRun:
         self._checks: dict[str, str] = {}
         self._troubles: list[Trouble] = []
         self._usable = True
+        self._is_driver_silent = False
 
     def run(self) -> Attempt:
         """Every phase in turn: what one cannot do never keeps the next from trying."""
@@ -129,7 +163,9 @@ class AttemptRun:
         number_of_troubles = len(self._troubles)
         skipped = None
         try:
-            if self._usable or name == "counters":
+            if self._is_driver_silent:
+                skipped = "the driver does not answer"
+            elif self._usable or name == "counters":
                 skipped = body(_Clock(limit_s))
             else:
                 skipped = "the preflight found that it cannot run here"
@@ -139,6 +175,9 @@ class AttemptRun:
             self._troubles.append(Trouble(name, "start", "", str(failure).splitlines()[0], str(failure)))
         except _OutOfTime as late:
             self._troubles.append(Trouble(name, "timeout", "", str(late)))
+        except SilentDriver as silent:
+            self._troubles.append(Trouble(name, "driver", "", str(silent)))
+            self._is_driver_silent, self._usable = True, False
         wall_s = round(time.monotonic() - began, 3)
         if len(self._troubles) > number_of_troubles:
             self._end_group()
@@ -157,9 +196,21 @@ class AttemptRun:
 
     # ---- phase 0
 
-    def _preflight(self, _: _Clock) -> str | None:
-        found = self._readings.preflight()
-        self._made = msgspec.structs.replace(self._made, preflight=found, before=self._readings.counters())
+    def _asked(self, clock: _Clock, question: Callable[[], T]) -> T:
+        """The driver's answer; _OutOfTime where the phase left it less time than it may take."""
+        may_take_s = _DRIVER_SHARE * self._spec.limits.preflight_s
+        given_s = clock.left(may_take_s)
+        try:
+            return answered(question, within_s=given_s)
+        except SilentDriver:
+            if given_s < may_take_s:
+                raise clock.out_of_time() from None
+            raise
+
+    def _preflight(self, clock: _Clock) -> str | None:
+        found = self._asked(clock, self._readings.preflight)
+        before = self._asked(clock, self._readings.counters)
+        self._made = msgspec.structs.replace(self._made, preflight=found, before=before)
         foreign = any(state.foreign_processes for state in found.states)
         short = (not self._spec.on_cpu or found.made_up) and len(found.gpus) < self._spec.gpus
         self._usable = not (foreign or short)
@@ -182,15 +233,43 @@ class AttemptRun:
 
     def _pair(self, clock: _Clock, engine: str, source: int, target: int, size: int) -> None:
         ask = protocol.Copy(source, target, engine, size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
-        answers = self._running(clock).move(ask, deadline_s=clock.left(self._spec.measure.startup_s))
         where = f"gpu{self._order[source]}>gpu{self._order[target]}"
-        samples = answers[source if engine == "copy" else target].samples_us
-        blocks = [statistics.median(samples[at::_COPY_BLOCKS]) for at in range(_COPY_BLOCKS)]
         peak = self._pair_peak(self._order[source], self._order[target])
-        rates = [size / block / 1000 for block in blocks]
-        self._rates.append(Rate(f"pair_{engine}", where, f"{self._spec.copy_mib} MiB", "GB/s", rates, peak))
-        said = next((answer.wrong for answer in answers if answer.wrong), None)
-        self._checks[f"pairs: {engine} {where}"] = said or "ok"
+        empty = Rate(f"pair_{engine}", where, f"{self._spec.copy_mib} MiB", "GB/s", [], peak)
+        timed = source if engine == "copy" else target
+        self._move(
+            clock,
+            ask,
+            empty,
+            label=f"pairs: {engine} {where}",
+            size=size,
+            samples_of=lambda answers: answers[timed].samples_us,
+        )
+
+    def _move(
+        self,
+        clock: _Clock,
+        ask: protocol.Copy | protocol.Exchange,
+        empty: Rate,
+        *,
+        label: str,
+        size: float,
+        samples_of: Callable[[list[protocol.Moved]], list[float]],
+    ) -> None:
+        """Notes the rate, after twice as many blocks where the first ones vary, and whether a byte was wrong."""
+        rate, said = empty, "ok"
+        for _ in range(2):
+            group = self._running(clock)
+            with clock.awaited():
+                answers = group.move(ask, deadline_s=clock.left(self._spec.measure.startup_s))
+            samples = samples_of(answers)
+            blocks = [statistics.median(samples[at::_COPY_BLOCKS]) for at in range(_COPY_BLOCKS)]
+            rate = msgspec.structs.replace(rate, blocks=rate.blocks + [size / block / 1000 for block in blocks])
+            said = next((answer.wrong for answer in answers if answer.wrong), said)
+            if rate.variation <= self._spec.thresholds.noise(rate.test):
+                break
+        self._rates.append(rate)
+        self._checks[label] = said
 
     def _pair_peak(self, one: int, other: int) -> float | None:
         rate = self._link_rate()
@@ -198,14 +277,18 @@ class AttemptRun:
         return None if rate is None or links is None else links * rate
 
     def _link_rate(self) -> float | None:
+        """Of payload, from the hardware file; NVML tells the rate of signalling, 26.6 where 25 GB/s are payload."""
         environment = self._made.environment
         known = environment.link_gb_per_s if environment is not None else None
-        return known or self._spec.hardware.link_gb_per_s
+        return self._spec.hardware.link_gb_per_s or known
 
     def _peak(self) -> float | None:
         """Of all links of one GPU, one direction."""
         environment = self._made.environment
         links = (environment.num_links if environment is not None else None) or self._spec.hardware.num_links
+        own, *others = self._order
+        towards = sum(self._readings.pair_links(own, other) or 0 for other in others)
+        links = min(links, towards) if links and towards else links  # on a mesh some lead to GPUs that do not take part
         rate = self._link_rate()
         return None if rate is None or links is None else links * rate
 
@@ -214,22 +297,21 @@ class AttemptRun:
         for size_mib in _CPU_ALLTOALL_MIB if self._spec.on_cpu else self._spec.alltoall_mib:
             size = size_mib * _MIB // ranks * ranks
             ask = protocol.Exchange(size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
-            answers = self._running(clock).move(ask, deadline_s=clock.left(self._spec.measure.startup_s))
-            slowest = [max(values) for values in zip(*(answer.samples_us for answer in answers), strict=True)]
-            blocks = [statistics.median(slowest[at::_COPY_BLOCKS]) for at in range(_COPY_BLOCKS)]
-            bus = [size * (ranks - 1) / ranks / block / 1000 for block in blocks]
-            self._rates.append(Rate("all_to_all", "", f"{size_mib} MiB", "GB/s", bus, self._peak()))
-            said = next((answer.wrong for answer in answers if answer.wrong), None)
-            self._checks[f"alltoall: {size_mib} MiB"] = said or "ok"
+            self._running(clock)
+            empty = Rate("all_to_all", "", f"{size_mib} MiB", "GB/s", [], self._peak())
+            crossing = size * (ranks - 1) / ranks
+            self._move(clock, ask, empty, label=f"alltoall: {size_mib} MiB", size=crossing, samples_of=_slowest)
         return None
 
     def _running(self, clock: _Clock) -> Group:
         if self._group is None:
-            self._group = Group(
-                self._group_spec(self._spec.workload.dtype),
-                log_folder=self._logs,
-                startup_s=clock.left(self._spec.measure.startup_s),
-            )
+            spec, startup_s = self._group_spec(self._spec.workload.dtype), clock.left(self._spec.measure.startup_s)
+            try:
+                with clock.awaited():
+                    self._group = Group(spec, log_folder=self._logs, startup_s=startup_s)
+            except RankFailure as failure:
+                said = f"{failure.failed.message}\n{failure.failed.last_words}"
+                raise StartFailure(f"the ranks did not start: {said}") from None
             environment = environment_of(self._group_spec(self._spec.workload.dtype), self._group.ready[0])
             self._made = msgspec.structs.replace(self._made, environment=environment)
             self._sink(environment)
@@ -259,16 +341,16 @@ class AttemptRun:
             devices=self._order,
         )
 
-    def _supervised(self, clock: _Clock, phase: str, dtype: Dtype, tasks: list[Task]) -> Iterator[Record]:
-        """The records of some tasks; troubles and checks are noted on the way."""
+    def _supervised(self, clock: _Clock, phase: str, dtype: Dtype, tasks: Iterable[Task]) -> Iterator[Record]:
+        """The records of some tasks, which may depend on those before; troubles and checks are noted on the way."""
         measure = self._spec.measure
-        deadline_s = clock.left(measure.deadline_s)
         supervisor = Supervisor(
             self._group_spec(dtype),
-            Effort(measure.warmup, self._spec.block_iterations, deadline_s, clock.left(measure.startup_s)),
-            anchor=tasks[0],
+            Effort(measure.warmup, self._spec.block_iterations, measure.deadline_s, measure.startup_s),
+            anchor=self._task(Op.DISPATCH, dtype),
             sink=lambda line: self._line(line, phase, dtype),
             log_folder=self._logs,
+            budget_s=clock.left(),
         )
         with contextlib.closing(iter(supervisor.run(tasks))) as records:  # type: ignore[type-var]
             for record in records:
@@ -276,17 +358,28 @@ class AttemptRun:
                     self._trouble(phase, record.outcome)
                     label = f"{phase}: {record.point.op} {record.point.dtype}"
                     if record.outcome.failure is FailureKind.INCORRECT:
-                        self._checks[label] = record.outcome.message
+                        self._checks[label] = self._by_gpu(record.outcome)
                     return
                 yield record
-                clock.left(0)
+        clock.left()  # where the time was over before the tasks were
+
+    def _by_gpu(self, failed: Failed) -> str:
+        """The message with the GPU instead of the rank."""
+        if failed.rank is None:
+            return failed.message
+        return failed.message.replace(f"rank {failed.rank}:", f"gpu{self._order[failed.rank]}:", 1)
 
     def _line(self, line: Line, phase: str, dtype: Dtype) -> None:
         self._sink(line)
         if isinstance(line, Environment) and self._made.environment is None:
             self._made = msgspec.structs.replace(self._made, environment=line)
         if isinstance(line, SelfCheck):
-            self._checks |= {f"{phase}: {dtype} {name}": said for name, said in line.edge_routings.items()}
+            routings = dict(line.edge_routings)
+            failed = routings.pop("self_test", None)
+            if failed is not None:  # no routing was tried: something else went wrong
+                kind, _, message = failed.partition(": ")
+                self._troubles.append(Trouble(phase, kind, "", f"self test: {message}"))
+            self._checks |= {f"{phase}: {dtype} {name}": said for name, said in routings.items()}
 
     def _task(self, op: Op, dtype: Dtype, *, block: int = 0, iterations: int | None = None) -> Task:
         point = self._point(op, dtype)
@@ -296,8 +389,7 @@ class AttemptRun:
         self._end_group()
         for dtype in (Dtype.BF16, Dtype.FP8):
             if self._spec.workload.hidden % 128 and dtype is Dtype.FP8:
-                self._checks["correctness: fp8"] = "ok"
-                continue
+                continue  # its scales are for 128 columns each; the layer says that it was not tested
             tasks = [self._task(op, dtype, iterations=_CHECK_ITERATIONS) for op in (Op.DISPATCH, Op.COMBINE)]
             for record in self._supervised(clock, "correctness", dtype, tasks):
                 self._checks[f"correctness: {record.point.op} {dtype}"] = "ok"
@@ -306,18 +398,50 @@ class AttemptRun:
     def _speed(self, clock: _Clock) -> str | None:
         dtype = self._spec.workload.dtype
         visits: dict[Op, list[Record]] = {op: [] for op in (Op.DISPATCH, Op.COMBINE, Op.COMPUTE)}
-        for extension in range(2):
-            first = extension * self._spec.blocks
-            tasks = [
-                self._task(op, dtype, block=block) for block in range(first, first + self._spec.blocks) for op in visits
-            ]
-            for record in self._supervised(clock, "speed", dtype, tasks):
-                visits[record.point.op].append(record)
-            rates = self._speeds(visits)
-            if self._phases_failed() or all(one.variation <= self._spec.thresholds.variation for one in rates):
-                break
+        for record in self._supervised(clock, "speed", dtype, self._blocks(visits)):
+            visits[record.point.op].append(record)
         self._rates += self._speeds(visits)
+        counted = any(one.values.get("nvlink_tx_kib") is not None for one in self._made.before)
+        if counted and not self._phases_failed():
+            with contextlib.suppress(_OutOfTime):  # it informs, and what it would say is not missed
+                self._count_link_bytes(clock)
+            self._end_group()
         return None
+
+    def _blocks(self, visits: dict[Op, list[Record]]) -> Iterator[Task]:
+        """Dispatch and combine in turn, then GEMMs, since these heat the GPUs until their power cap spoils the rest.
+
+        Each of the two as many blocks again where the first ones vary.
+        """
+        for ops in ((Op.DISPATCH, Op.COMBINE), (Op.COMPUTE,)):
+            for extension in range(2):
+                rates = self._speeds({op: visits[op] for op in ops})
+                if extension and all(one.variation <= self._spec.thresholds.noise(one.test) for one in rates):
+                    break
+                for block in range(self._spec.blocks):
+                    for op in ops:
+                        yield self._task(op, self._spec.workload.dtype, block=extension * self._spec.blocks + block)
+
+    def _count_link_bytes(self, clock: _Clock) -> None:
+        spec = self._spec
+        tokens = workload.token_matrix(spec.workload, num_ranks=spec.gpus)
+        found: list[LinkBytes] = []
+        for op in (Op.DISPATCH, Op.COMBINE):
+            point = self._point(op, spec.workload.dtype)
+            group = self._running(clock)
+            with clock.awaited():
+                counted = crosscheck.count(
+                    group,
+                    point,
+                    order=self._order,
+                    tokens=tokens,
+                    bytes_per_token=spec.workload.bytes_per_token(point.dtype),
+                    counters=lambda: self._asked(clock, self._readings.counters),
+                    deadline_s=clock.left(spec.measure.startup_s),
+                )
+            self._checks[f"speed: {op} {point.dtype} while links are counted"] = counted.wrong or "ok"
+            found += counted.link_bytes
+        self._made = msgspec.structs.replace(self._made, link_bytes=found)
 
     def _phases_failed(self) -> bool:
         return any(trouble.phase == "speed" for trouble in self._troubles)
@@ -348,9 +472,9 @@ class AttemptRun:
 
     # ---- phase 5
 
-    def _counters(self, _: _Clock) -> str | None:
+    def _counters(self, clock: _Clock) -> str | None:
         self._end_group()
-        after = self._readings.counters()
+        after = self._asked(clock, self._readings.counters)
         throttled: dict[str, list[str]] = {}
         seconds = max(time.monotonic() - self._began, 1.0)
         for number, (old, new) in enumerate(zip(self._made.before, after, strict=False)):
@@ -359,5 +483,7 @@ class AttemptRun:
                 for field, name in _THROTTLE.items()
                 if (new.values.get(field) or 0) - (old.values.get(field) or 0) > _THROTTLED_SHARE * 1e9 * seconds
             ]
-        self._made = msgspec.structs.replace(self._made, after=after, throttled=throttled, xids=self._readings.xids())
+        self._made = msgspec.structs.replace(self._made, after=after, throttled=throttled)
+        xids = self._asked(clock, self._readings.xids)
+        self._made = msgspec.structs.replace(self._made, xids=xids)
         return None if after else "this machine has no GPUs, and so no counters"

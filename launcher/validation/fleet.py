@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from scipy import stats as scipy_stats
 
-from launcher.validation.judge import headline
+from launcher.slurm import ENDED
+from launcher.validation.judge import faults_for_certain, headline
 from launcher.validation.node import Node, Rate
 from launcher.validation.settings import Thresholds
 from launcher.validation.verdict import WORST_FIRST, Finding, Verdict
 
 _FAIL_FROM, _WARN_FROM = 8, 4
 _FALSE_ALARMS = 0.01
+_COMPUTE_FLOOR = 3.0
+"""Good GPUs differ by some percent in GEMMs, at their power cap."""
+
 _MAD_SCALE = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
-
-_ALREADY = ("E201", "E203", "E204", "E206", "E207")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -33,6 +36,32 @@ class Row(msgspec.Struct, frozen=True):
     job_id: str | None = None
     result: Node | None = None
 
+    @property
+    def where(self) -> str:
+        """The GPU or pair that the verdict is about; empty when it is the node."""
+        findings = self.result.findings if self.result is not None else []
+        return next((one.where for one in findings if one.code == self.code and one.message in self.reason), "")
+
+    @property
+    def to_drain(self) -> str | None:
+        """The short reason to drain it: a fault that needs no second look, or that had one. None where there is none.
+
+        None too for what was injected on purpose, and for what only the fleet has shown: validate these nodes again.
+        """
+        if self.result is None or self.result.faults or self.verdict not in (Verdict.FAIL, Verdict.HANG):
+            return None
+        twice = self.result.complete and len(self.result.attempts) > 1
+        seen = [
+            one
+            for one in self.result.findings
+            if one.verdict in (Verdict.FAIL, Verdict.HANG)
+            and one.code != "E208"
+            and (twice or not one.needs_confirmation)
+        ]
+        if any((one.code, one.where) == (self.code, self.where) for one in seen):
+            return self.short
+        return headline(seen)[2] if seen else None
+
 
 class Fleet(msgspec.Struct, frozen=True):
     """Every row, worst first, and what the fleet layer could do: group of nodes -> what it says."""
@@ -44,6 +73,11 @@ class Fleet(msgspec.Struct, frozen=True):
     def verdicts(self) -> list[Verdict]:
         """Of every node."""
         return [row.verdict for row in self.rows]
+
+    @property
+    def has_injected(self) -> bool:
+        """Whether a node had faults injected on purpose."""
+        return any(row.result is not None and row.result.faults for row in self.rows)
 
     @property
     def medians(self) -> dict[str, float]:
@@ -67,8 +101,10 @@ def judge(rows: list[Row], thresholds: Thresholds) -> Fleet:
     """Adds what each node is among its fleet: those with the same GPUs, links and versions.
 
     One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). Below -z it is FAIL from 8
-    nodes on and WARN from 4. The limit grows with the number of values that are looked at, so that a healthy fleet is
-    flagged at most once in a hundred runs (a normal tail; Bonferroni).
+    nodes on and WARN from 4. The limit grows with the number of values that are looked at (a normal tail; Bonferroni at
+    1 %): where nodes differ by 1 % in each rate, 1 to 2 % of healthy fleets of 8 to 64 nodes are flagged. Where they
+    differ by 2 % it is 7 % of fleets of 64 and a third of those of 8, whose MAD is itself uncertain: what only the
+    fleet shows is never a drain.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
@@ -81,40 +117,51 @@ def judge(rows: list[Row], thresholds: Thresholds) -> Fleet:
         if len(members) < _WARN_FROM:
             layer[name] = f"absent: {len(members)} nodes, {_WARN_FROM} are needed"
             continue
-        verdict = Verdict.FAIL if len(members) >= _FAIL_FROM else Verdict.WARN
-        slow = _slow([rates_of(rows[at].result) for at in members], thresholds)
+        slow = outliers([rates_of(rows[at].result) for at in members], thresholds)
         layer[name] = f"judged: {len(members)} nodes, {len(slow)} below"
-        for position, (key, ratio, z) in slow.items():
-            at = members[position]
-            judged[at] = _with(judged[at], verdict, key, ratio, z)
+        for position, outlier in slow.items():
+            judged[members[position]] = _with(judged[members[position]], outlier)
     return Fleet(sorted(judged, key=lambda row: (WORST_FIRST.index(row.verdict), row.name)), layer)
 
 
-def _slow(rates: list[dict[str, float]], thresholds: Thresholds) -> dict[int, tuple[str, float, float]]:
-    """Position of each slow node, with its worst rate, its ratio to the median, and z."""
-    keys = sorted(set.intersection(*(set(one) for one in rates)))
-    if not keys:
-        return {}
-    logs = np.log(np.array([[one[key] for key in keys] for one in rates]))
-    centre = np.median(logs, axis=0)
-    scale = np.maximum(_MAD_SCALE * np.median(np.abs(logs - centre), axis=0), thresholds.fleet_floor)
-    z = (logs - centre) / scale
-    limit = max(thresholds.fleet_z, float(scipy_stats.norm.isf(_FALSE_ALARMS / z.size)))
-    worst = z.argmin(axis=1)
-    return {
-        at: (keys[column], math.exp(logs[at, column] - centre[column]), float(z[at, column]))
-        for at, column in enumerate(worst)
-        if z[at, column] < -limit
-    }
+class Outlier(NamedTuple):
+    """The worst rate of a slow node: which, over the median, robust z, and among how many nodes."""
+
+    key: str
+    ratio: float
+    z: float
+    num_nodes: int
 
 
-def _with(row: Row, verdict: Verdict, key: str, ratio: float, z: float) -> Row:
+def outliers(rates: list[dict[str, float]], thresholds: Thresholds) -> dict[int, Outlier]:
+    """By position each slow node with its worst rate; a rate is looked at where four nodes have it."""
+    keys = sorted({key for one in rates for key in one})
+    limit = max(thresholds.fleet_z, float(scipy_stats.norm.isf(_FALSE_ALARMS / max(len(keys) * len(rates), 1))))
+    found: dict[int, Outlier] = {}
+    for key in keys:
+        members = [at for at, one in enumerate(rates) if key in one]
+        if len(members) < _WARN_FROM:
+            continue
+        logs = np.log([rates[at][key] for at in members])
+        centre = float(np.median(logs))
+        floor = thresholds.fleet_floor * (_COMPUTE_FLOOR if key.startswith("compute") else 1.0)
+        scale = max(_MAD_SCALE * float(np.median(np.abs(logs - centre))), floor)
+        for at, value in zip(members, logs.tolist(), strict=True):
+            z = (value - centre) / scale
+            if z < -limit and (at not in found or z < found[at].z):
+                found[at] = Outlier(key, math.exp(value - centre), z, len(members))
+    return found
+
+
+def _with(row: Row, outlier: Outlier) -> Row:
+    """The row with one finding more; a fault that is known by a better name keeps it."""
     assert row.result is not None
-    finding = Finding(verdict, "E208", "", f"{key} is {ratio:.2f}x the median of its fleet (robust z {z:.1f})", "fleet")
-    findings = [*row.result.findings, finding]
-    if row.code in _ALREADY and WORST_FIRST.index(row.verdict) <= WORST_FIRST.index(verdict):
-        result = msgspec.structs.replace(row.result, findings=findings)
-        return msgspec.structs.replace(row, result=result)  # known already, and by a better name
+    verdict = Verdict.FAIL if outlier.num_nodes >= _FAIL_FROM else Verdict.WARN
+    message = (
+        f"{outlier.key} is {outlier.ratio:.2f}x the median of {outlier.num_nodes} alike nodes "
+        f"(robust z {outlier.z:.1f})"
+    )
+    findings = [*row.result.findings, Finding(verdict, "E208", "", message, "fleet")]
     new, code, short, reason = headline(findings)
     result = msgspec.structs.replace(
         row.result, findings=findings, verdict=new, code=code, reason_short=short, reason=reason
@@ -129,19 +176,27 @@ _BY_STATE = {
     "OUT_OF_MEMORY": (Verdict.SETUP, "U904", "the job was out of memory"),
     "CANCELLED": (Verdict.SKIPPED, "U905", "the job was cancelled"),
     "PREEMPTED": (Verdict.SKIPPED, "U906", "the job was preempted"),
-    "DEADLINE": (Verdict.SKIPPED, "U907", "the node was busy until the deadline"),
-    "PENDING": (Verdict.SKIPPED, "U907", "the node was busy until the deadline"),
-    "RUNNING": (Verdict.NO_RESULT, "U901", "the job is still running"),
+    "DEADLINE": (Verdict.SKIPPED, "U907", "its turn did not come before the deadline"),
 }
+
+
+def _without_result(state: str | None) -> tuple[Verdict, str, str]:
+    """What a job's state says of its node; any but the ends that Slurm knows is a job that may yet have a result."""
+    if state is not None and state not in ENDED:
+        return Verdict.INCONCLUSIVE, "U916", f"its job is not over yet ({state})"
+    ended = f"the job ended ({state or 'unknown'}) without a verdict"
+    return _BY_STATE.get(state or "", (Verdict.NO_RESULT, "U901", ended))
 
 
 def row_of(name: str, job_id: str | None, state: str | None, result: Node | None) -> Row:
     """A node by its file, or where that is missing or not complete by Slurm's word for its job."""
-    if result is not None and result.complete:
+    if result is not None and result.complete and state != "OUT_OF_MEMORY":
         return Row(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
-    verdict, code, why = _BY_STATE.get(
-        state or "", (Verdict.NO_RESULT, "U901", f"the job ended ({state or 'unknown'}) without a verdict")
-    )
+    verdict, code, why = _without_result(state)
+    sure = faults_for_certain(result.findings) if result is not None else []
+    if sure:  # no end of the job takes it back
+        verdict, code, short, found = headline(sure)
+        return Row(name, verdict, code, short, f"{found}; {why}", job_id, result)
     if result is not None:
         why = f"{why}; {result.reason}"
     place = f" in {result.reason.rpartition('phase ')[2]}" if result is not None and "in phase" in result.reason else ""
@@ -150,5 +205,5 @@ def row_of(name: str, job_id: str | None, state: str | None, result: Node | None
 
 def skipped(name: str, code: str, why: str) -> Row:
     """A node that no job was submitted for."""
-    verdict = Verdict.NO_RESULT if code == "U909" else Verdict.SKIPPED
+    verdict = {"U909": Verdict.NO_RESULT, "U917": Verdict.SETUP}.get(code, Verdict.SKIPPED)
     return Row(name, verdict, code, code, why)

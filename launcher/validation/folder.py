@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,7 +26,10 @@ class Skip(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """order.json: the whole of what was asked for."""
+    """order.json: the whole of what was asked for; ``states``: how Slurm said that the jobs ended.
+
+    ``lanes``, ``settings`` (hydra.launcher) and ``deadline`` (Unix time): what a job is submitted with once more.
+    """
 
     format: Literal[1]
     created: float
@@ -35,6 +39,10 @@ class Order(msgspec.Struct, frozen=True):
     skipped: list[Skip] = []
     jobs: dict[str, str] = {}
     until: float | None = None
+    states: dict[str, str] = {}
+    lanes: dict[str, int] = {}
+    settings: dict[str, Any] = {}
+    deadline: float | None = None
 
 
 class ValidationFolder:
@@ -57,6 +65,10 @@ class ValidationFolder:
         except OSError as error:
             raise UserError(f"cannot make {folder.path}: {error.strerror}", hint="outputs=FOLDER") from None
         return folder
+
+    def remove(self) -> None:
+        """Leaves nothing of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def order(self) -> Order:
         """What was asked for. UserError when this is no validation's folder."""

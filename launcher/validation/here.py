@@ -5,24 +5,46 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import telemetry
 from launcher import pipeline
+from launcher.errors import UserError
 from launcher.validation import resolve, selftest, summary
 from launcher.validation.folder import Order, ValidationFolder
-from launcher.validation.settings import Options
+from launcher.validation.settings import Options, Spec
 from launcher.validation.suite import Suite
-from launcher.validation.verdict import EXIT_OK
+from launcher.validation.verdict import EXIT_OK, EXIT_UNKNOWN, Status
 
 _DRY = "This is a dry run on CPUs: correctness is tested through gloo, the speed of no GPU is measured."
 
 
-def validate(values: dict[str, Any], options: Options, outputs: Path) -> int:
-    """The exit status. UserError before anything runs when it cannot."""
-    if options.run is not None and (Path(options.run) / "order.json").is_file():
-        return summary.write(ValidationFolder(Path(options.run)), options)
-    spec = resolve.for_here(values)
+def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
+    """What gives the exit status when it is called. UserError, before anything runs, when it cannot."""
+    reported = summary.wanted(options)
+    if reported is None and options.run is not None and (Path(options.run) / "order.json").is_file():
+        reported = ValidationFolder(Path(options.run))
+    if reported is not None:
+        return partial(summary.write, reported, options)
+    if options.nodes is not None or options.node_state is not None:
+        raise UserError(
+            "nodes and node_state choose nodes of Slurm, and this validates this machine",
+            hint="-m hydra/launcher=submitit_slurm validates others",
+        )
+    if values["hardware"]["name"] == "auto" and has_silent_gpus():
+        return _unknown
+    return partial(_validate, resolve.for_here(values), options)
+
+
+def _unknown() -> Status:
+    print("DEEPEP UNKNOWN - this machine has NVIDIA GPUs, but NVML shows none; hardware=cpu tests without | ")
+    return EXIT_UNKNOWN
+
+
+def _validate(spec: Spec, options: Options) -> Status:
     if spec.on_cpu:
         _say(_DRY)
     if options.self_test:
@@ -30,11 +52,18 @@ def validate(values: dict[str, Any], options: Options, outputs: Path) -> int:
     if options.dry_run:
         print(f"this machine: {spec.gpus} ranks, {spec.backend}, {spec.workload.name}, configs {spec.configs}")
         return EXIT_OK
-    folder = ValidationFolder.create(outputs, Path(options.run) if options.run else None)
-    node = socket.gethostname()
+    folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
+    node = socket.gethostname().partition(".")[0]
     folder.note(Order(1, time.time(), ["deepep-validate", *pipeline.command_line()[1:]], spec, [node]))
     Suite(spec, folder.of(node), node=node, say=_say).run()
     return summary.write(folder, options)
+
+
+def has_silent_gpus(devices: Path = telemetry.PCI_DEVICES) -> bool:
+    """Whether there are GPUs that NVML does not tell of, as where no driver is loaded: no reason for a dry run."""
+    if telemetry.are_chosen() or telemetry.inventory():
+        return False
+    return telemetry.pci_gpus(devices) > 0 or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _say(line: str) -> None:

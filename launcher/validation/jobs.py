@@ -5,62 +5,97 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import msgspec
-from ClusterShell.NodeSet import NodeSet, NodeSetParseError
+from ClusterShell.NodeSet import NodeSet, NodeSetException
+from ClusterShell.NodeUtils import GroupResolverError, GroupSourceError
+from ClusterShell.RangeSet import RangeSetException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launcher import pipeline, slurm
+from launcher import pipeline, slurm, watch
 from launcher.errors import UserError
 from launcher.settings import SubmititConf
-from launcher.slurm import Request
+from launcher.slurm import JobState, Request
 from launcher.submission import code_setup
 from launcher.validation import resolve, summary
 from launcher.validation.folder import Order, Skip, ValidationFolder
+from launcher.validation.lanes import Lanes
 from launcher.validation.settings import Options, Spec, from_config
 from launcher.validation.suite import Suite
-from launcher.validation.verdict import EXIT_OK, EXIT_USAGE
+from launcher.validation.verdict import EXIT_OK, EXIT_USAGE, Status, combined
 
 _DOWN = ("down", "drain", "fail", "unk", "powered", "powering", "noresp", "future", "inval", "reboot")
+_FREE = ("idle", "reserved")
+"""States of a node that nobody is on; of reserved ones it is Slurm that knows for whom."""
+
+_ONE_OF_A_LANE = "singleton"
+_REFUSED_FOR_ALL = 3
 _GRACE_S = 60.0
+_TERMINATED = 143
+_LOST_AFTER = 5
+"""Looks in a row at which Slurm does not know a job, before it counts as over."""
 _LINE_EVERY_S = 15.0
 
 
 def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
-    """Validates the nodes of each configuration; the exit status of the command."""
+    """Validates the nodes of each configuration, all checked before any is submitted; the command's exit status."""
     try:
-        return max(_launch(config, settings) for config in configs)
+        wanted = [_prepare(config, settings) for config in configs]
     except UserError as error:
         error.show()
         return EXIT_USAGE
+    return combined([summary.shown(one) for one in wanted])
 
 
-def _launch(config: DictConfig, settings: SubmititConf) -> int:
+def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]:
     values, options = from_config(config)
+    reported = summary.wanted(options)
+    if reported is not None:
+        return partial(summary.write, reported, options)
     if settings.cluster == "local":
         raise UserError("hydra/launcher=submitit_local validates no nodes", hint="without it this machine is validated")
     if options.self_test:
         raise UserError("self_test=true tests the program, not nodes", hint="without hydra/launcher it runs here")
+    watch.check(settings)
     slurm.require()
     if options.run is not None and (Path(options.run) / "order.json").is_file():
-        folder = ValidationFolder(Path(options.run))
-        return _wait(folder, options, settings)
+        return partial(_wait, ValidationFolder(Path(options.run)), options, settings)
     spec = resolve.for_jobs(values)
+    _refuse_too_few(spec, settings)
     names, skipped = choose(options, settings)
-    if options.dry_run:
-        _show(spec, names, skipped, settings, options)
-        return EXIT_OK
+    now = time.time()
+    order = Order(
+        format=1,
+        created=now,
+        command=["deepep-validate", *pipeline.command_line()[1:]],
+        spec=spec,
+        nodes=names,
+        skipped=skipped,
+        lanes={node: position % options.max_in_flight for position, node in enumerate(names)},
+        settings={name: getattr(settings, name) for name in SubmititConf.__dataclass_fields__},
+        deadline=now + 60 * options.deadline_min,
+    )
+    return partial(_show, order) if options.dry_run else partial(_launch, order, options, settings)
+
+
+def _launch(order: Order, options: Options, settings: SubmititConf) -> Status:
     folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
-    order = Order(1, time.time(), ["deepep-validate", *pipeline.command_line()[1:]], spec, names, skipped)
     folder.note(order)
     folder.code.snapshot_code()
-    order = _submit(folder, order, settings, options)
+    try:
+        order = _submit(folder, order)
+    except UserError:
+        folder.remove()
+        raise
     if settings.detach:
         run = shlex.quote(str(folder.path))
         print(f"report:  python -m launcher.validate -m hydra/launcher=submitit_slurm run={run}", file=sys.stderr)
@@ -70,24 +105,37 @@ def _launch(config: DictConfig, settings: SubmititConf) -> int:
     return _wait(folder, options, settings)
 
 
+def _refuse_too_few(spec: Spec, settings: SubmititConf) -> None:
+    """UserError for a job that would see fewer GPUs than it looks for, and call every node faulty."""
+    asked = settings.gpus_per_node
+    if asked is not None and asked < spec.gpus and not spec.on_cpu:
+        raise UserError(
+            f"hydra.launcher.gpus_per_node must be at least {spec.gpus}, the GPUs that are validated, got {asked}",
+            hint=f"gpus={asked} validates so many",
+        )
+
+
 def choose(options: Options, settings: SubmititConf) -> tuple[list[str], list[Skip]]:
     """The nodes to validate, and those that are not tried, each with the reason. UserError when none is meant."""
     known = slurm.nodes(settings.partition)
+    if not known:
+        where = f"hydra.launcher.partition={settings.partition} has" if settings.partition else "this Slurm has"
+        raise UserError(f"{where} no nodes", hint="name a partition that sinfo lists")
     if options.nodes is not None:
-        wanted = _expanded(options.nodes)
+        wanted = expanded(options.nodes)
     elif options.node_state is not None:
         wanted = sorted(name for name, node in known.items() if node.state.startswith(options.node_state.lower()))
         if not wanted:
             states = ", ".join(sorted({node.state for node in known.values()}))
             raise UserError(f"no node is {options.node_state}", hint=f"states there are: {states}")
     elif settings.reservation:
-        wanted = _expanded(slurm.reserved_nodes(settings.reservation))
+        wanted = expanded(slurm.reserved_nodes(settings.reservation))
     else:
         raise UserError(
             "which nodes?", hint="nodes='gpu[001-016]', node_state=idle, or hydra.launcher.reservation=NAME"
         )
     names, skipped = [], []
-    for name in wanted:
+    for name in sorted(wanted, key=lambda name: name in known and not known[name].state.startswith("idle")):
         node = known.get(name)
         if node is None:
             skipped.append(Skip(name, "U909", "Slurm knows no such node"))
@@ -99,67 +147,120 @@ def choose(options: Options, settings: SubmititConf) -> tuple[list[str], list[Sk
     return names, skipped
 
 
-def _expanded(text: str) -> list[str]:
+def expanded(text: str) -> list[str]:
+    """The names of a host list, ``gpu[001-016]``. UserError when it is none, or names nobody."""
     try:
         found = list(NodeSet(text))
-    except NodeSetParseError as error:
-        raise UserError(f"nodes={text} is no host list: {error}", hint="nodes='gpu[001-016],gpu020'") from None
+    except (NodeSetException, RangeSetException, GroupResolverError, GroupSourceError) as error:
+        raise UserError(
+            f"nodes={text} is no host list: {type(error).__name__}: {error}", hint="nodes='gpu[001-016],gpu020'"
+        ) from None
     if not found:
         raise UserError("nodes= names no node", hint="nodes='gpu[001-016]'")
     return [str(name) for name in found]
 
 
-def _request(spec: Spec, run: str, position: int, options: Options) -> Request:
-    """Nodes take turns in ``max_in_flight`` lanes: of jobs with one name Slurm runs one at a time (singleton)."""
+def _request(run: str, order: Order, node: str) -> Request:
+    """One lane for each of ``max_in_flight``; the deadline is the same whenever a job is submitted."""
+    spec, settings = order.spec, SubmititConf(**order.settings)
+    assert order.deadline is not None
     return Request(
-        name=f"epv-{run}-lane-{position % options.max_in_flight}",
-        timeout_min=spec.limits.job_min,
-        gpus_per_node=0 if spec.on_cpu else spec.gpus,
-        cpus_per_task=max(1, spec.hardware.cpus_per_gpu * spec.gpus),
-        deadline=f"now+{options.deadline_min}minutes",
+        name=f"epv-{run}-lane-{order.lanes[node]}",
+        timeout_min=settings.timeout_min or spec.limits.job_min,
+        gpus_per_node=(0 if spec.on_cpu else spec.gpus) if settings.gpus_per_node is None else settings.gpus_per_node,
+        cpus_per_task=settings.cpus_per_task or max(1, spec.hardware.cpus_per_gpu * spec.gpus),
+        deadline=f"now+{round(order.deadline - time.time())}seconds",
     )
 
 
-def _node_settings(settings: SubmititConf, node: str) -> SubmititConf:
+def _node_settings(order: Order, node: str) -> SubmititConf:
     """The whole node, for this one job, once."""
-    own = SubmititConf(**{name: getattr(settings, name) for name in SubmititConf.__dataclass_fields__})
+    own = SubmititConf(**order.settings)
     own.nodelist, own.exclusive, own.requeue = node, True, False
-    own.mem = "0" if settings.mem is None else settings.mem
+    own.mem = "0" if own.mem is None else own.mem
     return own
 
 
-def _submit(folder: ValidationFolder, order: Order, settings: SubmititConf, options: Options) -> Order:
-    """One job for each node. UserError when Slurm refuses the first; a later refusal is that node's alone."""
-    run = folder.path.name.rpartition("-")[2]
-    jobs, skipped = dict(order.jobs), list(order.skipped)
-    for position, node in enumerate(order.nodes):
-        request = _request(order.spec, run, position, options)
-        if settings.gpus_per_node is not None:
-            request = msgspec.structs.replace(request, gpus_per_node=settings.gpus_per_node)
-        if settings.cpus_per_task is not None:
-            request = msgspec.structs.replace(request, cpus_per_task=settings.cpus_per_task)
+def _submit_one(folder: ValidationFolder, order: Order, node: str) -> str:
+    """The job's id. UserError when Slurm refuses it."""
+    return slurm.submit(
+        run_node,
+        [[str(folder.path.resolve()), node]],
+        _request(_name(folder), order, node),
+        _node_settings(order, node),
+        folder=(folder.path / "slurm").resolve(),
+        setup=code_setup(folder.code),
+        dependency=_ONE_OF_A_LANE,
+    )
+
+
+def _name(folder: ValidationFolder) -> str:
+    return folder.path.name.rpartition("-")[2]
+
+
+def _submit(folder: ValidationFolder, order: Order) -> Order:
+    """One job for each node. A refusal is that node's alone, unless Slurm refuses all: then UserError.
+
+    So does it when the first ones are refused with the same words: nobody waits for a hundred times the same.
+    """
+    jobs, refused = dict(order.jobs), list[UserError]()
+    for node in order.nodes:
         try:
-            jobs[node] = slurm.submit(
-                run_node,
-                [[str(folder.path.resolve()), node]],
-                request,
-                _node_settings(settings, node),
-                folder=(folder.path / "slurm").resolve(),
-                setup=code_setup(folder.code),
-                dependency="singleton",
-            )
+            jobs[node] = _submit_one(folder, order, node)
         except UserError as error:
-            if not jobs:
+            refused.append(error)
+            if not jobs and [str(one) for one in refused] == [str(error)] * _REFUSED_FOR_ALL:
                 raise
-            skipped.append(Skip(node, "U908", str(error)))
+            order = msgspec.structs.replace(order, skipped=[*order.skipped, Skip(node, "U917", str(error))])
         except BaseException:
             slurm.cancel(jobs.values())
             raise
-        until = order.created + 60 * options.deadline_min + 60 * order.spec.limits.job_min + _GRACE_S
-        order = msgspec.structs.replace(order, jobs=jobs, skipped=skipped, until=until)
+        order = msgspec.structs.replace(order, jobs=dict(jobs), until=_until(order))
         folder.note(order)
-    names = [name for name in order.nodes if name in jobs]
-    order = msgspec.structs.replace(order, nodes=names)
+    if refused and not jobs:
+        raise refused[0]
+    order = msgspec.structs.replace(order, nodes=list(jobs))
+    folder.note(order)
+    return order
+
+
+def _until(order: Order) -> float:
+    """When the last job that began before the deadline must be over."""
+    assert order.deadline is not None
+    return order.deadline + 60 * (order.settings["timeout_min"] or order.spec.limits.job_min) + _GRACE_S
+
+
+def _rotated(folder: ValidationFolder, order: Order, lanes: Lanes, states: dict[str, JobState]) -> Order:
+    """The order after jobs whose nodes are busy gave way to jobs behind them whose nodes are free."""
+    stuck = lanes.stuck(order.jobs, states)
+    if not stuck:
+        return order
+    try:
+        free = {name for name, one in slurm.nodes().items() if one.state.startswith(_FREE)}
+        for node, behind in stuck.items():
+            if node not in free and behind & free:
+                order = _to_the_back(folder, order, node)
+    except UserError as error:  # Slurm is silent, or takes no more jobs: the job stays where it is
+        print(f"{error}; the nodes keep their turns", file=sys.stderr)
+    return order
+
+
+def _to_the_back(folder: ValidationFolder, order: Order, node: str) -> Order:
+    """The order with a new job for the node, the last of its lane, if the old one has not begun meanwhile."""
+    old = order.jobs[node]
+    if order.deadline is None or time.time() + 60 * _request(_name(folder), order, node).timeout_min > order.deadline:
+        return order  # a new job could not be over in time any more
+    new = _submit_one(folder, order, node)
+    try:
+        withdrawn = slurm.withdraw(old)
+    except BaseException:
+        slurm.cancel([new])
+        raise
+    if not withdrawn:
+        slurm.cancel([new])
+        return order
+    print(f"{node} is busy, and lets the others go first: job {new} instead of {old}", file=sys.stderr)
+    order = msgspec.structs.replace(order, jobs=order.jobs | {node: new})
     folder.note(order)
     return order
 
@@ -167,6 +268,8 @@ def _submit(folder: ValidationFolder, order: Order, settings: SubmititConf, opti
 def run_node(path: str, node: str) -> None:
     """The body of a node's job."""
     folder = ValidationFolder(Path(path))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # submitit's handler would end the job ahead of its limit, as FAILED
+    signal.signal(signal.SIGTERM, _terminated)  # and would go on here, and call the ranks that Slurm ends a crash
     job = os.environ.get("SLURM_JOB_ID")
     suite = Suite(
         folder.order().spec,
@@ -179,38 +282,66 @@ def run_node(path: str, node: str) -> None:
     print(f"{node}: {made.verdict} {made.reason_short}: {made.reason}", flush=True)
 
 
-def _wait(folder: ValidationFolder, options: Options, settings: SubmititConf) -> int:
-    order = folder.order()
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(_TERMINATED)
+
+
+def _wait(folder: ValidationFolder, options: Options, settings: SubmititConf) -> Status:
     try:
-        with _shown() as show:
-            while True:
-                states = slurm.states(order.jobs.values())
-                alive = [job for job in order.jobs.values() if job in states and not _is_over(states[job].state)]
-                show(_line(folder, order, states))
-                if not alive:
-                    break
-                if order.until is not None and time.time() > order.until:
-                    slurm.cancel(alive)
-                    break
-                time.sleep(settings.poll_s)
+        _until_over(folder, settings)
     except KeyboardInterrupt:
-        print(f"detached; the jobs go on. The same command with run={folder.path} reports", file=sys.stderr)
-        print(folder.path)
-        return EXIT_OK
+        if not watch.shall_cancel(settings):
+            print(f"detached; the jobs go on. The same command with run={folder.path} reports", file=sys.stderr)
+            print(folder.path)
+            return EXIT_OK
+        slurm.cancel(folder.order().jobs.values())
+        print("cancelled; what was validated is kept", file=sys.stderr)
+        _until_over(folder, settings)
     return summary.write(folder, options)
 
 
-def _is_over(state: str) -> bool:
-    return state in slurm.ENDED
+def _until_over(folder: ValidationFolder, settings: SubmititConf) -> None:
+    """Until no job is left, or those that are left have had all their time.
+
+    What Slurm said last of each job is noted, since a site without accounting forgets it within minutes.
+    """
+    order = folder.order()
+    lost, said, lanes = 0, dict(order.states), Lanes(order.lanes)
+    with _shown() as show:
+        while True:
+            states, silent = _look(order)
+            said |= {job: one.state for job, one in states.items()}
+            show(_line(folder, order, said) + ("; Slurm does not answer" if silent else ""))
+            alive = [job for job in order.jobs.values() if job in states and not states[job].is_over]
+            over = {job for job in order.jobs.values() if said.get(job) in slurm.ENDED}
+            lost = lost + 1 if not silent and len(over) + len(alive) < len(order.jobs) else 0
+            is_late = order.until is not None and time.time() > order.until
+            if is_late or (not alive and not silent and (not lost or lost >= _LOST_AFTER)):
+                break
+            order = _rotated(folder, order, lanes, states)
+            time.sleep(settings.poll_s)
+    slurm.cancel(set(order.jobs.values()) - over)
+    if is_late:
+        said |= {job: "DEADLINE" for job, state in said.items() if state == "PENDING"}
+    jobs = set(order.jobs.values())
+    folder.note(msgspec.structs.replace(order, states={job: state for job, state in said.items() if job in jobs}))
 
 
-def _line(folder: ValidationFolder, order: Order, states: dict[str, slurm.JobState]) -> str:
+def _look(order: Order) -> tuple[dict[str, slurm.JobState], bool]:
+    """What Slurm knows of the jobs, and whether it did not answer."""
+    try:
+        return slurm.states(order.jobs.values()), False
+    except slurm.SlurmSilentError:
+        return {}, True
+
+
+def _line(folder: ValidationFolder, order: Order, said: dict[str, str]) -> str:
     verdicts: Counter[str] = Counter()
     for node, job in order.jobs.items():
         with contextlib.suppress(UserError):
             result = folder.result(node)
-            state = states[job].state if job in states else "UNKNOWN"
-            verdicts[result.verdict.value if result is not None and result.complete else state.lower()] += 1
+            word = result.verdict.value if result is not None and result.complete else said.get(job, "UNKNOWN").lower()
+            verdicts[word] += 1
     counts = ", ".join(f"{count} {name}" for name, count in sorted(verdicts.items()))
     return f"{len(order.jobs)} nodes: {counts}"
 
@@ -237,20 +368,22 @@ def _shown() -> Iterator[Callable[[str], None]]:
     yield _Lines()
 
 
-def _show(spec: Spec, names: list[str], skipped: list[Skip], settings: SubmititConf, options: Options) -> None:
+def _show(order: Order) -> Status:
     """What would be submitted."""
+    spec, names = order.spec, order.nodes
     print(f"{len(names)} nodes: {NodeSet.fromlist(names)}; {spec.gpus} GPUs each, {spec.backend}, {spec.workload.name}")
-    for skip in skipped:
+    for skip in order.skipped:
         print(f"skipped: {skip.node}: {skip.code} {skip.why}")
     if names:
         folder = ValidationFolder(Path("RUN"))
-        request = _request(spec, "RUN", 0, options)
         print(
             slurm.script(
-                request,
-                _node_settings(settings, names[0]),
+                _request("RUN", order, names[0]),
+                _node_settings(order, names[0]),
                 folder=folder.path / "slurm",
                 setup=code_setup(folder.code),
                 tasks=1,
+                dependency=_ONE_OF_A_LANE,
             )
         )
+    return EXIT_OK

@@ -16,6 +16,8 @@ from launcher.validation.verdict import Finding, Verdict
 
 SCHEMA: Final = "deepep-sweep/node/1"
 FILE_NAME = "NODE.json"
+_DECILES_APART = 2.563
+"""Standard deviations between the first and the last decile of a normal distribution."""
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -45,8 +47,15 @@ class Rate(msgspec.Struct, frozen=True):
 
     @property
     def variation(self) -> float:
-        """Standard deviation over mean of the blocks, 0 for one."""
-        return statistics.stdev(self.blocks) / statistics.fmean(self.blocks) if len(self.blocks) > 1 else 0.0
+        """How much the blocks scatter: from the first to the last decile over their median, 0 for one.
+
+        In units of a normal distribution's standard deviation. Unlike that of the blocks it does not see one block in
+        ten in which the host paused; what such blocks do to the tail is compared with the reference.
+        """
+        if len(self.blocks) < 2:
+            return 0.0
+        first, *_, last = statistics.quantiles(self.blocks, n=10, method="inclusive")
+        return (last - first) / _DECILES_APART / self.median
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -69,7 +78,10 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class Preflight(msgspec.Struct, frozen=True):
-    """What is there before anything runs. ``links_up`` by GPU; None where the driver does not say."""
+    """What is there before anything runs. ``links_up`` by GPU; None where the driver does not say.
+
+    ``pci_gpus``: on the PCI bus; None where CUDA_VISIBLE_DEVICES chooses among them.
+    """
 
     gpus: list[Gpu]
     states: list[GpuState]
@@ -77,6 +89,22 @@ class Preflight(msgspec.Struct, frozen=True):
     topology: str | None
     driver: str | None
     made_up: bool = False
+    pci_gpus: int | None = None
+
+
+class LinkBytes(msgspec.Struct, frozen=True):
+    """What one GPU's links moved ``out`` or ``in`` during a test: as we count the tokens, and as NVML counts."""
+
+    test: str
+    where: str
+    direction: str
+    wire_bytes: int
+    nvml_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """NVML's count over ours; more than 1 is what the library moves besides tokens."""
+        return self.nvml_bytes / max(self.wire_bytes, 1)
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -94,11 +122,15 @@ class Attempt(msgspec.Struct, frozen=True):
     after: list[Counters] = []
     throttled: dict[str, list[str]] = {}
     xids: list[str] = []
+    link_bytes: list[LinkBytes] = []
     findings: list[Finding] = []
 
 
 class Node(msgspec.Struct, frozen=True):
-    """The file. ``layers`` says of each layer of judgement that it judged, or why it is absent."""
+    """The file. ``layers`` says of each layer of judgement that it judged, or why it is absent.
+
+    Until it is ``complete`` the findings are those that need no second look. ``faults``: injected on purpose.
+    """
 
     verdict: Verdict
     reason_short: str
@@ -119,6 +151,7 @@ class Node(msgspec.Struct, frozen=True):
     findings: list[Finding] = []
     layers: dict[str, str] = {}
     attempts: list[Attempt] = []
+    faults: list[str] = []
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
@@ -149,3 +182,9 @@ def read(file: Path) -> Node:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no NODE.json of this version: {error}") from None
+
+
+def schema() -> bytes:
+    """The JSON Schema of NODE.json, docs/node.schema.json."""
+    made = msgspec.json.schema(Node) | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
+    return msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 import junitparser
@@ -11,29 +15,36 @@ import msgspec
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from launcher.markdown import code, table, text
+from launcher.validation import reference
 from launcher.validation.fleet import Fleet, Row, rates_of
+from launcher.validation.node import Node
+from launcher.validation.reference import Reference
 from launcher.validation.verdict import EXIT_OK, MEANINGS, WORST_FIRST, Verdict, exit_status
 
 SCHEMA = "deepep-sweep/nodes/1"
 _NAGIOS = {0: "OK", 1: "WARNING", 2: "CRITICAL", 3: "UNKNOWN"}
-_REASON_CHARS = 60
+_HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
+INJECTED = "Faults were injected on purpose."
 _DRY = "**Dry run: ranks without GPUs. Correctness was tested, speed was not measured.**"
 
 
-def markdown(fleet: Fleet, *, run: str, when: str) -> str:
+def markdown(fleet: Fleet, *, run: str, when: str, references: Sequence[Reference] = ()) -> str:
     """NODES.md: the worst first, what to do, and what was not judged."""
     counts = {verdict: fleet.verdicts.count(verdict) for verdict in WORST_FIRST}
     lines = [f"# Nodes: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}", ""]
     if any(row.result is not None and row.result.dry_run for row in fleet.rows):
         lines += [_DRY, ""]
+    if fleet.has_injected:
+        lines += [f"**{INJECTED}**", ""]
     lines += [f"Validated {text(when)} in {code(run)}.", ""]
-    lines += table(("node", "verdict", "code", "what", "job"), [_cells(row) for row in fleet.rows])
-    lines += _actions(fleet) + _rates(fleet) + _versions(fleet) + _layers(fleet) + _drain(fleet, run=run)
+    lines += table(("node", "verdict", "code", "where", "what", "job"), [_cells(row) for row in fleet.rows])
+    lines += _actions(fleet) + _rates(fleet, references) + _two_counts(fleet) + _versions(fleet) + _layers(fleet)
+    lines += _drain(fleet, run=run, when=when)
     return "\n".join(lines) + "\n"
 
 
 def _cells(row: Row) -> list[str]:
-    return [text(row.name), row.verdict, row.code, text(row.reason), text(row.job_id or "")]
+    return [text(row.name), row.verdict, row.code, text(row.where), text(row.reason), text(row.job_id or "")]
 
 
 def _actions(fleet: Fleet) -> list[str]:
@@ -44,33 +55,36 @@ def _actions(fleet: Fleet) -> list[str]:
     return ["## What to do", "", *table(("code", "means", "next"), rows)]
 
 
-def _rates(fleet: Fleet) -> list[str]:
-    """Each node's rates as shares of the fleet's median, and of the link's peak."""
+def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
+    """Each node's rates and their shares, a line for each: a fleet has many nodes and few tests."""
     medians = fleet.medians
-    if not medians:
+    rows = [
+        [text(row.name), text(key), *_shares(row.result, key, value, medians[key], references)]
+        for row in fleet.rows
+        if row.result is not None
+        for key, value in sorted(rates_of(row.result).items())
+    ]
+    if not rows:
         return []
-    peaks = {
-        rate.key: rate.peak for row in fleet.rows if row.result is not None for rate in row.result.rates if rate.peak
-    }
-    keys = sorted(medians)
-    rows = []
-    for row in fleet.rows:
-        own = rates_of(row.result)
-        cells = []
-        for key in keys:
-            if key not in own:
-                cells.append("")
-                continue
-            share = f", {own[key] / peaks[key]:.0%} of peak" if key in peaks else ""
-            cells.append(f"{own[key]:.1f} ({own[key] / medians[key]:.2f}x{share})")
-        if own:
-            rows.append([text(row.name), *cells])
     return [
         "## Rates",
         "",
-        "Medians; in brackets over the median of all nodes, and over the link's peak in one direction.",
+        "Medians of the blocks, over the GPUs or pairs where there are several; GB/s, or layers a second for compute. "
+        "**of peak**: of the links concerned, one direction. **of fleet**: over the median of all nodes. "
+        "**of reference**: over that of the good nodes that it was learned from.",
         "",
-        *table(("node", *(text(key) for key in keys)), rows),
+        *table(("node", "test", "rate", "of peak", "of fleet", "of reference"), rows),
+    ]
+
+
+def _shares(result: Node, key: str, value: float, median: float, references: Sequence[Reference]) -> list[str]:
+    peak = next((rate.peak for rate in result.rates if rate.key == key), None)
+    known = reference.find(references, reference.key_of(result), key)
+    return [
+        f"{value:.4g}",
+        f"{value / peak:.0%}" if peak else "",
+        f"{value / median:.2f}x",
+        f"{value / known.median:.2f}x" if known else "",
     ]
 
 
@@ -86,6 +100,20 @@ def _versions(fleet: Fleet) -> list[str]:
     return ["## Nodes differ in GPU, links, driver or versions", "", *table(("environment", "nodes"), rows)]
 
 
+def _two_counts(fleet: Fleet) -> list[str]:
+    """The bytes that the rates stand on, beside what NVML counted on the links."""
+    rows = []
+    for row in fleet.rows:
+        ratios: dict[str, list[float]] = {}
+        for one in row.result.attempts[0].link_bytes if row.result is not None and row.result.attempts else ():
+            ratios.setdefault(one.test, []).append(one.ratio)
+        rows += [[text(row.name), text(test), f"{min(of):.3f} to {max(of):.3f}"] for test, of in ratios.items()]
+    if not rows:
+        return []
+    head = ["## NVML's link counters over the bytes of the tokens", "", "The range over GPUs and directions."]
+    return [*head, "", *table(("node", "test", "NVML / ours"), rows)]
+
+
 def _layers(fleet: Fleet) -> list[str]:
     absent: dict[str, list[str]] = {}
     for row in fleet.rows:
@@ -98,26 +126,25 @@ def _layers(fleet: Fleet) -> list[str]:
     return [*lines, ""] if len(lines) > 2 else []
 
 
-def drain_lines(fleet: Fleet, *, run: str, day: str = "") -> list[tuple[str, str]]:
-    """For each node with a confirmed fault the command that drains it, and the one that takes it back."""
+def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
+    """For each node with a confirmed or certain fault the command that drains it, and the one that takes it back.
+
+    The code comes first: sinfo shows some 20 characters.
+    """
     found = []
     for row in fleet.rows:
-        if row.verdict not in (Verdict.FAIL, Verdict.HANG) or row.result is None or row.code == "E208":
-            continue  # what only the fleet has shown has not been seen twice: validate these nodes again
-        words = f"EPV:{row.short} [{day} run {run.rpartition('-')[2]}]".replace("'", "").replace("\n", " ")
-        reason = shlex.quote(words[: _REASON_CHARS + 30])
-        node = shlex.quote(row.name)
-        found.append(
-            (
-                f"scontrol update NodeName={node} State=DRAIN Reason={reason}",
-                f"scontrol update NodeName={node} State=RESUME",
-            )
-        )
+        short = row.to_drain
+        if short is None or not _HOST_NAME.fullmatch(row.name):
+            continue
+        words = f"EPV:{short} [{when[:10].replace('-', '')} run {PurePath(run).name.rpartition('-')[2]}]"
+        reason = shlex.quote("".join(char for char in words if char.isprintable() and char not in "'\""))
+        command = f"scontrol update NodeName={row.name}"
+        found.append((f"{command} State=DRAIN Reason={reason}", f"{command} State=RESUME"))
     return found
 
 
-def _drain(fleet: Fleet, *, run: str) -> list[str]:
-    commands = drain_lines(fleet, run=run)
+def _drain(fleet: Fleet, *, run: str, when: str) -> list[str]:
+    commands = drain_lines(fleet, run=run, when=when)
     if not commands or any(row.result is not None and row.result.dry_run for row in fleet.rows):
         return []
     return [
@@ -139,6 +166,7 @@ def to_json(fleet: Fleet, *, run: str, when: str, status: int) -> dict[str, Any]
         "run": run,
         "when": when,
         "exit_status": status,
+        "note": INJECTED if fleet.has_injected else "",
         "counts": {verdict.value: fleet.verdicts.count(verdict) for verdict in WORST_FIRST},
         "fleet_layer": fleet.layer,
         "medians": fleet.medians,
@@ -147,9 +175,11 @@ def to_json(fleet: Fleet, *, run: str, when: str, status: int) -> dict[str, Any]
                 "node": row.name,
                 "verdict": row.verdict.value,
                 "code": row.code,
+                "where": row.where,
                 "reason_short": row.short,
                 "reason": row.reason,
                 "job_id": row.job_id,
+                "faults": row.result.faults if row.result is not None else [],
                 "rates": rates_of(row.result),
                 "findings": msgspec.to_builtins(row.result.findings) if row.result is not None else [],
             }
@@ -193,7 +223,7 @@ def _xml(value: str) -> str:
     return "".join(char if char.isprintable() else " " for char in value)
 
 
-def prometheus(fleet: Fleet, *, now: float) -> str:
+def prometheus(fleet: Fleet) -> str:
     """For the node exporter's textfile collector."""
     registry = CollectorRegistry()
     verdict = Gauge(
@@ -201,11 +231,15 @@ def prometheus(fleet: Fleet, *, now: float) -> str:
     )
     rate = Gauge("deepep_node_rate", "median of a test, GB/s or layers/s", ["node", "test"], registry=registry)
     last = Gauge(
-        "deepep_node_last_run_timestamp_seconds", "Unix time at which this file was made", ["node"], registry=registry
+        "deepep_node_last_run_timestamp_seconds",
+        "Unix time of the node's last validation",
+        ["node"],
+        registry=registry,
     )
     for row in fleet.rows:
         verdict.labels(row.name, row.verdict.value, row.code).set(1)
-        last.labels(row.name).set(now)
+        if row.result is not None:  # what was never validated has no age
+            last.labels(row.name).set(datetime.fromisoformat(row.result.ended).timestamp())
         for key, value in rates_of(row.result).items():
             rate.labels(row.name, key).set(value)
     return generate_latest(registry).decode()
@@ -215,7 +249,9 @@ def nagios(fleet: Fleet, *, strict: bool) -> str:
     """One line: state, what is wrong with the worst, and performance data."""
     status = exit_status(fleet.verdicts, strict=strict)
     if status == EXIT_OK:
-        said = f"{len(fleet.rows)} nodes pass"
+        dry = any(row.result is not None and row.result.dry_run for row in fleet.rows)
+        passed = sum(verdict in (Verdict.PASS, Verdict.WARN) for verdict in fleet.verdicts)
+        said = f"{'dry run without GPUs: ' if dry else ''}{passed} {'node passes' if passed == 1 else 'nodes pass'}"
         warned = fleet.verdicts.count(Verdict.WARN)
         skipped = fleet.verdicts.count(Verdict.SKIPPED)
         said += f", {warned} with warnings" if warned else ""

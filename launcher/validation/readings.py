@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import msgspec
+import pynvml
 
 from bench import counters, telemetry
 from bench.counters import Counters, XidWatch
 from bench.records import Gpu, GpuState
 from launcher.schema import Hardware
 from launcher.validation.node import Preflight
+
+T = TypeVar("T")
+
+
+class SilentDriver(Exception):
+    """NVML does not come back."""
+
+
+def answered(question: Callable[[], T], *, within_s: float) -> T:
+    """What the driver answers. SilentDriver when it does not in time.
+
+    Nothing ends a call that is stuck in the kernel: the thread that waits for it is left behind.
+    """
+    answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(question())
+        except BaseException as error:  # noqa: BLE001  (it is raised again where it was asked)
+            answers.put(error)
+
+    threading.Thread(target=ask, name="NVML", daemon=True).start()
+    try:
+        answer = answers.get(timeout=within_s)
+    except queue.Empty:
+        raise SilentDriver(f"NVML does not answer within {within_s:.3g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 class Readings(Protocol):
@@ -30,20 +63,24 @@ class Readings(Protocol):
 
 
 class Nvml:
-    """The real ones. Empty on machines without GPUs."""
+    """The real ones. Empty on machines without GPUs. Nothing is asked before the first preflight, which has a limit."""
 
     def __init__(self) -> None:
-        self._watch = XidWatch()
-        self._links = telemetry.pair_links()
+        self._watch: XidWatch | None = None
+        self._links: dict[tuple[int, int], int] = {}
 
     def preflight(self) -> Preflight:
         """See Readings."""
+        if self._watch is None:
+            self._watch = XidWatch()
+            self._links = telemetry.pair_links()
         return Preflight(
             gpus=telemetry.inventory(),
             states=telemetry.states(set()),
             links_up=[one.values.get("links_up") for one in counters.read()],
             topology=telemetry.topology(),
             driver=telemetry.driver(),
+            pci_gpus=None if telemetry.are_chosen() else telemetry.pci_gpus(),
         )
 
     def counters(self) -> list[Counters]:
@@ -52,14 +89,14 @@ class Nvml:
 
     def xids(self) -> list[str]:
         """See Readings."""
-        return self._watch.heard()
+        return self._watch.heard() if self._watch is not None else []
 
     def pair_links(self, one: int, other: int) -> int | None:
         """See Readings."""
         return self._links.get((one, other))
 
 
-MACHINE_FAULTS = ("missing_gpu", "throttle", "foreign", "ecc", "remap", "xid")
+MACHINE_FAULTS = ("missing_gpu", "lost_gpu", "throttle", "foreign", "ecc", "remap", "xid")
 """Faults that are injected into the readings: KIND@GPU:any text."""
 
 
@@ -94,15 +131,17 @@ class Doctored:
         return found
 
     def counters(self) -> list[Counters]:
-        """See Readings; from the second look on the faults have left their marks."""
+        """See Readings; the faults leave their marks between two looks."""
         found = self._real.counters() or [Counters(f"made up {index}", {}) for index in range(self._gpus)]
         self._looks += 1
         marks = {"throttle": "throttle_hardware_thermal_ns", "ecc": "ecc_uncorrectable", "remap": "remap_pending"}
         for kind, index in self._faults:
+            if kind == "lost_gpu" and self._looks > 1:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
             name = marks.get(kind)
             if name is not None and index < len(found):
                 one = found[index]
-                value = (one.values.get(name) or 0) + (10**10 if kind == "throttle" else 1) * (self._looks > 1)
+                value = (one.values.get(name) or 0) + (10**10 if kind == "throttle" else 1) * (self._looks - 1)
                 found[index] = Counters(one.uuid, one.values | {name: value})
         return found
 
@@ -113,9 +152,6 @@ class Doctored:
     def pair_links(self, one: int, other: int) -> int | None:
         """See Readings."""
         return self._real.pair_links(one, other)
-
-
-T = TypeVar("T")
 
 
 def _without(values: list[T], index: int) -> list[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5
 _DECILES = tuple(range(10, 100, 10))
+
+
+Key = tuple[str, int, int | None, str, str]
+"""GPU, number of GPUs, links of each, deep_ep, NCCL."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -35,16 +40,21 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A reference file with its provenance."""
+    """A reference file with its provenance: who taught it, when, under which drivers, and which code measured them.
+
+    ``revisions``: commits, or the hash of the code where there is no commit.
+    """
 
     schema: Literal["deepep-sweep/reference/1"]
     learned: str
     nodes: list[str]
     program: str
     entries: list[Reference]
+    revisions: list[str] = []
+    drivers: list[str] = []
 
 
-def key_of(node: Node) -> tuple[str, int, int | None, str, str]:
+def key_of(node: Node) -> Key:
     """What the nodes of one reference share: GPU, their number, links, and the libraries' versions."""
     environment = next((one.environment for one in node.attempts if one.environment), None)
     if environment is None:
@@ -61,7 +71,7 @@ def key_of(node: Node) -> tuple[str, int, int | None, str, str]:
 
 def learn(nodes: list[Node], *, learned: str, program: str) -> File:
     """The reference of these good nodes. UserError for fewer than five of a kind, and for rates above the peak."""
-    groups: dict[tuple[str, int, int | None, str, str], list[Node]] = defaultdict(list)
+    groups: dict[Key, list[Node]] = defaultdict(list)
     for node in nodes:
         groups[key_of(node)].append(node)
     kinds = [(key, members) for key, members in groups.items() if key[1]]
@@ -71,11 +81,21 @@ def learn(nodes: list[Node], *, learned: str, program: str) -> File:
             f"a reference is learned from at least {MIN_NODES} good nodes of one kind, got {count}",
             hint="validate more nodes; only PASS and WARN count, and only the same GPU and versions",
         )
-    entries = [entry for key, members in kinds if len(members) >= MIN_NODES for entry in _entries(key, members)]
-    return File(SCHEMA, learned, sorted(node.node for node in nodes), program, entries)
+    enough = [(key, members) for key, members in kinds if len(members) >= MIN_NODES]
+    teachers = [node for _, members in enough for node in members]
+    drivers = {attempt.environment.driver for node in teachers for attempt in node.attempts if attempt.environment}
+    return File(
+        schema=SCHEMA,
+        learned=learned,
+        nodes=sorted(node.node for node in teachers),
+        program=program,
+        entries=[entry for key, members in enough for entry in _entries(key, members)],
+        revisions=sorted({node.revision.commit or node.revision.code for node in teachers}),
+        drivers=sorted(filter(None, drivers)),
+    )
 
 
-def _entries(key: tuple[str, int, int | None, str, str], nodes: list[Node]) -> list[Reference]:
+def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
     rates: dict[str, list[Rate]] = defaultdict(list)
     for node in nodes:
         for rate in node.rates:
@@ -119,7 +139,7 @@ def distance(blocks: list[float], reference: Reference) -> float:
     return float(np.clip(np.asarray(reference.shape) - own, 0, None).mean())
 
 
-def find(references: list[Reference], node_key: tuple[str, int, int | None, str, str], test: str) -> Reference | None:
+def find(references: Sequence[Reference], node_key: Key, test: str) -> Reference | None:
     """The entry of exactly this kind of node and test."""
     for one in references:
         if (one.gpu, one.num_gpus, one.num_links, one.deep_ep, one.nccl) == node_key and one.test == test:

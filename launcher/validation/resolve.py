@@ -10,16 +10,15 @@ import msgspec
 from bench import rules
 from bench.backends import BACKENDS, Backend
 from bench.records import Op
-from bench.rules import Facts
+from bench.rules import Facts, Violation
 from launcher import machine
 from launcher.errors import UserError
 from launcher.validation import reference
-from launcher.validation.settings import ON_CPU, Spec
+from launcher.validation.settings import DEEPEP_CONFIG, ON_CPU, Spec
 from launcher.validation.suite import check_faults
 
-DEEPEP_CONFIG = [64, 8, 256]
-"""num_sms, nvl_chunk and nvl_buffer of the speed phase: half of the link's peak and more on H200s, and within the
-rules of every number of ranks."""
+_CPU_INTERMEDIATE = 1
+"""Width of an expert in a dry run: BF16 products take a CPU long, and there they only tell the ranks apart."""
 
 
 def for_jobs(values: dict[str, Any]) -> Spec:
@@ -35,17 +34,25 @@ def for_here(values: dict[str, Any]) -> Spec:
 def _spec(values: dict[str, Any], *, local: bool) -> Spec:
     wanted = msgspec.convert(values | {"gpus": values["gpus"] or 0, "references": _references(values)}, Spec)
     hardware = machine.hardware(wanted.hardware, local=local)
-    gpus = wanted.gpus or (machine.num_gpus() if local else 0) or hardware.gpus_per_node or 4
+    counted = machine.num_gpus() if local else 0
+    gpus = wanted.gpus or counted or hardware.gpus_per_node or 4
     on_cpu = hardware.name == "cpu"
+    if local and not on_cpu and not counted:
+        raise UserError(
+            f"hardware={hardware.name} needs GPUs, this machine has none", hint="hardware=cpu tests without them"
+        )
     backend_name = machine.backend(wanted.backend, hardware, local=local)
     backend = BACKENDS[backend_name]
-    thresholds = wanted.thresholds
+    thresholds, workload = wanted.thresholds, wanted.workload
     if on_cpu:
+        workload = msgspec.structs.replace(workload, moe_intermediate=_CPU_INTERMEDIATE)
         thresholds = msgspec.convert(msgspec.to_builtins(thresholds) | ON_CPU, type(thresholds))
     spec = msgspec.structs.replace(
         wanted,
         hardware=hardware,
+        workload=workload,
         gpus=gpus,
+        gpus_named=bool(wanted.gpus or not counted),
         backend=backend_name,
         thresholds=thresholds,
         configs=_configs(wanted, backend, gpus),
@@ -65,18 +72,22 @@ def _configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[int]]:
     found = {}
     for op in (Op.DISPATCH, Op.COMBINE):
         own = DEEPEP_CONFIG if backend.name == "deepep" else list(backend.default(op, num_ranks=gpus).values())
-        found[op.value] = spec.configs.get(op.value, own)
-    if unknown := set(spec.configs) - set(found):
-        raise UserError(
-            f"configs has {', '.join(sorted(unknown))}", hint="configs={dispatch:[64,8,256],combine:[64,8,256]}"
-        )
+        found[op.value] = spec.configs.get(op.value) or own
     return found
+
+
+def _hint(violation: Violation, spec: Spec) -> str:
+    """Of a rule that the number of GPUs breaks, the number is to be looked at first: one of them may be missing."""
+    if violation.key not in ("ep.size", "workload.num_experts"):
+        return violation.hint
+    found = f"{spec.gpus} GPUs are " + ("meant" if spec.gpus_named else "seen here")
+    return f"{found}; gpus=N says how many belong here; {violation.hint}"
 
 
 def _refuse(spec: Spec, backend: Backend) -> None:
     facts = Facts(spec.gpus, spec.workload, spec.hardware.num_sms, None)
     for violation in rules.workload_violations(facts) + backend.workload_violations(facts):
-        raise UserError(str(violation), hint=violation.hint)
+        raise UserError(str(violation), hint=_hint(violation, spec))
     for op in (Op.DISPATCH, Op.COMBINE):
         values = spec.configs[op.value]
         if len(values) != len(backend.knobs):

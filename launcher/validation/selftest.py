@@ -10,7 +10,11 @@ import msgspec
 
 from launcher.validation.settings import Spec
 from launcher.validation.suite import Suite
-from launcher.validation.verdict import EXIT_OK, EXIT_UNKNOWN, Verdict
+from launcher.validation.verdict import EXIT_OK, EXIT_UNKNOWN, Status, Verdict
+
+_SLOW_US = 50_000
+_BLOCKS, _ITERATIONS, _DEADLINE_S = 5, 3, 5.0
+"""Less than a validation takes: the faults are gross."""
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -31,21 +35,26 @@ def cases(spec: Spec) -> list[Case]:
         Case("healthy", [], Verdict.PASS, ""),
         Case("wrong token", [f"wrong_token@{last}:dispatch"], Verdict.FAIL, "E301"),
         Case("wrong bytes", [f"wrong_token@{last}:exchange"], Verdict.FAIL, "E303"),
-        Case("slow GPU", [f"slow@{last}:compute"], Verdict.FAIL, "E203", gpu),
+        Case("slow GPU", [f"slow={_SLOW_US}@{last}:compute"], Verdict.FAIL, "E203", gpu),
         Case("hang", [f"hang@{last}:combine"], Verdict.HANG, "E601"),
         Case("crash", [f"segfault@{last}:combine"], Verdict.FAIL, "E602", gpu),
         Case("missing GPU", [f"missing_gpu@{last}:"], Verdict.FAIL, "E101"),
+        Case("GPU that falls off the bus", [f"lost_gpu@{last}:"], Verdict.FAIL, "E101"),
         Case("GPUs in use", [f"foreign@{last}:"], Verdict.SETUP, "U902", gpu),
         Case("memory error", [f"ecc@{last}:"], Verdict.FAIL, "E401", gpu),
         Case("row remapping", [f"remap@{last}:"], Verdict.FAIL, "E402", gpu),
         Case("XID", [f"xid@{last}:"], Verdict.FAIL, "E403", gpu),
-        Case("slow while throttled", [f"throttle@{last}:", f"slow@{last}:compute"], Verdict.FAIL, "E501", gpu),
+        Case(
+            "slow while throttled", [f"throttle@{last}:", f"slow={_SLOW_US}@{last}:compute"], Verdict.FAIL, "E501", gpu
+        ),
     ]
 
 
-def run(spec: Spec, say: Callable[[str], None]) -> int:
+def run(spec: Spec, say: Callable[[str], None]) -> Status:
     """Every case in turn; EXIT_OK when each got its verdict, code and place."""
     wrong = 0
+    measure = msgspec.structs.replace(spec.measure, deadline_s=_DEADLINE_S)
+    spec = msgspec.structs.replace(spec, blocks=_BLOCKS, block_iterations=_ITERATIONS, measure=measure)
     for case in cases(spec):
         with tempfile.TemporaryDirectory(prefix="deepep-self-test-") as folder:
             node = Suite(msgspec.structs.replace(spec, faults=case.faults), Path(folder), node="self").run()

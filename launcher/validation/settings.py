@@ -20,13 +20,21 @@ from launcher.validation.reference import Reference
 class LimitsConf:
     """How long each phase, and a node's whole job, may take."""
 
-    preflight_s: float = 60.0
-    pairs_s: float = 240.0
-    alltoall_s: float = 120.0
-    correctness_s: float = 240.0
-    speed_s: float = 240.0
-    counters_s: float = 60.0
-    job_min: int = 20  # Slurm's time limit of a node's job
+    preflight_s: float = 60.0  # GPUs, links, counters, other processes; half of it for one answer of the driver
+    pairs_s: float = 240.0  # copies between each pair of GPUs
+    alltoall_s: float = 120.0  # NCCL all-to-all
+    correctness_s: float = 240.0  # every token compared
+    speed_s: float = 240.0  # dispatch, combine and expert GEMMs
+    counters_s: float = 60.0  # what grew meanwhile
+    job_min: int = 45  # Slurm's time limit of a node's job
+
+
+@dataclass
+class ConfigsConf:
+    """What the speed phase runs with: a value for each knob, [64,8,256]; []: the suite's own."""
+
+    dispatch: list[int] = field(default_factory=list)  # num_sms, nvl_chunk, nvl_buffer
+    combine: list[int] = field(default_factory=list)  # the same; num_sms has to agree
 
 
 @dataclass
@@ -34,17 +42,22 @@ class ThresholdsConf:
     """When a rate is bad, as shares; one-sided, since fast is never bad. Of two numbers the first warns."""
 
     inside: list[float] = field(default_factory=lambda: [0.97, 0.93])  # over the median of the node's other GPUs
+    inside_compute: list[float] = field(
+        default_factory=lambda: [0.92, 0.85]
+    )  # of GEMMs: good GPUs differ, power-capped
     reference: list[float] = field(default_factory=lambda: [0.95, 0.90])  # over the stored reference's median
+    reference_compute: list[float] = field(default_factory=lambda: [0.90, 0.83])  # of GEMMs: good GPUs reach 0.91
     shape: list[float] = field(default_factory=lambda: [0.03, 0.05])  # how far slow blocks lie below the reference's
-    variation: float = 0.03  # standard deviation over mean of the blocks: measured longer, then too noisy
+    variation: float = 0.03  # scatter of the blocks, a standard deviation: measured longer, then too noisy
+    variation_compute: float = 0.08  # the same of GEMMs, which scatter at the power cap
     dip: float = 0.95  # bandwidth of an all-to-all over that of the next smaller one
     fleet_z: float = 3.5  # robust deviations below the fleet's median
-    fleet_floor: float = 0.01  # least deviation, as a share of the median
+    fleet_floor: float = 0.01  # least deviation, as a share of the median; of GEMMs three times that
     pair_copy: list[float] = field(default_factory=lambda: [0.80, 0.75])  # floors, shares of the link's peak
-    pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])
-    all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])
-    dispatch: list[float] = field(default_factory=lambda: [0.50, 0.42])
-    combine: list[float] = field(default_factory=lambda: [0.45, 0.38])
+    pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])  # the same floors of copies by kernel
+    all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])  # the same floors of the all-to-all
+    dispatch: list[float] = field(default_factory=lambda: [0.50, 0.42])  # the same floors of a dispatch
+    combine: list[float] = field(default_factory=lambda: [0.45, 0.38])  # the same floors of a combine
 
 
 @dataclass
@@ -60,7 +73,7 @@ class ValidateConf:
     backend: BackendConf = field(default_factory=BackendConf)
     limits: LimitsConf = field(default_factory=LimitsConf)
     thresholds: ThresholdsConf = field(default_factory=ThresholdsConf)
-    configs: dict[str, list[int]] = field(default_factory=dict)  # knobs of dispatch and combine; {}: the suite's own
+    configs: ConfigsConf = field(default_factory=ConfigsConf)
     blocks: int = 24  # visits of dispatch, combine and compute
     block_iterations: int = 10  # samples of a visit
     copy_mib: int = 256  # of a pair
@@ -71,11 +84,11 @@ class ValidateConf:
     strict: bool = False  # WARN makes the exit status 1
     max_in_flight: int = 16  # nodes that are validated at once
     deadline_min: int = 120  # nodes that are busy for so long are skipped
-    run: str | None = None  # where to make the run folder, or one to report again
+    run: str | None = None  # where to make the run folder; one that is there is waited for and reported
+    report: str | None = None  # a run folder to report again: nothing is measured or waited for
     outputs: str = "outputs"  # where new run folders are made
     dry_run: bool = False  # print what would be submitted, and stop
     self_test: bool = False  # inject every fault on this machine and check that each is found
-    seed: int = 1
     faults: list[str] = field(default_factory=list)  # injected on purpose, [NODE/]KIND@GPU:TEXT; for tests
 
 
@@ -99,9 +112,11 @@ class Thresholds(msgspec.Struct, frozen=True):
     """ThresholdsConf, frozen."""
 
     inside: Band
+    inside_compute: Band
     reference: Band
     shape: Band
     variation: float
+    variation_compute: float
     dip: float
     fleet_z: float
     fleet_floor: float
@@ -110,6 +125,15 @@ class Thresholds(msgspec.Struct, frozen=True):
     all_to_all: Band
     dispatch: Band
     combine: Band
+    reference_compute: Band = (0.90, 0.83)
+
+    def noise(self, test: str) -> float:
+        """How much the blocks of a test may scatter."""
+        return self.variation_compute if test == "compute" else self.variation
+
+    def by_reference(self, test: str) -> Band:
+        """Shares of the reference's median below which a test warns, and fails."""
+        return self.reference_compute if test == "compute" else self.reference
 
     def floor(self, test: str) -> Band | None:
         """Shares of the peak below which a test warns, and fails; None for tests without a peak."""
@@ -119,17 +143,28 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 ON_CPU = {
     "inside": [0.5, 0.33],
+    "inside_compute": [0.5, 0.33],
     "reference": [0.5, 0.33],
+    "reference_compute": [0.5, 0.33],
     "shape": [9.0, 9.0],
     "variation": 9.0,
+    "variation_compute": 9.0,
     "dip": 0.0,
     "fleet_floor": 0.25,
 }
 """Thresholds of a dry run: processes that share cores scatter by tens of percent, and only gross faults can be seen."""
 
 
+DEEPEP_CONFIG = [64, 8, 256]
+"""num_sms, nvl_chunk and nvl_buffer of the speed phase: half of the link's peak and more on H100s and H200s, and within
+the rules of every number of ranks."""
+
+_FLOOR_ELEMENTS = 4096 * 7168
+"""Elements a rank from which dispatch and combine are bound by the links and not by latency."""
+
+
 class Spec(msgspec.Struct, frozen=True):
-    """What a node's job is told."""
+    """What a node's job is told. ``gpus_named``: whether somebody said how many belong there, or they were counted."""
 
     gpus: int
     hardware: Hardware
@@ -146,6 +181,13 @@ class Spec(msgspec.Struct, frozen=True):
     confirm: bool
     faults: list[str]
     references: list[Reference] = []
+    gpus_named: bool = True
+
+    @property
+    def has_dispatch_floor(self) -> bool:
+        """Whether the floors of dispatch and combine are meant for what the speed phase runs."""
+        own = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
+        return own and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
 
     @property
     def on_cpu(self) -> bool:
@@ -164,6 +206,7 @@ class Options(msgspec.Struct, frozen=True):
     max_in_flight: int
     deadline_min: int
     run: str | None
+    report: str | None
     outputs: str
     dry_run: bool
     self_test: bool

@@ -7,21 +7,23 @@ import os
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pynvml
 
 from bench.faults import Fault
 from launcher import store
 from launcher.store import Appender
 from launcher.validation import node as nodes
 from launcher.validation.attempt import AttemptRun
-from launcher.validation.judge import LAYERS, conclude, headline, judge
+from launcher.validation.judge import LAYERS, certain, conclude, headline, judge
 from launcher.validation.node import Attempt, Node
 from launcher.validation.readings import MACHINE_FAULTS, Doctored, Nvml, Readings
 from launcher.validation.settings import Spec
-from launcher.validation.verdict import Verdict
+from launcher.validation.verdict import Finding, Verdict
 
 DIE = "die"
 """A fault of the job itself: it is killed when the phase begins that the fault's text names."""
@@ -37,18 +39,20 @@ class Suite:
         *,
         node: str | None = None,
         job_id: str | None = None,
+        readings: Readings | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``folder`` gets NODE.json, every raw line, and the logs of the ranks."""
+        """``folder`` gets NODE.json, every raw line, and the logs of the ranks. ``readings``: NVML's if not given."""
         self._spec, self._folder, self._job_id, self._say = spec, folder, job_id, say
+        self._real: Readings = readings or Nvml()
         self._node = node or socket.gethostname()
         self._started, self._began = time.time(), time.monotonic()
-        own = own_faults(spec.faults, self._node)
+        self._faults = own = own_faults(spec.faults, self._node)
         self._rank_faults = [Fault.parse(text) for text in own if _kind(text) not in (*MACHINE_FAULTS, DIE)]
         self._deadly = {text.split(":", 1)[1] for text in own if _kind(text) == DIE}
         injected = [(_kind(text), _gpu(text)) for text in own if _kind(text) in MACHINE_FAULTS]
-        real: Readings = Nvml()
-        self._readings = Doctored(real, injected, gpus=spec.gpus, hardware=spec.hardware) if injected else real
+        self._injected = injected
+        self._seen: list[Attempt] = []
 
     def run(self) -> Node:
         """The node with its verdict, which also stands in NODE.json."""
@@ -57,10 +61,31 @@ class Suite:
         try:
             with contextlib.closing(Appender(descriptor)) as appender:
                 return self._attempts(appender)
+        except Exception as error:  # noqa: BLE001  (whatever broke here, it must not look like no result, or a fault)
+            traceback.print_exc()
+            return self._broken(error)
         finally:
             os.close(descriptor)
 
+    def _broken(self, error: Exception) -> Node:
+        """What is said when the suite itself cannot go on: a GPU that fell off the bus, or our own mistake."""
+        said = f"{type(error).__name__}: {error}"
+        lost = isinstance(error, pynvml.NVMLError_GpuIsLost)
+        verdict, code = (Verdict.FAIL, "E101") if lost else (Verdict.SETUP, "U901")
+        broke = Finding(verdict, code, "", said, "inventory" if lost else "correctness")
+        findings = [*self._certain(self._seen), broke]
+        verdict, code, short, reason = headline(findings)
+        if reason != said:
+            reason += f"; then the validation broke: {said}"
+        made = self._node_of(verdict, code, short, reason, self._seen)
+        made = msgspec.structs.replace(made, complete=True, findings=findings)
+        nodes.write(self._folder, made)
+        return made
+
     def _attempts(self, appender: Appender) -> Node:
+        spec, readings = self._spec, self._real
+        if self._injected:
+            readings = Doctored(readings, self._injected, gpus=spec.gpus, hardware=spec.hardware)
         attempts: list[Attempt] = []
         layers: dict[str, str] = {}
         order = list(range(self._spec.gpus))
@@ -73,7 +98,7 @@ class Suite:
                 self._spec,
                 devices,
                 number=number,
-                readings=self._readings,
+                readings=readings,
                 faults=self._rank_faults,
                 folder=self._folder,
                 sink=appender.add,
@@ -94,12 +119,24 @@ class Suite:
     def _needs_second(self, first: Attempt) -> bool:
         return self._spec.confirm and any(finding.needs_confirmation for finding in first.findings)
 
+    def _certain(self, attempts: list[Attempt]) -> list[Finding]:
+        """What no cut-off and no break of ours takes back, each once."""
+        found = [one for attempt in attempts for one in certain(attempt, self._spec)]
+        return list({(one.code, one.where): one for one in found}.values())
+
     def _checkpoint(self, attempts: list[Attempt]) -> None:
         """What NODE.json shall say if this process is never heard of again."""
+        self._seen = attempts
         running = next((phase.name for phase in attempts[-1].phases if phase.status == "running"), None)
+        verdict, code = Verdict.NO_RESULT, "U901"
         short = f"U901 in {running}" if running else "U901 between phases"
         reason = f"the validation ended {f'in phase {running}' if running else 'between two phases'}"
-        nodes.write(self._folder, self._node_of(Verdict.NO_RESULT, "U901", short, reason, attempts))
+        findings = self._certain(attempts)
+        if findings:
+            verdict, code, short, found = headline(findings)
+            reason = f"{found}; {reason}"
+        made = self._node_of(verdict, code, short, reason, attempts)
+        nodes.write(self._folder, msgspec.structs.replace(made, findings=findings))
         if running in self._deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -122,6 +159,7 @@ class Suite:
             program=store.version(),
             revision=store.revision(),
             attempts=attempts,
+            faults=self._faults,
         )
 
 

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from launcher import slurm, store
 from launcher.errors import UserError
+from launcher.slurm import JobState, SlurmSilentError
 from launcher.store import write_atomic
 from launcher.validation import fleet, outputs, reference
 from launcher.validation.fleet import Fleet, Row
-from launcher.validation.folder import ValidationFolder
+from launcher.validation.folder import Order, ValidationFolder
 from launcher.validation.settings import Options
-from launcher.validation.verdict import Verdict, exit_status
+from launcher.validation.verdict import EXIT_UNKNOWN, EXIT_USAGE, Status, Verdict, exit_status
 
 
 def collect(folder: ValidationFolder) -> Fleet:
     """Every node of the order with what is known of it."""
     order = folder.order()
-    states = slurm.states(order.jobs.values()) if order.jobs and slurm.available() else {}
+    states, silent = _states(order)
     rows = [fleet.skipped(skip.node, skip.code, skip.why) for skip in order.skipped]
     for name in order.nodes:
         job = order.jobs.get(name)
-        state = states[job].state if job in states else None
+        state = order.states.get(job or "")
+        if state not in slurm.ENDED:
+            state = states[job].state if job in states else state or silent
         rows.append(_row(folder, name, job, state))
     return fleet.judge(rows, order.spec.thresholds)
+
+
+def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
+    """What Slurm says of the jobs, and what it is to be called where it says nothing of any."""
+    if not order.jobs:
+        return {}, None
+    if not slurm.available():
+        return {}, "no Slurm here"
+    try:
+        return slurm.states(order.jobs.values()), None
+    except SlurmSilentError:  # then what was noted must do
+        return {}, "Slurm does not answer"
 
 
 def _row(folder: ValidationFolder, name: str, job: str | None, state: str | None) -> Row:
@@ -37,30 +53,65 @@ def _row(folder: ValidationFolder, name: str, job: str | None, state: str | None
         return Row(name, Verdict.NO_RESULT, "U901", "U901 unreadable", str(error), job)
 
 
-def write(folder: ValidationFolder, options: Options) -> int:
+def shown(validate: Callable[[], Status]) -> Status:
+    """The exit status of one validation, that of a usage error where it refuses."""
+    try:
+        return validate()
+    except UserError as error:
+        error.show()
+        return EXIT_USAGE
+
+
+def wanted(options: Options) -> ValidationFolder | None:
+    """The folder that report= names; None where nobody wants that. UserError where there is none."""
+    if options.report is None:
+        return None
+    others = {"nodes": options.nodes, "node_state": options.node_state, "run": options.run}
+    for key, value in others.items():
+        if value is not None:
+            raise UserError(f"report={options.report} measures nothing, so that {key}={value} means nothing")
+    if options.self_test or options.dry_run:
+        raise UserError(f"report={options.report} measures nothing: leave out self_test and dry_run")
+    folder = ValidationFolder(Path(options.report))
+    folder.order()
+    return folder
+
+
+def write(folder: ValidationFolder, options: Options) -> Status:
     """NODES.md, NODES.json, junit.xml and nodes.prom; the Nagios line on stdout; the exit status."""
     found = collect(folder)
-    now = time.time()
-    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
-    run = str(folder.path)
+    ended = [row.result.ended for row in found.rows if row.result is not None]
+    when = max(ended, default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    run, references = str(folder.path), folder.order().spec.references
     status = exit_status(found.verdicts, strict=options.strict)
     plain = outputs.to_json(found, run=run, when=when, status=status)
-    write_atomic(folder.path / "NODES.md", outputs.markdown(found, run=run, when=when))
+    write_atomic(folder.path / "NODES.md", outputs.markdown(found, run=run, when=when, references=references))
     write_atomic(folder.path / "NODES.json", msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
     write_atomic(folder.path / "junit.xml", outputs.junit(found))
-    write_atomic(folder.path / "nodes.prom", outputs.prometheus(found, now=now))
-    if options.learn is not None:
-        _learn(found, Path(options.learn), when)
+    write_atomic(folder.path / "nodes.prom", outputs.prometheus(found))
+    if found.has_injected:
+        print(outputs.INJECTED, file=sys.stderr)
     print(f"report: {folder.path / 'NODES.md'}", file=sys.stderr)
     print(outputs.nagios(found, strict=options.strict))
+    if options.learn is None:
+        return status
+    try:
+        _learn(found, Path(options.learn), when)
+    except UserError as error:
+        error.show()
+        return status if status is Status.CRITICAL else EXIT_UNKNOWN
     return status
 
 
 def _learn(found: Fleet, file: Path, when: str) -> None:
-    good = [row.result for row in found.rows if row.result is not None and row.verdict in (Verdict.PASS, Verdict.WARN)]
+    good = [
+        row.result
+        for row in found.rows
+        if row.result is not None and row.verdict in (Verdict.PASS, Verdict.WARN) and not row.result.faults
+    ]
     learned = reference.learn(good, learned=when, program=store.version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:
         raise UserError(f"learn={file} cannot be written: {error.strerror}") from None
-    print(f"reference: {file} ({len(learned.entries)} rates of {len(good)} nodes)", file=sys.stderr)
+    print(f"reference: {file} ({len(learned.entries)} rates of {len(learned.nodes)} nodes)", file=sys.stderr)

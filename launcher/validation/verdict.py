@@ -6,6 +6,8 @@ from enum import IntEnum, StrEnum
 
 import msgspec
 
+from launcher.markdown import table
+
 
 class Verdict(StrEnum):
     """What a node is. PASS and WARN may work, FAIL and HANG may not, and of the others nothing is known.
@@ -49,7 +51,10 @@ class Status(IntEnum):
 EXIT_OK, EXIT_WARN, EXIT_CRITICAL, EXIT_UNKNOWN, EXIT_USAGE = Status
 
 MEANINGS: dict[str, tuple[str, str]] = {
-    "E101": ("GPUs are missing", "reseat or replace the GPU; nvidia-smi -L, lspci"),
+    "E101": (
+        "GPUs are missing, or one fell off the bus while it was validated",
+        "reseat or replace the GPU; nvidia-smi -L, lspci",
+    ),
     "E102": ("GPUs of another kind than expected", "check the node's feature or gres, or hardware=NAME"),
     "E103": ("NVLinks are down, or fewer than the GPU has", "nvidia-smi nvlink -s; restart the fabric manager; RMA"),
     "E104": ("GPUs do not reach each other over NVLink", "nvidia-smi topo -p2p n; fabric manager, IOMMU, containers"),
@@ -78,20 +83,50 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "E602": ("ranks die", "the last words in NODE.json; dmesg, cuda-memcheck"),
     "E603": ("the job ran into its time limit", "a hang outside the ranks, or limits.job_min is too short"),
     "E604": ("Slurm calls it NODE_FAIL", "the node went away while it was validated: scontrol show node"),
+    "E605": ("the driver does not answer", "nvidia-smi hangs too? dmesg; reboot the node"),
     "U901": ("the validation itself broke", "the job's log; report it with NODE.json"),
     "U902": ("other processes use the GPUs", "nvidia-smi; give the validation an exclusive node"),
-    "U903": ("the ranks do not start", "is torch or deep_ep missing in the job? see its log"),
+    "U903": (
+        "the ranks do not start, or cannot use the GPU",
+        "are torch and deep_ep there in the job, and built for this GPU and driver? see its log",
+    ),
     "U904": ("out of memory", "give the job all memory of the node (hydra.launcher.mem=0)"),
     "U905": ("the job was cancelled", "submit it again"),
     "U906": ("the job was preempted", "use a partition or a reservation that nobody preempts"),
-    "U907": ("the node was busy until the deadline", "a longer deadline_min, or a reservation"),
+    "U907": (
+        "its turn did not come before the deadline",
+        "a longer deadline_min, a larger max_in_flight, or a reservation",
+    ),
     "U908": ("Slurm has the node down or drained", "scontrol show node; repair and resume it first"),
     "U909": ("Slurm knows no such node", "sinfo -N"),
     "U910": ("too noisy to judge", "run it again with nothing else on the node"),
     "U911": ("two attempts disagree", "run it again; if it keeps changing, look for heat and neighbours"),
+    "U913": (
+        "the job sees no GPU",
+        "does the job ask for GPUs (gres)? is the container started with --nv? nvidia-smi -L",
+    ),
+    "U914": (
+        "every GPU is of another kind than was named, or has another number of NVLinks",
+        "hardware=NAME of what the node has",
+    ),
+    "U915": (
+        "a phase was not done within its limit",
+        "run it again with a larger limits.*; ranks that hang are called that (E601) before the limit ends",
+    ),
+    "U916": ("its job is not over yet", "report it again when it is: report=outputs/RUN"),
+    "U917": (
+        "Slurm refused the job",
+        "its words stand in the report; do partition, account and reservation include this node?",
+    ),
     "U912": ("faster than the link can be: our measurement is wrong", "report it with NODE.json"),
 }
 """Code -> what it means, and what to do about it. E: the node. U: setup, or us. A code never changes its meaning."""
+
+
+def codes_table() -> str:
+    """MEANINGS in Markdown, for docs/ADMIN.md."""
+    rows = [(name, *MEANINGS[name]) for name in sorted(MEANINGS)]
+    return "\n".join(table(("code", "means", "what to do"), rows)).strip()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -106,12 +141,24 @@ class Finding(msgspec.Struct, frozen=True):
     @property
     def needs_confirmation(self) -> bool:
         """Whether a second attempt must see it too: everything that noise or bad luck might have caused."""
-        return self.verdict in (Verdict.FAIL, Verdict.HANG) and self.code[1] in "26"
+        return self.verdict in (Verdict.FAIL, Verdict.HANG) and self.code[1] in "256"
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
     """Of several verdicts the one to act on; PASS of none."""
     return min(verdicts, key=WORST_FIRST.index, default=Verdict.PASS)
+
+
+def combined(statuses: list[Status]) -> Status:
+    """Of several validations by one command: what is known to be bad before what is not known, and that before WARN.
+
+    A usage error is one only where nothing was started; beside others it means that something is not known.
+    """
+    if not statuses or set(statuses) == {EXIT_USAGE}:
+        return EXIT_USAGE if statuses else EXIT_OK
+    by_severity = (EXIT_CRITICAL, EXIT_USAGE, EXIT_UNKNOWN, EXIT_WARN, EXIT_OK)
+    worst_one = min(statuses, key=by_severity.index)
+    return EXIT_UNKNOWN if worst_one is EXIT_USAGE else worst_one
 
 
 def exit_status(verdicts: list[Verdict], *, strict: bool) -> Status:

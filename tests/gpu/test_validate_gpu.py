@@ -1,0 +1,91 @@
+"""The validation of a node with real GPUs: a healthy pair passes, and what is injected is named."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from builders import command
+
+from bench import counters, telemetry
+from launcher.validation import node as node_files
+from launcher.validation.node import Node
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(len(telemetry.inventory()) < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
+]
+
+QUICK = ("gpus=2", "blocks=6", "measure=quick")
+
+
+class Validated(NamedTuple):
+    """The exit status, the node's file, and NODES.md."""
+
+    status: int
+    node: Node
+    report: str
+
+    @property
+    def said(self) -> tuple[str, str]:
+        return self.node.verdict.value, self.node.code
+
+    @property
+    def where(self) -> str:
+        return next((one.where for one in self.node.findings if one.code == self.node.code), "")
+
+
+def validated(folder: Path, *arguments: str) -> Validated:
+    done = command("launcher.validate", *QUICK, f"outputs={folder}", *arguments, environment=dict(os.environ))
+    (file,) = folder.glob("*-nodes-*/nodes/*/NODE.json")
+    (report,) = folder.glob("*-nodes-*/NODES.md")
+    return Validated(done.returncode, node_files.read(file), report.read_text())
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Validated:
+    return validated(tmp_path_factory.mktemp("healthy"))
+
+
+def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
+    assert (healthy.status, *healthy.said) == (0, "PASS", ""), healthy.node.reason
+    (attempt,) = healthy.node.attempts
+    assert {phase.status for phase in attempt.phases} == {"done"}
+    assert set(attempt.checks.values()) == {"ok"}
+    assert healthy.node.layers["inventory"] == f"judged: {len(telemetry.inventory())} GPUs, 2 expected"
+
+
+def test_the_links_that_are_up_are_all_that_a_gpu_has() -> None:
+    """A sum of the links' states would be more where some of them sleep."""
+    for gpu, read in zip(telemetry.inventory(), counters.read(), strict=True):
+        assert read.values["links_up"] in (gpu.num_links, None)
+
+
+def test_the_pci_bus_shows_no_fewer_gpus_than_the_driver() -> None:
+    assert telemetry.pci_gpus() >= len(telemetry.inventory())
+
+
+def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy: Validated) -> None:
+    (attempt,) = healthy.node.attempts
+    assert {(one.where, one.direction) for one in attempt.link_bytes if one.test == "dispatch"} == {
+        (gpu, direction) for gpu in ("gpu0", "gpu1") for direction in ("in", "out")
+    }
+    assert all(0.9 < one.ratio < 1.1 for one in attempt.link_bytes), attempt.link_bytes
+
+
+def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose(tmp_path: Path) -> None:
+    found = validated(tmp_path, "faults=['slow=1500@1:']")
+    assert (found.status, *found.said, found.where) == (2, "FAIL", "E203", "gpu1")
+    assert len(found.node.attempts) == 2
+    assert "Faults were injected on purpose." in found.report
+    assert "scontrol" not in found.report
+
+
+def test_a_wrong_token_is_named_at_once(tmp_path: Path) -> None:
+    found = validated(tmp_path, "faults=['wrong_token@1:combine']")
+    assert (found.status, *found.said) == (2, "FAIL", "E301")
+    assert found.where in ("gpu0", "gpu1")

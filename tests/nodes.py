@@ -1,0 +1,168 @@
+"""Validated nodes on paper: four GPUs with plausible rates, each with one thing to change at a time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+from builders import ENVIRONMENT
+
+from bench.counters import Counters
+from bench.records import Gpu, GpuState
+from launcher.store import Revision
+from launcher.validation import fleet, reference
+from launcher.validation import node as nodes
+from launcher.validation.fleet import Row, row_of
+from launcher.validation.judge import LAYERS, conclude, headline, judge
+from launcher.validation.node import Attempt, Node, Phase, Preflight, Rate
+from launcher.validation.settings import Spec, from_config
+
+replace = msgspec.structs.replace
+A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
+"""Above every floor: only its fleet, or a reference, can tell."""
+
+HOSTILE = "<script>alert(1)</script> | ` ** \" '; rm -rf / #\x07\n\x00"
+
+GPUS = [f"gpu{number}" for number in range(4)]
+PAIRS = [f"{one}>{other}" for one, other in itertools.permutations(GPUS, 2)]
+GIGABYTES = {"pair_copy": 375.0, "pair_sm": 350.0, "all_to_all": 320.0, "dispatch": 280.0, "combine": 265.0}
+PEAK = 450.0
+PYTHON = sys.executable
+COUNTED = (
+    *("nvlink_replay", "nvlink_recovery", "nvlink_crc", "ecc_uncorrectable", "remap_pending", "remap_failure"),
+    *("throttle_power_ns", "throttle_thermal_ns", "throttle_software_thermal_ns", "throttle_hardware_thermal_ns"),
+    *("throttle_power_brake_ns", "recovery_action"),
+)
+ZEROS = dict.fromkeys(COUNTED, 0) | {"links_up": 18}
+
+
+@functools.cache
+def spec(*overrides: str) -> Spec:
+    """Four H200s, DeepEP, the thresholds as they stand in the configuration; or what the overrides say."""
+    from hydra import compose, initialize_config_module
+
+    from launcher import schema
+    from launcher.validation import resolve, settings
+
+    schema.register()
+    settings.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        values, _ = from_config(
+            compose("validate", overrides=list(overrides) or ["hardware=h200", "backend=deepep", "gpus=4"])
+        )
+    return resolve.for_jobs(values)
+
+
+def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: int = 0) -> list[Rate]:
+    """What a healthy node reaches, times ``scale`` (of all, or by ``test where``, ``test`` or ``where``)."""
+    generator = np.random.default_rng(seed)
+
+    def rate(test: str, where: str, per: str, middle: float) -> Rate:
+        factor = scale if isinstance(scale, float) else 1.0
+        for key in (f"{test} {where}", test, where) if isinstance(scale, dict) else ():
+            factor *= scale.get(key, 1.0)
+        blocks = middle * factor * (1 + noise * generator.standard_normal(24))
+        unit, peak = ("layers/s", None) if test == "compute" else ("GB/s", PEAK)
+        return Rate(test, where, per, unit, [round(float(block), 3) for block in blocks], peak)
+
+    found = [rate(test, pair, "256 MiB", GIGABYTES[test]) for test in ("pair_copy", "pair_sm") for pair in PAIRS]
+    sizes = {"64 MiB": 0.8, "256 MiB": 0.9, "1024 MiB": 1.0}
+    found += [rate("all_to_all", "", size, GIGABYTES["all_to_all"] * share) for size, share in sizes.items()]
+    found += [rate(test, "", "bf16", GIGABYTES[test]) for test in ("dispatch", "combine")]
+    return found + [rate("compute", gpu, "bf16", 220.0) for gpu in GPUS]
+
+
+def attempt(**changes: Any) -> Attempt:
+    """One run through the phases in which all went well."""
+    counters = [Counters(f"GPU-{number}", dict(ZEROS)) for number in range(4)]
+    gpu = Gpu("NVIDIA H200", 150_000_000_000, 132, 18, 26.562)
+    state = GpuState(1980, 300.0, 40, [], 0)
+    base = Attempt(
+        number=0,
+        order=[0, 1, 2, 3],
+        phases=[Phase("speed", "done", "", 20.0)],
+        preflight=Preflight([gpu] * 4, [state] * 4, [18] * 4, "NVLINK", "580.65"),
+        environment=ENVIRONMENT,
+        rates=rates(),
+        checks={"correctness: dispatch bf16": "ok", "pairs: sm gpu0>gpu1": "ok"},
+        before=counters,
+        after=counters,
+        throttled={gpu: [] for gpu in GPUS},
+    )
+    return replace(base, **changes)
+
+
+def grown(gpu: int, **changes: int) -> list[Counters]:
+    """The counters afterwards, when something grew on one GPU."""
+    return [Counters(f"GPU-{at}", ZEROS | (changes if at == gpu else {})) for at in range(4)]
+
+
+def judged(*attempts: Attempt, of: Spec, name: str = "node1") -> Node:
+    """The node as its job would have left it."""
+    found = [judge(one, of) for one in attempts]
+    seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
+    findings, confirmation = conclude(seen, confirm=of.confirm)
+    layers = found[0][1] | {"confirmation": confirmation}
+    verdict, code, short, reason = headline(findings)
+    return Node(
+        verdict=verdict,
+        reason_short=short,
+        code=code,
+        reason=reason,
+        node=name,
+        schema=nodes.SCHEMA,
+        complete=True,
+        started="2026-11-24T10:00:00Z",
+        ended="2026-11-24T10:05:00Z",
+        wall_s=300.0,
+        job_id="7",
+        backend="deepep",
+        num_gpus=4,
+        dry_run=False,
+        program="0.1.0",
+        revision=Revision(commit=None, dirty=None, code="0" * 16),
+        findings=findings,
+        layers={layer: layers[layer] for layer in LAYERS if layer in layers},
+        attempts=seen,
+    )
+
+
+def said(node: Node) -> tuple[str, str]:
+    return node.verdict.value, node.code
+
+
+def place(node: Node) -> str:
+    return next((one.where for one in node.findings if one.code == node.code), "")
+
+
+def there(**changes: Any) -> Preflight:
+    found = attempt().preflight
+    assert found is not None
+    return replace(found, **changes)
+
+
+def row(node: Node) -> Row:
+    return row_of(node.node, node.job_id, "COMPLETED", node)
+
+
+def fleet_of(*found: Node, spec: Spec) -> fleet.Fleet:
+    return fleet.judge([row(one) for one in found], spec.thresholds)
+
+
+def faulty(name: str, spec: Spec) -> Node:
+    return judged(
+        *(attempt(rates=rates(scale={"compute gpu2": 0.71}), number=number) for number in (0, 1)), of=spec, name=name
+    )
+
+
+def good(count: int, *, factor: float = 1.0) -> list[Node]:
+    own = spec()
+    return [judged(attempt(rates=rates(scale=factor, seed=seed)), of=own, name=f"node{seed}") for seed in range(count)]
+
+
+def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
+    return reference.learn(good(count, factor=factor), learned="2026-11-24", program="0.1.0")
