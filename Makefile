@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sweep test lint bench clean published-ep4 published-ep8
+.PHONY: sweep test test-slurm test-rest lint bench docs clean published-ep4 published-ep8 published-run
 
 sweep: $(STAMP)
 	@$(BIN)/python -m launcher.sweep -m $(ARGS)
 
+# The tests on a real Slurm sleep most of the time, so the others run beside them. ARGS are pytest's, for one run of both.
 test: lint
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target test-slurm test-rest
+endif
+
+test-slurm: $(STAMP)
+	$(BIN)/python -m pytest tests/slurm
+
+test-rest: $(STAMP)
+	$(BIN)/python -m pytest --ignore=tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -21,21 +32,33 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.timings $(ARGS)
 
+docs: $(STAMP)
+	$(BIN)/python -m launcher.manual docs/CONFIGS.md
+	$(BIN)/python -c "from pathlib import Path; from launcher.validation import node; \
+	  Path('docs/node.schema.json').write_bytes(node.schema())"
+
 # On four, and eight, GPUs of one host, in an environment that has torch and deep_ep: PY=python3. Some 7 and 4 minutes on
-# H200s by the forecast of two. ARGS="ep.share_gpus=true grid=smoke" tests the path on fewer GPUs.
+# H200s by the forecast of two. With ARGS nothing is exported: ARGS="ep.share_gpus=true grid=smoke" tests the path on fewer GPUs,
+# ARGS="hardware=cpu backend=alltoall workload=small grid=smoke measure=quick search.candidates=[]" on none.
 PY ?= python3
 
 published-ep4:
 	set -e; for workload in deepseek_v3 qwen3_30b_a3b; do for dtype in bf16 fp8; do \
-	  $(PY) -m launcher.sweep -m ep=4 grid=full workload=$$workload workload.dtype=$$dtype \
-	    run=outputs/published/ep4-$$workload-$$dtype 'search.candidates=[[24,8,256]]' $(ARGS); \
+	  $(MAKE) --no-print-directory published-run EP=4 WORKLOAD=$$workload DTYPE=$$dtype; \
 	done; done
+	-$(PY) -m launcher.validate gpus=4 run=outputs/published/ep4-node
 
 published-ep8:
 	set -e; for dtype in fp8 bf16; do \
-	  $(PY) -m launcher.sweep -m ep=8 grid=full workload=deepseek_v3 workload.dtype=$$dtype \
-	    run=outputs/published/ep8-deepseek_v3-$$dtype 'search.candidates=[[24,8,256]]' $(ARGS); \
+	  $(MAKE) --no-print-directory published-run EP=8 WORKLOAD=deepseek_v3 DTYPE=$$dtype; \
 	done
+
+RUN = outputs/published/ep$(EP)-$(WORKLOAD)-$(DTYPE)
+published-run:
+	$(PY) -m launcher.sweep -m ep=$(EP) grid=full workload=$(WORKLOAD) workload.dtype=$(DTYPE) run=$(RUN) \
+	  'search.candidates=[[24,8,256]]' $(ARGS)
+	$(if $(ARGS),,$(PY) -m launcher.export $(RUN) && \
+	  $(PY) -m launcher.publish $(RUN) --library outputs/published/library)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) >&2
