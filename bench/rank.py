@@ -24,10 +24,12 @@ from bench.faults import FaultKind
 from bench.links import Links
 from bench.oracle import Oracle, edge_routings
 from bench.records import Dtype, Op, Point
-from bench.timing import GpuTimer, HostTimer, Mark, Operation, Timer, spin
+from bench.timing import LEAD_US, LONG_LEAD_US, GpuTimer, HostTimer, Mark, Operation, Timer, spin
 from bench.workload import TopK, route
 
-_CYCLES_PER_US = 1700
+_HEAD_START_US = 20.0
+"""Communication is on its SMs before the GEMMs beside it begin, as where a framework launches it first."""
+_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 _GROUP_TIMEOUT = timedelta(hours=1)  # the supervisor's deadlines come first
 
 
@@ -112,7 +114,8 @@ class Worker:
         operation = self._operation(ask.point)
         slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.point.label)
         timed = operation if slow is None else _after_delay(slow, operation)
-        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations)
+        lead_us = LONG_LEAD_US if ask.point.op in (Op.OVERLAPPED, Op.COMPUTE) else LEAD_US
+        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, lead_us=lead_us)
         busy_s = time.perf_counter() - begin
         wrong = self._wrong(ask.point, operation(_no_mark))
         return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
@@ -184,13 +187,17 @@ class Worker:
         return lambda _: session.dispatch(inputs, dtype=dtype, knobs=knobs)
 
     def _beside_experts(self, point: Point, session: Session, oracle: Oracle) -> Operation:
-        """Dispatch and combine on the library's own stream, GEMMs on ours; over when both are."""
+        """Dispatch and combine on the library's own stream, just ahead of the GEMMs on ours; over when both are.
+
+        Begun at once they would race for the SMs, and either may win.
+        """
         experts = self._experts()
         dispatch, combine = split_pair(point)
         inputs, returned, dtype = oracle.inputs, oracle.returned, oracle.dtype
 
         def both(mark: Mark) -> Overlapped:
             pending = session.start_pair(inputs, returned, dtype=dtype, dispatch=dispatch, combine=combine)
+            spin(_HEAD_START_US)
             experts(mark)
             return pending.wait()
 
@@ -243,18 +250,20 @@ def _after_delay(fault: faults.Fault, operation: Operation) -> Operation:
 def _delay(fault: faults.Fault) -> None:
     """Holds the stream (or, without a GPU, the process) for the fault's microseconds."""
     if torch.cuda.is_available():
-        spin(int(fault.slow_us * _CYCLES_PER_US))
+        spin(fault.slow_us)
     else:
         time.sleep(fault.slow_us / 1e6)
 
 
 def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
-    """Versions of what the backends of this group stand on."""
+    """Versions of what the backends of this group stand on, and the setting that decides what runs beside what."""
     wanted = {package for point in spec.points for package in BACKENDS[point.backend].packages}
     found = {"torch": str(torch.__version__)}
     if on_gpu:
         found["cuda"] = str(torch.version.cuda)
         found["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
+        if connections := os.environ.get(_CONNECTIONS):
+            found[_CONNECTIONS] = connections
     if "deep_ep" in wanted:
         providers = importlib.metadata.packages_distributions().get("deep_ep", [])
         found["deep_ep"] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(providers)))

@@ -145,7 +145,10 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="type"):
-    """All that must be equal for two records to stand in one ranking. ``versions`` maps a package to its version."""
+    """All that must be equal for two records to stand in one ranking. ``versions`` maps a package to its version.
+
+    CUDA_DEVICE_MAX_CONNECTIONS stands among the versions where it is set.
+    """
 
     device: str
     num_devices: int

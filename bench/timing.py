@@ -10,7 +10,11 @@ import torch
 import torch.distributed as dist
 
 _FLUSH_BYTES = 256 * 2**20
-_SPIN_CYCLES = 200_000
+_CYCLES_PER_US = 1700
+LEAD_US = 120.0
+"""How long a GPU spins while the host queues an operation: longer than the host takes for one kernel of a library."""
+LONG_LEAD_US = 1200.0
+"""The same for several kernels on two streams: where the host falls behind, chance says which of them starts first."""
 
 
 class Mark(Protocol):
@@ -33,8 +37,16 @@ class Series(NamedTuple):
 class Timer(Protocol):
     """Times an operation that all ranks start together."""
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
-        """Times it ``iterations`` times, after ``warmup`` untimed ones.
+    def series(
+        self,
+        operation: Operation,
+        *,
+        warmup: int,
+        iterations: int,
+        alone: bool = False,
+        lead_us: float = LEAD_US,
+    ) -> Series:
+        """Times it ``iterations`` times, after ``warmup`` untimed ones; the host has ``lead_us`` to queue each.
 
         Collective, but where this rank is ``alone``: then no rank waits for another, on the host or on a GPU.
         """
@@ -43,7 +55,7 @@ class Timer(Protocol):
 class GpuTimer:
     """CUDA events behind a device-side alignment.
 
-    Each iteration queues: a write of 256 MiB (several times the L2), a spin of about 0.1 ms during which the host
+    Each iteration queues: a write of 256 MiB (several times the L2), a spin of ``lead_us`` during which the host
     queues the rest, a one-element NCCL all-reduce that the ranks leave together, start event, operation, stop event.
     Nothing waits on the host between iterations.
     """
@@ -53,13 +65,21 @@ class GpuTimer:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
         self._token = torch.ones(1, device=device)
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
+    def series(
+        self,
+        operation: Operation,
+        *,
+        warmup: int,
+        iterations: int,
+        alone: bool = False,
+        lead_us: float = LEAD_US,
+    ) -> Series:
         """See Timer."""
         starts, marks, stops = [], [], []
         for _ in range(warmup + iterations):
             start, mark, stop = _event(), _event(), _event()
             self._flush.zero_()
-            spin(_SPIN_CYCLES)
+            spin(lead_us)
             if not alone:
                 dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
@@ -80,9 +100,9 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def spin(cycles: int) -> None:
-    """Keeps the current stream busy for so many GPU cycles."""
-    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+def spin(duration_us: float) -> None:
+    """Keeps the current stream busy for about so long: 15 % less where the clock is at its highest."""
+    torch.cuda._sleep(int(duration_us * _CYCLES_PER_US))  # type: ignore[no-untyped-call]
 
 
 class HostTimer:
@@ -91,7 +111,15 @@ class HostTimer:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
 
-    def series(self, operation: Operation, *, warmup: int, iterations: int, alone: bool = False) -> Series:
+    def series(
+        self,
+        operation: Operation,
+        *,
+        warmup: int,
+        iterations: int,
+        alone: bool = False,
+        lead_us: float = LEAD_US,
+    ) -> Series:
         """See Timer."""
         totals, marks = [], []
         for _ in range(warmup + iterations):
