@@ -114,8 +114,7 @@ class Worker:
         operation = self._operation(ask.point)
         slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.point.label)
         timed = operation if slow is None else _after_delay(slow, operation)
-        lead_us = LONG_LEAD_US if ask.point.op in (Op.OVERLAPPED, Op.COMPUTE) else LEAD_US
-        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, lead_us=lead_us)
+        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, lead_us=_lead_us(ask.point))
         busy_s = time.perf_counter() - begin
         wrong = self._wrong(ask.point, operation(_no_mark))
         return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
@@ -233,6 +232,12 @@ class Worker:
             tokens = tokens.clone()
             tokens[[0, 1]] = tokens[[1, 0]]
         return tokens
+
+
+def _lead_us(point: Point) -> float:
+    """How long the host needs to queue it."""
+    quick = BACKENDS[point.backend].one_kernel and point.op not in (Op.OVERLAPPED, Op.COMPUTE)
+    return LEAD_US if quick else LONG_LEAD_US
 
 
 def _no_mark() -> None:

@@ -35,6 +35,10 @@ class Backend(Protocol):
     def overlaps(self) -> bool:
         """Whether its sessions can run beside computation (Session.start_pair)."""
 
+    @property
+    def one_kernel(self) -> bool:
+        """Whether dispatch and combine are one kernel each: the host queues several more slowly than they run."""
+
     def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
         """What the library itself would take; the anchor of every comparison."""
 

@@ -20,6 +20,7 @@ class AllToAll:
     name = "alltoall"
     packages = ("torch", "nccl")
     overlaps = False
+    one_kernel = False
     knobs = (
         Knob("num_slices", "the tokens travel in this many exchanges, one after the other", shared=True),
         Knob("num_in_flight", "exchanges that may be under way at once"),

@@ -56,6 +56,7 @@ class DeepEP:
     name = "deepep"
     packages = ("torch", "deep_ep", "nccl")
     overlaps = True
+    one_kernel = True
     knobs = (
         Knob("num_sms", "SMs that the kernels occupy; two make one channel", shared=True),
         Knob("nvl_chunk", "tokens that a channel sends at a time (num_max_nvl_chunked_send_tokens)"),
