@@ -14,7 +14,7 @@ _CYCLES_PER_US = 1700
 LEAD_US = 120.0
 """How long a GPU spins while the host queues an operation: longer than the host takes for one kernel of a library."""
 LONG_LEAD_US = 1200.0
-"""The same for several kernels: where the host falls behind, gaps are timed, or chance says which of two comes first."""
+"""The same for several kernels: where the host falls behind, gaps are timed, or chance says which of two is first."""
 
 
 class Mark(Protocol):
