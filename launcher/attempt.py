@@ -14,7 +14,7 @@ from launcher import accounting, final, shard
 from launcher.aggregate import aggregate
 from launcher.plan import FINAL
 from launcher.shard import Stop
-from launcher.store import Attempt, RunFolder
+from launcher.store import Attempt, RunFolder, Stamp
 
 _TERMINATED = 143
 REQUEUE = 75
@@ -41,6 +41,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     job_id = _job_id()
     before = _num_visits(folder, index)
     with folder.stamped(index, job_id=job_id, num_gpus=_num_gpus()) as stamp:
+        stop.stamp = stamp
         complete = _measure(folder, index, job_id, stop)
         stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
         stamp.num_visits = _num_visits(folder, index) - before
@@ -95,6 +96,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = False
+        self.stamp: Stamp | None = None
 
     def __call__(self) -> bool:
         """Whether no further point shall begin."""
@@ -105,7 +107,9 @@ class _Stop:
         self._asked = True
 
     def now(self, _number: int, _frame: FrameType | None) -> None:
-        """At once; the supervisor's cleanup ends the ranks."""
+        """At once: the stamp first, since a SIGKILL follows soon; the supervisor's cleanup ends the ranks."""
+        if self.stamp is not None:
+            self.stamp.terminate()
         sys.exit(_TERMINATED)
 
 

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +114,22 @@ class Attempt(msgspec.Struct, frozen=True):
     """Records it made other than anchors, None if nobody counted."""
 
 
+_FAILED = "failed"
+
+
 @dataclass
 class Stamp:
     """How a try ends, for whoever is at it to say; failed unless somebody says something else."""
 
-    outcome: str = "failed"
+    write: Callable[[Stamp], None]
+    outcome: str = _FAILED
     num_visits: int | None = None
+
+    def terminate(self) -> None:
+        """Stamps the end at once: whoever ended the try may not wait until all has been cleared away."""
+        if self.outcome == _FAILED:
+            self.outcome = "terminated"
+        self.write(self)
 
 
 class Accounting(msgspec.Struct, frozen=True):
@@ -328,17 +338,21 @@ class RunFolder:
         """A try at a shard: when it began, and however it ends, when and how it ended."""
         begun = Attempt(job_id, socket.gethostname(), time.time(), num_gpus=num_gpus)
         number = self.begin_attempt(index, begun)
-        stamp = Stamp()
-        try:
-            yield stamp
-        except (SystemExit, KeyboardInterrupt):
-            stamp.outcome = "terminated"
-            raise
-        finally:
+
+        def write(stamp: Stamp) -> None:
             ended = msgspec.structs.replace(
                 begun, ended=time.time(), outcome=stamp.outcome, num_visits=stamp.num_visits
             )
             self.end_attempt(index, number, ended)
+
+        stamp = Stamp(write)
+        try:
+            yield stamp
+        except (SystemExit, KeyboardInterrupt):
+            stamp.terminate()
+            raise
+        finally:
+            write(stamp)
 
     def unfinished(self) -> list[str]:
         """A sentence for each shard, and the final, whose last try did not come to its end."""

@@ -284,3 +284,26 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
     assert found.time_left_s is not None
     left = found.planned - found.done
     assert found.time_left_s == pytest.approx(20 / found.done * left, rel=0.2)
+
+
+def test_a_try_that_is_ended_is_stamped_before_anything_is_cleared_away(folder: RunFolder):
+    """Slurm kills what a SIGTERM did not end soon, and ending the ranks may take longer."""
+    with folder.stamped(0) as stamp:
+        stamp.terminate()
+        (found,) = folder.attempts_of(0)
+    assert found.outcome == "terminated"
+    assert found.ended is not None
+    (after,) = folder.attempts_of(0)
+    assert after.outcome == "terminated"
+
+
+@pytest.mark.parametrize(("said", "outcome"), [("failed", "terminated"), ("complete", "complete")])
+def test_what_a_signal_ends_was_terminated_unless_it_had_come_to_its_end(said: str, outcome: str, folder: RunFolder):
+    def ended() -> None:
+        with folder.stamped(0) as stamp:
+            stamp.outcome = said
+            sys.exit(143)
+
+    with pytest.raises(SystemExit):
+        ended()
+    assert [one.outcome for one in folder.attempts_of(0)] == [outcome]

@@ -504,7 +504,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_window=1440
 PriorityType=priority/basic
 CompleteWait=0
-KillWait=2
+KillWait=5
 MinJobAge=3600
 SlurmdTimeout=5
 SlurmctldTimeout=30
