@@ -95,12 +95,23 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Picked(msgspec.Struct, frozen=True):
-    """What each side picks under one name; ``ratio`` of the round trips, B / A."""
+    """What each side picks under one name; ``ratio`` of the times by which it is picked, B / A."""
 
     name: str
     a: Pick | None
     b: Pick | None
     ratio: float | None
+
+    @property
+    def is_beside_gemms(self) -> bool:
+        """Whether it is picked by its time beside GEMMs, and both sides have one."""
+        return all(pick is not None and pick.beside_gemms_us is not None for pick in (self.a, self.b))
+
+    @property
+    def times_us(self) -> list[float | None]:
+        """A's and B's, by which it is picked; round trips where one lacks a time beside GEMMs."""
+        name = "beside_gemms_us" if self.is_beside_gemms else "round_trip_us"
+        return [None if pick is None else getattr(pick, name) for pick in (self.a, self.b)]
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -349,8 +360,12 @@ def _verdict(a: Side, b: Side, label: str, *, is_demanded: bool) -> Verdict:
 def _picked(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
     """The picks that either side has, in the order of RESULTS."""
     names = dict.fromkeys([*a, *b])
-    ratios = {name: b[name].round_trip_us / a[name].round_trip_us for name in a.keys() & b.keys()}
-    return [Picked(name, a.get(name), b.get(name), ratios.get(name)) for name in names]
+    found = [Picked(name, a.get(name), b.get(name), None) for name in names]
+    return [msgspec.structs.replace(one, ratio=_ratio(*one.times_us)) for one in found]
+
+
+def _ratio(a_us: float | None, b_us: float | None) -> float | None:
+    return None if a_us is None or b_us is None else b_us / a_us
 
 
 def _source(side: Side) -> Source:

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,7 @@ _MEMORY_SLACK = 0.05
 """Drivers differ in the memory that they report of one GPU (A100: 40536 MiB until 470, 40960 MiB from 510 on)."""
 
 _BESIDE_GEMMS = (Op.COMPUTE, Op.OVERLAPPED)
+_OVERLAPPED = "overlapped"
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -93,15 +94,20 @@ class Document(msgspec.Struct, frozen=True):
     default: msgspec.Raw
     optimal: msgspec.Raw
     picks: dict[str, msgspec.Raw]
+    overlapped: list[dict[str, Any]]
     measurements: list[msgspec.Raw]
     failures: list[Failure]
 
 
 class Pick(msgspec.Struct, frozen=True):
-    """Both configs of a pair in words, and how long they take together."""
+    """Both configs of a pair in words, how long they take together, and how long until GEMMs beside them are done too.
+
+    The time beside GEMMs stands at `overlapped` alone, which was picked by it; None also where nothing was measured.
+    """
 
     config: str
     round_trip_us: float
+    beside_gemms_us: float | None = None
 
 
 class Side(NamedTuple):
@@ -140,13 +146,17 @@ def decode(file: Path, content: bytes) -> Side:
         failed.setdefault(failure.point.label, failure.kind)
     measured = dict(_measurement(raw) for raw in document.measurements)
     raws = {"default": document.default, "optimal": document.optimal}
-    raws |= {name: raw for name, raw in document.picks.items() if name == "overlapped"}
+    raws |= {name: raw for name, raw in document.picks.items() if name == _OVERLAPPED}
+    picks = {name: _pick(raw) for name, raw in raws.items() if bytes(raw) != b"null"}
+    if _OVERLAPPED in picks:
+        beside_us = _beside_gemms_us(document, raws[_OVERLAPPED])
+        picks[_OVERLAPPED] = msgspec.structs.replace(picks[_OVERLAPPED], beside_gemms_us=beside_us)
     return Side(
         file,
         document,
         {label: one for label, one in measured.items() if label not in failed},
         failed,
-        {name: _pick(raw) for name, raw in raws.items() if bytes(raw) != b"null"},
+        picks,
         set() if bytes(document.optimal) == b"null" else _labels(document, document.optimal),
     )
 
@@ -166,6 +176,14 @@ def _labels(document: Document, raw: msgspec.Raw) -> set[str]:
 def _measurement(raw: msgspec.Raw) -> tuple[str, Measurement]:
     one = msgspec.json.decode(raw, type=Measurement)
     return Point(one.backend, one.op, one.dtype, _knobs(raw, Measurement)).label, one
+
+
+def _beside_gemms_us(document: Document, raw: msgspec.Raw) -> float | None:
+    """What a pair took beside GEMMs."""
+    pair = msgspec.json.decode(raw, type=Pair)
+    configs = _knobs(raw, Pair) | {name: _knobs(getattr(pair, name), Numbers) for name in ("dispatch", "combine")}
+    found = [one["makespan_us"] for one in document.overlapped if configs.items() <= one.items()]
+    return found[0] if found else None
 
 
 def _pick(raw: msgspec.Raw) -> Pick:

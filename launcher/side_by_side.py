@@ -74,7 +74,7 @@ def _sections(found: Comparison) -> list[Section]:
             "Picks",
             ("pick", "A us", "B us", "B/A", "config in A", "config in B"),
             [_pick(one) for one in found.picks],
-            ["Times are round trips, without GEMMs, of the configs that each run picked."],
+            _of_picks(found.picks),
         ),
         Section("Result", (), [], _result(found)),
     ]
@@ -92,9 +92,15 @@ def _point(row: Row) -> list[str]:
 
 
 def _pick(one: Picked) -> list[str]:
-    times = [_us(None if pick is None else pick.round_trip_us) for pick in (one.a, one.b)]
     config, other = ("" if pick is None else pick.config for pick in (one.a, one.b))
+    times = [_us(time) for time in one.times_us]
     return [one.name, *times, _ratio(one.ratio), config, "the same" if config == other else other]
+
+
+def _of_picks(picks: list[Picked]) -> list[str]:
+    if any(one.is_beside_gemms for one in picks):
+        return ["Times are round trips; of overlapped, until the pair and the GEMMs beside it are done."]
+    return ["Times are round trips, without GEMMs, of the configs that each run picked."]
 
 
 def _us(value: float | None) -> str:

@@ -758,7 +758,7 @@ def test_published_sweeps_of_one_machine_pass_with_a_final_and_without(a: str, b
 
 
 def test_two_published_sweeps_on_h200s_are_the_same_at_any_tolerance() -> None:
-    found = compare(*(side.read(PUBLISHED / name) for name in PAIRS[-2]), tolerance=0.0)
+    found = compare(*(side.read(PUBLISHED / f"h200x2-ep2-{name}") for name in ("bf16", "exhaustive")), tolerance=0.0)
     assert found.counts == {"same": 1355, "only in A": 29, "only in B": 13}
     assert sum(row.gates for row in found.points) == 65
     assert [one.field for one in found.differences] == ["command"]
@@ -768,6 +768,20 @@ def test_two_published_sweeps_on_h200s_are_the_same_at_any_tolerance() -> None:
         ("optimal", 1.0),
         ("overlapped", None),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points(dtype: str) -> None:
+    first, other = (side.read(PUBLISHED / f"h200x2-ep2-{dtype}{name}") for name in ("", "-again"))
+    for a, b in ((first, other), (other, first)):
+        found = compare(a, b, tolerance=0.02)
+        assert (found.gate, found.worse, found.missing) == ("final", [], [])
+        assert "hosts.gpu_uuids" in {one.field for one in found.differences}
+        assert 0 < found.counts.get("faster", 0) + found.counts.get("slower", 0) < 0.01 * found.counts["same"]
+        assert found.geometric_mean == pytest.approx(1, abs=0.005)
+        (overlapped,) = [one for one in found.picks if one.name == "overlapped"]
+        assert overlapped.is_beside_gemms
+        assert overlapped.ratio == pytest.approx(1, abs=0.05)  # though one has a fourth of the other's SMs
 
 
 def test_a_published_run_that_is_cut_short_does_not_pass() -> None:

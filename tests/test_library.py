@@ -245,10 +245,11 @@ def test_loading_imports_nothing_heavy() -> None:
 # ---- publish
 
 
-@pytest.mark.parametrize("folder", ["h200x2-ep2-bf16", "h200x2-ep2-fp8"])
+@pytest.mark.parametrize("folder", ["h200x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-qwen3_30b_a3b-fp8"])
 def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    found = answer.read(RESULTS.parents[1] / folder / "RESULTS_EP2.json")
+    (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
+    found = answer.read(results)
     file, done = publish.publish(found, tmp_path)
     assert done == dict.fromkeys(found.picks, "filed")
     jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
@@ -454,11 +455,18 @@ def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_pat
 
 
 def test_the_published_library_holds_the_published_runs() -> None:
-    runs = {"NVIDIA H200": "h200x2", "NVIDIA H100 80GB HBM3": "h100x2"}
+    runs = {
+        ("NVIDIA H200", 2, 7168): "h200x2-ep2",
+        ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2",
+        ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3",
+        ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b",
+    }
     entries, bad = library.read_all(PUBLISHED)
     assert bad == []
-    assert {(one.key.gpu, one.key.dtype) for one in entries.values()} == {(g, d) for g in runs for d in ("bf16", "fp8")}
+    keys = [one.key for one in entries.values()]
+    known = {(*run, dtype) for run in runs for dtype in ("bf16", "fp8")}
+    assert {(one.gpu, one.ep, one.hidden, one.dtype) for one in keys} == known
     for file, entry in entries.items():
         assert file.name == entry.key.file_name(entry.routing)
-        run = f"{runs[entry.key.gpu]}-ep2-{entry.key.dtype}"
-        assert entry == publish.entry(answer.read(RESULTS.parents[1] / run / "RESULTS_EP2.json"))
+        run = RESULTS.parents[1] / f"{runs[entry.key.gpu, entry.key.ep, entry.key.hidden]}-{entry.key.dtype}"
+        assert entry == publish.entry(answer.read(run / f"RESULTS_EP{entry.key.ep}.json"))
