@@ -196,8 +196,8 @@ def test_the_installed_deep_ep_is_given_as_a_sweep_writes_it(tmp_path: Path) -> 
 def test_the_documented_example_finds_the_published_config_and_says_exact(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "APPLY.md").read_text()
     (example,) = [part for part in re.findall("```python\n(.*?)```", text, re.DOTALL) if "load_tuned_config" in part]
-    code = example.replace("/shared/deepep-library", str(PUBLISHED)).replace("ep=4", "ep=2")
-    configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 8, 128, 6, 128), combine)")
+    code = example.replace("/shared/deepep-library", str(PUBLISHED))
+    configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 4, 1024, 6, 128), combine)")
     assert configs.splitlines()[0] == "exact"
     assert configs.splitlines()[1].startswith("True ")
 
