@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 _FAILED = "failed"
+_NAME = "deepep-sweep"
 
 
 @dataclass
@@ -545,8 +547,12 @@ def _decode(file: Path, kind: type[T]) -> T:
 
 
 def version() -> str:
-    """Of this program; unknown where it is not installed."""
+    """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
+    checkout = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
+    if project.get("name") == _NAME:
+        return str(project["version"])
     try:
-        return importlib.metadata.version("deepep-sweep")
+        return importlib.metadata.version(_NAME)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"

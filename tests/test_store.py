@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,7 @@ def test_a_folder_gives_back_what_was_put_in(made: Plan, folder: RunFolder) -> N
     assert opened.plan() == made
     assert opened.manifest().plan_id == made.id
     assert opened.manifest().command == ["deepep-sweep", "-m"]
+    assert opened.manifest().program == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert opened.lines() == (complete(made), [])
     assert opened.shard_lines(0) == complete(made)
     assert opened.shard_lines(1) == []
