@@ -38,7 +38,8 @@ docs: $(STAMP)
 	  Path('docs/node.schema.json').write_bytes(node.schema())"
 
 # On four, and eight, GPUs of one host, in an environment that has torch and deep_ep: PY=python3. The first took 444 and 467 s
-# on four H200s; the second, not run yet, has two sweeps for the first one's four. With ARGS nothing is exported: ARGS="ep.share_gpus=true grid=smoke" tests the path on fewer GPUs,
+# on four H200s; the second, not run yet, has two sweeps for the first one's four. With ARGS nothing is exported:
+# ARGS="ep.share_gpus=true grid=smoke" tests the path on fewer GPUs,
 # ARGS="hardware=cpu backend=alltoall workload=small grid=smoke measure=quick search.candidates=[]" on none.
 PY ?= python3
 
