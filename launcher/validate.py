@@ -12,14 +12,14 @@ Examples
   python -m launcher.validate -m hydra/launcher=submitit_slurm hardware=h200 hydra.launcher.reservation=NEW
   python -m launcher.validate -m hydra/launcher=submitit_slurm run=outputs/RUN   wait for it, and report it
   python -m launcher.validate report=outputs/RUN                          report it again, measure nothing
-  python -m launcher.validate self_test=true                              inject every fault, see that each is found
+  python -m launcher.validate self_test=true                              inject each kind of fault, see it found
 
-What is done, on a node of its own (4 to 10 minutes; each phase has a limit, limits.*)
+What is done, on a node of its own (40 s on four H200s, twice that where a second attempt is needed; limits.*)
   preflight     GPUs, NVLinks, P2P, counters, other processes: no CUDA context yet
   pairs         each pair of GPUs, by copy engine and by kernel, both directions; bytes compared
   alltoall      NCCL all-to-all at three sizes; bytes compared
   correctness   dispatch and combine, BF16 and FP8, uniform and edge routings; every token compared
-  speed         dispatch, combine and expert GEMMs in 24 blocks, by GPU
+  speed         dispatch and combine of all GPUs together, and expert GEMMs of each, in 24 blocks
   counters      what grew: NVLink errors, ECC, XIDs, throttling
   A slow, hung or crashed node is measured again in fresh processes, its GPUs in another order, before it is FAIL.
 
@@ -30,7 +30,7 @@ Keys
   hardware, workload, measure, backend   groups, as in launcher.sweep
   configs.dispatch=[64,8,256], configs.combine=[64,8,256]   of the speed phase
   reference=FILE      judge by what good nodes did; learn=FILE writes that from this run (5 nodes at least)
-  max_in_flight=16, deadline_min=120, limits.job_min=20
+  max_in_flight=16, deadline_min=120 (to begin), limits.job_min=45
   confirm=true, strict=false, dry_run=false, thresholds.*   see docs/ADMIN.md and docs/CONFIGS.md
   hydra.launcher.*    partition, account, qos, setup, container_image, detach ... as in launcher.sweep
 
@@ -49,6 +49,7 @@ docs/ADMIN.md: codes and what to do about each, NHC, HealthCheckProgram, Prometh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 _UNKNOWN = 3
 """verdict.EXIT_UNKNOWN, which a broken installation cannot import."""
 
+_OF_REPORTS = ("report", "strict", "learn", "outputs")
 _QUICK = ("workload=small", "measure=quick", "blocks=6")
 
 
@@ -71,8 +73,14 @@ def main() -> None:
     try:
         status = _status()
     except BaseException:  # noqa: BLE001  (a crash of ours, a broken installation too, must not look like a verdict)
-        traceback.print_exc()
-        print("DEEPEP UNKNOWN - the validation itself broke | ")
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+            print("DEEPEP UNKNOWN - the validation itself broke | ")
+        status = _UNKNOWN
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk, a reader that is gone: whoever asked has no line, and Python would end with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = _UNKNOWN
     sys.exit(status)
 
@@ -115,6 +123,8 @@ def _run() -> int:
     own.register()
     schema.register()
     settings.register()
+    if any(argument.startswith("report=") for argument in sys.argv[1:]):
+        return _report(sys.argv[1:])
     sys.argv[1:] = _completed(sys.argv[1:])
     configs: list[DictConfig] = []
 
@@ -131,21 +141,45 @@ def _run() -> int:
     return _here(configs)
 
 
+def _report(given: list[str]) -> int:
+    """A run again, as it stands, without Hydra's own folder: the working directory of a monitor takes none."""
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from launcher.errors import UserError
+    from launcher.validation.verdict import EXIT_USAGE
+
+    known = (*(f"{key}=" for key in _OF_REPORTS), "hydra", "-")
+    extra = [argument for argument in given if not argument.startswith(known)]
+    if extra:
+        why = f"report= measures nothing, so that {extra[0]} means nothing"
+        UserError(why, hint=f"it takes {', '.join(_OF_REPORTS[1:])}").show()
+        return EXIT_USAGE
+    wanted = [_quoted(argument) for argument in given if not argument.startswith(("-", "hydra"))]
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            return _here([compose("validate", overrides=wanted)])
+    except (HydraException, OmegaConfBaseException) as error:
+        UserError(" ".join(str(error).split()), hint="--help lists the keys").show()
+        return EXIT_USAGE
+
+
 def _completed(given: list[str]) -> list[str]:
     """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
     from bench import telemetry
 
     given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
-    if keys & {"hardware", "backend", "hydra/launcher", "report"} or telemetry.inventory():
+    if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():
         return given
     return given + [override for override in _QUICK if override.partition("=")[0] not in keys]
 
 
 def _quoted(argument: str) -> str:
-    """``nodes=gpu[1-4]`` as ``nodes='gpu[1-4]'``, which a shell takes off and Hydra wants."""
+    """``nodes=gpu[1-4]`` as ``nodes='gpu[1-4]'``, which a shell takes off and Hydra wants; a path likewise."""
     key, equals, value = argument.partition("=")
-    return f"{key}='{value}'" if key == "nodes" and equals and value[:1] not in ("'", '"') else argument
+    return f"{key}='{value}'" if key in ("nodes", "report") and equals and value[:1] not in ("'", '"') else argument
 
 
 def _here(configs: list[DictConfig]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from launcher.store import Revision
 from launcher.validation import fleet, reference
 from launcher.validation import node as nodes
 from launcher.validation.fleet import Row, row_of
-from launcher.validation.judge import LAYERS, conclude, headline, judge
+from launcher.validation.judge import LAYERS, conclude, headline, judge, to_drain
 from launcher.validation.node import Attempt, Node, Phase, Preflight, Rate
 from launcher.validation.settings import Spec, from_config
 
@@ -101,14 +102,14 @@ def grown(gpu: int, **changes: int) -> list[Counters]:
     return [Counters(f"GPU-{at}", ZEROS | (changes if at == gpu else {})) for at in range(4)]
 
 
-def judged(*attempts: Attempt, of: Spec, name: str = "node1") -> Node:
+def judged(*attempts: Attempt, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
     """The node as its job would have left it."""
     found = [judge(one, of) for one in attempts]
     seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
     findings, confirmation = conclude(seen, confirm=of.confirm)
     layers = found[0][1] | {"confirmation": confirmation}
     verdict, code, short, reason = headline(findings)
-    return Node(
+    made = Node(
         verdict=verdict,
         reason_short=short,
         code=code,
@@ -128,7 +129,9 @@ def judged(*attempts: Attempt, of: Spec, name: str = "node1") -> Node:
         findings=findings,
         layers={layer: layers[layer] for layer in LAYERS if layer in layers},
         attempts=seen,
+        faults=list(faults),
     )
+    return replace(made, drain=to_drain(made))
 
 
 def said(node: Node) -> tuple[str, str]:

@@ -134,6 +134,29 @@ def test_a_node_without_a_file_gets_what_slurm_says_of_its_job(state: str | None
     assert (found.verdict.value, found.code) == expected
 
 
+def test_a_job_that_never_came_to_validate_tells_nothing_of_its_node_unless_slurm_does():
+    for state, expected in (
+        ("FAILED", ("SETUP", "U918")),
+        (None, ("SETUP", "U918")),
+        ("NODE_FAIL", ("NO_RESULT", "E604")),
+    ):
+        found = row_of("gpu1", "7", state, None, began=False)
+        assert (found.verdict.value, found.code) == expected
+
+
+def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itself(spec: Spec):
+    newer = replace(nodes.ENVIRONMENT, driver="999")
+    old = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
+    new = [
+        judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
+    ]
+    found = fleet.judge([row(one) for one in (*old, *new)], spec.thresholds)
+    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
+    said_of = [line for line in outputs.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
+    assert len(said_of) == 6
+    assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in said_of), said_of
+
+
 def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Command, spec: Spec, tmp_path: Path):
     """Its jobs were noted as running, and on this machine nobody can ask Slurm how they are."""
     folder = ValidationFolder.create(tmp_path, tmp_path / "unfinished")

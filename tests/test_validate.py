@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +40,7 @@ from bench.group import Group
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Gpu, Op, Point
 from launcher.errors import UserError
-from launcher.validation import crosscheck, here, jobs, outputs, reference
+from launcher.validation import crosscheck, here, jobs, outputs, reference, summary
 from launcher.validation import node as node_files
 from launcher.validation.attempt import PHASES
 from launcher.validation.folder import Order, ValidationFolder
@@ -84,10 +87,15 @@ def nhc(folder: Path, *days: str) -> subprocess.CompletedProcess[str]:
 def test_the_samples_for_nhc_and_healthcheckprogram_read_our_file(spec: Spec, tmp_path: Path):
     name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
     assert (health(tmp_path).returncode, nhc(tmp_path).returncode) == (0, 0)  # never validated: nothing is known
+    slow = rates(scale={"compute gpu2": 0.71})
+    wrong = attempt(checks={"correctness: dispatch bf16 gpu1": "token 3 is wrong"})
     for node, status, words in (
         (judged(attempt(), of=spec), 0, ""),
         (judged(attempt(rates=rates(noise=0.06)), of=spec), 0, ""),
         (faulty("any", spec), 1, "E203:gpu2 0.71x"),
+        (judged(attempt(rates=slow), of=replace(spec, confirm=False)), 0, ""),
+        (judged(wrong, of=spec), 1, "E301:gpu1"),
+        (judged(wrong, of=spec, faults=["wrong_token@1:"]), 0, ""),
     ):
         node_files.write(tmp_path, node)
         (tmp_path / node_files.FILE_NAME).rename(tmp_path / f"{name}.json")
@@ -156,8 +164,41 @@ def test_a_finished_run_can_be_reported_again_without_measuring(dry: tuple[Any, 
     assert [line.split()[0] for line in again.stderr.splitlines()] == ["report:"]  # no phase of a measurement
 
 
+def test_a_report_needs_no_working_directory_that_can_be_written_and_a_full_stdout_is_unknown(
+    dry: tuple[Any, Path], no_gpus: dict[str, str]
+):
+    line = [sys.executable, "-m", "launcher.validate", f"report={dry[1]}"]
+    environment = no_gpus | {"PYTHONPATH": str(ROOT)}
+    again = subprocess.run(line, cwd="/proc", env=environment, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (0, dry[0].stdout), again.stderr
+    for unbuffered in ("", "1"):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                line,
+                env=environment | {"PYTHONUNBUFFERED": unbuffered},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        assert done.returncode == 3
+
+
+def test_a_validation_of_this_machine_that_runs_is_not_over_and_no_fault(dry: tuple[Any, Path], tmp_path: Path):
+    folder = ValidationFolder(Path(shutil.copytree(dry[1], tmp_path / "running")))
+    node = socket.gethostname()
+    node_files.write(folder.of(node), replace(node_files.read(folder.of(node) / "NODE.json"), complete=False))
+    with (folder.of(node) / "lines.jsonl").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (running,) = summary.collect(folder).rows
+    (ended,) = summary.collect(folder).rows
+    assert [(one.verdict.value, one.code) for one in (running, ended)] == [
+        ("INCONCLUSIVE", "U916"),
+        ("NO_RESULT", "U901"),
+    ]
+
+
 def test_a_run_that_is_not_there_is_not_measured_when_a_report_is_wanted(run_module: Command, tmp_path: Path):
-    for more in ([], ["-m", "hydra/launcher=submitit_slurm", "hardware=h200"]):
+    for more in ([], ["-m", "hydra/launcher=submitit_slurm"]):
         done = run_module("launcher.validate", *more, f"outputs={tmp_path}", f"report={tmp_path / 'gone'}")
         assert (done.returncode, done.stdout) == (64, "")
         assert done.stderr == f"error: {tmp_path / 'gone'} is no validation: No such file or directory: order.json\n"
@@ -219,6 +260,12 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["hardware=h300"], "h300"),
         (["faults=[slowly@1:x]"], "KIND@RANK:TEXT"),
         (["report=outputs", "run=outputs"], "so that run=outputs means nothing"),
+        (["report=outputs", "thresholds.fleet_z=0.1"], "so that thresholds.fleet_z=0.1 means nothing"),
+        (["faults=['hang@9:dispatch']"], "is for GPU 9, and there are 4, from 0 on"),
+        (["faults=['foreign@4:']"], "is for GPU 4, and there are 4, from 0 on"),
+        (["faults=['die@0:nosuch']"], "names no phase: preflight, pairs, "),
+        (["alltoall_mib=[]"], "alltoall_mib must hold sizes of at least 1 MiB"),
+        (["limits.job_min=0"], "limits.job_min must be above 0"),
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),

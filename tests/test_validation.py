@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodes import (
     GIGABYTES,
+    PEAK,
     attempt,
     faulty,
     fleet_of,
@@ -34,7 +35,7 @@ from launcher.errors import UserError
 from launcher.validation import fleet, outputs, reference
 from launcher.validation.fleet import row_of
 from launcher.validation.judge import certain
-from launcher.validation.node import Node, Trouble
+from launcher.validation.node import Node, Rate, Trouble
 from launcher.validation.settings import Spec
 from launcher.validation.verdict import Verdict
 
@@ -330,6 +331,17 @@ def test_floors_of_dispatch_and_combine_are_for_what_they_were_seen_on(changes: 
     node = judged(*slow, of=replace(spec, **changes))
     assert said(node) == ("PASS", "")
     assert "dispatch and combine have no floor" in node.layers["physics"]
+
+
+@pytest.mark.parametrize("sizes", [["64 MiB"], ["64 MiB", "256 MiB"], ["1024 MiB", "256 MiB", "64 MiB"]])
+def test_an_all_to_all_has_a_floor_at_the_size_at_which_it_was_seen_and_dips_by_size(sizes: list[str], spec: Spec):
+    others = [one for one in rates() if one.test != "all_to_all"]
+    reached = {"64 MiB": 0.57, "256 MiB": 0.66, "1024 MiB": 0.75}
+    some = [Rate("all_to_all", "", size, "GB/s", [PEAK * reached[size]] * 24, PEAK) for size in sizes]
+    of = replace(spec, alltoall_mib=[int(size.split()[0]) for size in sizes])
+    healthy = judged(attempt(rates=[*others, *some]), of=of)
+    assert said(healthy) == ("PASS", "")
+    assert ("the all-to-all has no floor below 1024 MiB" in healthy.layers["physics"]) == ("1024 MiB" not in sizes)
 
 
 def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: Spec):

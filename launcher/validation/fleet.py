@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -11,7 +12,7 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from launcher.slurm import ENDED
-from launcher.validation.judge import faults_for_certain, headline
+from launcher.validation.judge import faults_for_certain, headline, to_drain
 from launcher.validation.node import Node, Rate
 from launcher.validation.settings import Thresholds
 from launcher.validation.verdict import WORST_FIRST, Finding, Verdict
@@ -43,24 +44,14 @@ class Row(msgspec.Struct, frozen=True):
         return next((one.where for one in findings if one.code == self.code and one.message in self.reason), "")
 
     @property
-    def to_drain(self) -> str | None:
-        """The short reason to drain it: a fault that needs no second look, or that had one. None where there is none.
+    def to_drain(self) -> str:
+        """The short reason to drain it, as in NODE.json; empty where there is none.
 
-        None too for what was injected on purpose, and for what only the fleet has shown: validate these nodes again.
+        What only the fleet has shown is none: validate these nodes again.
         """
-        if self.result is None or self.result.faults or self.verdict not in (Verdict.FAIL, Verdict.HANG):
-            return None
-        twice = self.result.complete and len(self.result.attempts) > 1
-        seen = [
-            one
-            for one in self.result.findings
-            if one.verdict in (Verdict.FAIL, Verdict.HANG)
-            and one.code != "E208"
-            and (twice or not one.needs_confirmation)
-        ]
-        if any((one.code, one.where) == (self.code, self.where) for one in seen):
-            return self.short
-        return headline(seen)[2] if seen else None
+        if self.result is None or self.verdict not in (Verdict.FAIL, Verdict.HANG):
+            return ""
+        return to_drain(self.result)
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -82,10 +73,15 @@ class Fleet(msgspec.Struct, frozen=True):
     @property
     def medians(self) -> dict[str, float]:
         """Of each rate over the nodes that have it."""
+        return self.medians_beside(None)
+
+    def medians_beside(self, node: Node | None) -> dict[str, float]:
+        """The same over the nodes with the GPUs, links and versions of one."""
         values: dict[str, list[float]] = defaultdict(list)
         for row in self.rows:
-            for key, value in rates_of(row.result).items():
-                values[key].append(value)
+            if node is None or (row.result is not None and row.result.fingerprint == node.fingerprint):
+                for key, value in rates_of(row.result).items():
+                    values[key].append(value)
         return {key: float(np.median(found)) for key, found in values.items()}
 
 
@@ -113,7 +109,7 @@ def judge(rows: list[Row], thresholds: Thresholds) -> Fleet:
     judged = list(rows)
     layer = {}
     for fingerprint, members in sorted(groups.items(), key=lambda item: str(item[0])):
-        name = ", ".join(str(part) for part in fingerprint[:3])
+        name = _name(fingerprint, groups)
         if len(members) < _WARN_FROM:
             layer[name] = f"absent: {len(members)} nodes, {_WARN_FROM} are needed"
             continue
@@ -122,6 +118,12 @@ def judge(rows: list[Row], thresholds: Thresholds) -> Fleet:
         for position, outlier in slow.items():
             judged[members[position]] = _with(judged[members[position]], outlier)
     return Fleet(sorted(judged, key=lambda row: (WORST_FIRST.index(row.verdict), row.name)), layer)
+
+
+def _name(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
+    """GPU, number and links, and all else where several groups share these."""
+    is_alone = sum(other[:3] == fingerprint[:3] for other in groups) == 1
+    return ", ".join(str(part) for part in (fingerprint[:3] if is_alone else fingerprint))
 
 
 class Outlier(NamedTuple):
@@ -188,11 +190,16 @@ def _without_result(state: str | None) -> tuple[Verdict, str, str]:
     return _BY_STATE.get(state or "", (Verdict.NO_RESULT, "U901", ended))
 
 
-def row_of(name: str, job_id: str | None, state: str | None, result: Node | None) -> Row:
-    """A node by its file, or where that is missing or not complete by Slurm's word for its job."""
+def row_of(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> Row:
+    """A node by its file, or where that is missing or not complete by Slurm's word for its job.
+
+    ``began``: whether the job came as far as to run this program, without which nothing is known of the node.
+    """
     if result is not None and result.complete and state != "OUT_OF_MEMORY":
         return Row(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
     verdict, code, why = _without_result(state)
+    if not began and code == "U901":
+        verdict, code, why = Verdict.SETUP, "U918", f"the job ended ({state or 'unknown'}) before the validation began"
     sure = faults_for_certain(result.findings) if result is not None else []
     if sure:  # no end of the job takes it back
         verdict, code, short, found = headline(sure)

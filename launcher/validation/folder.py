@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import shutil
 import time
@@ -86,6 +87,21 @@ class ValidationFolder:
     def of(self, node: str) -> Path:
         """The folder of one node."""
         return self.path / "nodes" / node
+
+    def began(self, node: str) -> bool:
+        """Whether its validation came as far as to write anything."""
+        return self.of(node).is_dir()
+
+    def is_running(self, node: str) -> bool:
+        """Whether a process is at it, as far as locks tell."""
+        try:
+            with (self.of(node) / nodes.LINES_NAME).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def result(self, node: str) -> Node | None:
         """A node's file; None where there is none yet."""

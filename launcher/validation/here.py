@@ -26,6 +26,7 @@ def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
     """What gives the exit status when it is called. UserError, before anything runs, when it cannot."""
     reported = summary.wanted(options)
     if reported is None and options.run is not None and (Path(options.run) / "order.json").is_file():
+        summary.refuse_idle(options)
         reported = ValidationFolder(Path(options.run))
     if reported is not None:
         return partial(summary.write, reported, options)

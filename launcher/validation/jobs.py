@@ -38,7 +38,6 @@ _FREE = ("idle", "reserved")
 """States of a node that nobody is on; of reserved ones it is Slurm that knows for whom."""
 
 _ONE_OF_A_LANE = "singleton"
-_REFUSED_FOR_ALL = 3
 _GRACE_S = 60.0
 _TERMINATED = 143
 _LOST_AFTER = 5
@@ -68,6 +67,7 @@ def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]
     watch.check(settings)
     slurm.require()
     if options.run is not None and (Path(options.run) / "order.json").is_file():
+        summary.refuse_idle(options)
         return partial(_wait, ValidationFolder(Path(options.run)), options, settings)
     spec = resolve.for_jobs(values)
     _refuse_too_few(spec, settings)
@@ -118,8 +118,8 @@ def _refuse_too_few(spec: Spec, settings: SubmititConf) -> None:
 def choose(options: Options, settings: SubmititConf) -> tuple[list[str], list[Skip]]:
     """The nodes to validate, and those that are not tried, each with the reason. UserError when none is meant."""
     known = slurm.nodes(settings.partition)
+    where = f"hydra.launcher.partition={settings.partition} has" if settings.partition else "this Slurm has"
     if not known:
-        where = f"hydra.launcher.partition={settings.partition} has" if settings.partition else "this Slurm has"
         raise UserError(f"{where} no nodes", hint="name a partition that sinfo lists")
     if options.nodes is not None:
         wanted = expanded(options.nodes)
@@ -138,13 +138,22 @@ def choose(options: Options, settings: SubmititConf) -> tuple[list[str], list[Sk
     for name in sorted(wanted, key=lambda name: name in known and not known[name].state.startswith("idle")):
         node = known.get(name)
         if node is None:
-            skipped.append(Skip(name, "U909", "Slurm knows no such node"))
-        elif node.state.startswith(_DOWN):
-            why = f": {node.reason}" if node.reason else ""
-            skipped.append(Skip(name, "U908", f"Slurm has it {node.state}{why}"))
+            skipped.append(Skip(name, "U909", f"{where} no such node"))
+        elif _is_down(node):
+            skipped.append(Skip(name, "U908", _why(node)))
         else:
             names.append(name)
+    if {skip.code for skip in skipped} == {"U909"} and not names:
+        raise UserError(f"{where} none of these nodes: {options.nodes}", hint="sinfo -N lists the nodes")
     return names, skipped
+
+
+def _is_down(node: slurm.NodeState) -> bool:
+    return node.state.startswith(_DOWN)
+
+
+def _why(node: slurm.NodeState) -> str:
+    return f"Slurm has it {node.state}" + (f": {node.reason}" if node.reason else "")
 
 
 def expanded(text: str) -> list[str]:
@@ -161,15 +170,19 @@ def expanded(text: str) -> list[str]:
 
 
 def _request(run: str, order: Order, node: str) -> Request:
-    """One lane for each of ``max_in_flight``; the deadline is the same whenever a job is submitted."""
+    """One lane for each of ``max_in_flight``.
+
+    Slurm's deadline, by which a job must be over, lies one time limit behind the order's, by which it must have begun.
+    """
     spec, settings = order.spec, SubmititConf(**order.settings)
     assert order.deadline is not None
+    timeout_min = settings.timeout_min or spec.limits.job_min
     return Request(
         name=f"epv-{run}-lane-{order.lanes[node]}",
-        timeout_min=settings.timeout_min or spec.limits.job_min,
+        timeout_min=timeout_min,
         gpus_per_node=(0 if spec.on_cpu else spec.gpus) if settings.gpus_per_node is None else settings.gpus_per_node,
         cpus_per_task=settings.cpus_per_task or max(1, spec.hardware.cpus_per_gpu * spec.gpus),
-        deadline=f"now+{round(order.deadline - time.time())}seconds",
+        deadline=f"now+{round(order.deadline + 60 * timeout_min - time.time())}seconds",
     )
 
 
@@ -199,18 +212,13 @@ def _name(folder: ValidationFolder) -> str:
 
 
 def _submit(folder: ValidationFolder, order: Order) -> Order:
-    """One job for each node. A refusal is that node's alone, unless Slurm refuses all: then UserError.
-
-    So does it when the first ones are refused with the same words: nobody waits for a hundred times the same.
-    """
+    """One job for each node. A refusal is that node's alone, unless Slurm refuses all: then UserError."""
     jobs, refused = dict(order.jobs), list[UserError]()
     for node in order.nodes:
         try:
             jobs[node] = _submit_one(folder, order, node)
         except UserError as error:
             refused.append(error)
-            if not jobs and [str(one) for one in refused] == [str(error)] * _REFUSED_FOR_ALL:
-                raise
             order = msgspec.structs.replace(order, skipped=[*order.skipped, Skip(node, "U917", str(error))])
         except BaseException:
             slurm.cancel(jobs.values())
@@ -248,8 +256,8 @@ def _rotated(folder: ValidationFolder, order: Order, lanes: Lanes, states: dict[
 def _to_the_back(folder: ValidationFolder, order: Order, node: str) -> Order:
     """The order with a new job for the node, the last of its lane, if the old one has not begun meanwhile."""
     old = order.jobs[node]
-    if order.deadline is None or time.time() + 60 * _request(_name(folder), order, node).timeout_min > order.deadline:
-        return order  # a new job could not be over in time any more
+    if order.deadline is None or time.time() > order.deadline:
+        return order  # a new job could not begin in time any more
     new = _submit_one(folder, order, node)
     try:
         withdrawn = slurm.withdraw(old)
@@ -323,8 +331,26 @@ def _until_over(folder: ValidationFolder, settings: SubmititConf) -> None:
     slurm.cancel(set(order.jobs.values()) - over)
     if is_late:
         said |= {job: "DEADLINE" for job, state in said.items() if state == "PENDING"}
+    order = _without_the_lost(order, said)
     jobs = set(order.jobs.values())
     folder.note(msgspec.structs.replace(order, states={job: state for job, state in said.items() if job in jobs}))
+
+
+def _without_the_lost(order: Order, said: dict[str, str]) -> Order:
+    """The order with the nodes skipped, for their own reason, that went down or were drained while they waited."""
+    waited = [node for node, job in order.jobs.items() if said.get(job) == "DEADLINE"]
+    try:
+        known = slurm.nodes() if waited else {}
+    except UserError:
+        return order
+    lost = [Skip(node, "U908", _why(known[node])) for node in waited if node in known and _is_down(known[node])]
+    names = {skip.node for skip in lost}
+    return msgspec.structs.replace(
+        order,
+        nodes=[node for node in order.nodes if node not in names],
+        skipped=[*order.skipped, *lost],
+        jobs={node: job for node, job in order.jobs.items() if node not in names},
+    )
 
 
 def _look(order: Order) -> tuple[dict[str, slurm.JobState], bool]:

@@ -11,8 +11,8 @@ import statistics
 from collections import defaultdict
 
 from launcher.validation import reference, wear
-from launcher.validation.node import Attempt, Preflight, Rate
-from launcher.validation.settings import Band, Spec
+from launcher.validation.node import Attempt, Node, Preflight, Rate
+from launcher.validation.settings import ALLTOALL_FLOOR_MIB, COPY_FLOOR_MIB, Band, Spec
 from launcher.validation.verdict import Finding, Verdict, worst
 
 _TROUBLE = {
@@ -59,6 +59,24 @@ def certain(attempt: Attempt, spec: Spec) -> list[Finding]:
     """The faults of an attempt, over or not, that stand whatever comes after: wrong tokens, missing GPUs, counters."""
     found = [*_inventory(attempt, spec), *_correctness(attempt), *wear.findings(attempt)]
     return faults_for_certain(found)
+
+
+def to_drain(node: Node) -> str:
+    """The short reason to drain a node: a fault that needs no second look, or that had one. Empty where there is none.
+
+    Empty too for what was injected on purpose, and for ranks without GPUs.
+    """
+    if node.faults or node.dry_run:
+        return ""
+    twice = node.complete and len(node.attempts) > 1
+    seen = [
+        one
+        for one in node.findings
+        if one.verdict in (Verdict.FAIL, Verdict.HANG) and one.code != "E208" and (twice or not one.needs_confirmation)
+    ]
+    if any((one.code, one.message) == (node.code, node.reason) for one in seen):
+        return node.reason_short
+    return headline(seen)[2] if seen else ""
 
 
 def faults_for_certain(findings: list[Finding]) -> list[Finding]:
@@ -250,12 +268,14 @@ def _speed(attempt: Attempt, spec: Spec) -> tuple[list[Finding], dict[str, str]]
     rates = attempt.rates
     layers = {
         "physics": "judged" if any(rate.peak for rate in rates) else "absent: no link whose peak is known",
-        "inside": "judged: each GPU and pair by the others" if rates else "absent: nothing was measured",
+        "inside": "judged: copies of each pair and GEMMs of each GPU by the others"
+        if rates
+        else "absent: nothing was measured",
         "stability": "judged" if rates else "absent: nothing was measured",
         "fleet": "absent: one node alone; the fleet's summary judges it",
     }
-    if layers["physics"] == "judged" and not spec.has_dispatch_floor:
-        layers["physics"] += "; dispatch and combine have no floor with this backend, config or workload"
+    if layers["physics"] == "judged":
+        layers["physics"] += _without_floor(spec)
     found = _physics(rates, spec) + _dips(rates, spec) + _inside(rates, spec) + _stability(rates, spec)
     by_reference, layers["reference"] = _by_reference(attempt, spec)
     return found + by_reference, layers
@@ -263,11 +283,9 @@ def _speed(attempt: Attempt, spec: Spec) -> tuple[list[Finding], dict[str, str]]
 
 def _physics(rates: list[Rate], spec: Spec) -> list[Finding]:
     found = []
-    exchanges = [rate for rate in rates if rate.test == "all_to_all"]
     for rate in rates:
         band = spec.thresholds.floor(rate.test)
-        is_small = rate in exchanges[:-1]  # what latency holds back has no floor: dips, reference and fleet judge it
-        has_floor = not is_small and (rate.test not in ("dispatch", "combine") or spec.has_dispatch_floor)
+        has_floor = spec.has_floor(rate.test, _mib(rate))
         if rate.peak is None or band is None or (not has_floor and rate.median <= rate.peak):
             continue
         share = rate.median / rate.peak
@@ -283,6 +301,24 @@ def _physics(rates: list[Rate], spec: Spec) -> list[Finding]:
     return found
 
 
+def _without_floor(spec: Spec) -> str:
+    """What dips, reference and fleet alone judge, as a clause each."""
+    clauses = []
+    if not spec.has_dispatch_floor:
+        clauses.append("dispatch and combine have no floor with this backend, config or workload")
+    if not spec.has_floor("all_to_all", max(spec.alltoall_mib)):
+        clauses.append(f"the all-to-all has no floor below {ALLTOALL_FLOOR_MIB} MiB")
+    if not spec.has_floor("pair_copy", spec.copy_mib):
+        clauses.append(f"copies have no floor below {COPY_FLOOR_MIB} MiB")
+    return "".join(f"; {clause}" for clause in clauses)
+
+
+def _mib(rate: Rate) -> int:
+    """The size in the name of a rate that has one, 64 MiB."""
+    size = rate.per.removesuffix(" MiB")
+    return int(size) if size.isdigit() else 0
+
+
 def _banded(value: float, band: Band) -> Verdict:
     return Verdict.FAIL if value < band[1] else Verdict.WARN
 
@@ -294,7 +330,7 @@ def _limits(band: Band) -> str:
 def _dips(rates: list[Rate], spec: Spec) -> list[Finding]:
     """Bandwidth that falls when an all-to-all grows."""
     found = []
-    steps = [rate for rate in rates if rate.test == "all_to_all"]
+    steps = sorted((rate for rate in rates if rate.test == "all_to_all"), key=_mib)
     for smaller, larger in itertools.pairwise(steps):
         ratio = larger.median / smaller.median
         if ratio < spec.thresholds.dip:

@@ -16,6 +16,7 @@ from launcher.validation.verdict import Finding, Verdict
 
 SCHEMA: Final = "deepep-sweep/node/1"
 FILE_NAME = "NODE.json"
+LINES_NAME = "lines.jsonl"
 _DECILES_APART = 2.563
 """Standard deviations between the first and the last decile of a normal distribution."""
 
@@ -126,14 +127,16 @@ class Attempt(msgspec.Struct, frozen=True):
     findings: list[Finding] = []
 
 
-class Node(msgspec.Struct, frozen=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True):
     """The file. ``layers`` says of each layer of judgement that it judged, or why it is absent.
 
     Until it is ``complete`` the findings are those that need no second look. ``faults``: injected on purpose.
+    ``drain``: the short reason to drain the node, for a fault that is certain or was seen twice; else empty.
     """
 
     verdict: Verdict
     reason_short: str
+    drain: str = ""
     code: str
     reason: str
     node: str

@@ -57,9 +57,8 @@ def _actions(fleet: Fleet) -> list[str]:
 
 def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
     """Each node's rates and their shares, a line for each: a fleet has many nodes and few tests."""
-    medians = fleet.medians
     rows = [
-        [text(row.name), text(key), *_shares(row.result, key, value, medians[key], references)]
+        [text(row.name), text(key), *_shares(row.result, key, value, fleet.medians_beside(row.result)[key], references)]
         for row in fleet.rows
         if row.result is not None
         for key, value in sorted(rates_of(row.result).items())
@@ -70,7 +69,8 @@ def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
         "## Rates",
         "",
         "Medians of the blocks, over the GPUs or pairs where there are several; GB/s, or layers a second for compute. "
-        "**of peak**: of the links concerned, one direction. **of fleet**: over the median of all nodes. "
+        "**of peak**: of the links concerned, one direction. **of fleet**: over the median of the "
+        "nodes with the same GPUs, links and versions. "
         "**of reference**: over that of the good nodes that it was learned from.",
         "",
         *table(("node", "test", "rate", "of peak", "of fleet", "of reference"), rows),
@@ -118,12 +118,19 @@ def _layers(fleet: Fleet) -> list[str]:
     absent: dict[str, list[str]] = {}
     for row in fleet.rows:
         for name, said in row.result.layers.items() if row.result is not None else ():
-            if said.startswith("absent") and name != "fleet":
-                absent.setdefault(f"{name}: {said}", []).append(row.name)
+            for part in _unjudged(said) if name != "fleet" else ():
+                absent.setdefault(f"{name}: {part}", []).append(row.name)
     lines = ["## What was not judged", ""]
     lines += [f"* {text(said)} ({len(names)} nodes)" for said, names in sorted(absent.items())]
     lines += [f"* fleet, {text(name)}: {text(said)}" for name, said in fleet.layer.items()]
     return [*lines, ""] if len(lines) > 2 else []
+
+
+def _unjudged(said: str) -> list[str]:
+    """What a layer says that it did not judge: all of it, or clauses behind what it did."""
+    if said.startswith("absent"):
+        return [said]
+    return [part for part in said.split("; ")[1:] if re.search(r"\b(no|not|none)\b", part)]
 
 
 def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
@@ -134,7 +141,7 @@ def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
     found = []
     for row in fleet.rows:
         short = row.to_drain
-        if short is None or not _HOST_NAME.fullmatch(row.name):
+        if not short or not _HOST_NAME.fullmatch(row.name):
             continue
         words = f"EPV:{short} [{when[:10].replace('-', '')} run {PurePath(run).name.rpartition('-')[2]}]"
         reason = shlex.quote("".join(char for char in words if char.isprintable() and char not in "'\""))
@@ -236,7 +243,11 @@ def prometheus(fleet: Fleet) -> str:
         ["node"],
         registry=registry,
     )
+    drain = Gauge(
+        "deepep_node_drain", "1 where a certain or confirmed fault is a reason to drain", ["node"], registry=registry
+    )
     for row in fleet.rows:
+        drain.labels(row.name).set(bool(row.to_drain))
         verdict.labels(row.name, row.verdict.value, row.code).set(1)
         if row.result is not None:  # what was never validated has no age
             last.labels(row.name).set(datetime.fromisoformat(row.result.ended).timestamp())

@@ -97,6 +97,6 @@ def _refuse(spec: Spec, backend: Backend) -> None:
         for violation in backend.point_violations(op, knobs, facts=facts):
             raise UserError(f"configs.{op}: {violation}", hint=violation.hint)
     try:
-        check_faults(spec.faults)
+        check_faults(spec.faults, gpus=spec.gpus)
     except ValueError as error:
         raise UserError(f"faults: {error}") from None

@@ -76,14 +76,14 @@ class ValidateConf:
     configs: ConfigsConf = field(default_factory=ConfigsConf)
     blocks: int = 24  # visits of dispatch, combine and compute
     block_iterations: int = 10  # samples of a visit
-    copy_mib: int = 256  # of a pair
-    alltoall_mib: list[int] = field(default_factory=lambda: [64, 256, 1024])  # of a rank
+    copy_mib: int = 256  # of a pair; below it copies have no floor
+    alltoall_mib: list[int] = field(default_factory=lambda: [64, 256, 1024])  # of a rank; from 1024 on it has a floor
     reference: str | None = None  # a file that learn= wrote
     learn: str | None = None  # write a reference from this run's good nodes (5 at least)
     confirm: bool = True  # a slow, hung or crashed node is measured again, its GPUs in another order
     strict: bool = False  # WARN makes the exit status 1
     max_in_flight: int = 16  # nodes that are validated at once
-    deadline_min: int = 120  # nodes that are busy for so long are skipped
+    deadline_min: int = 120  # nodes whose job has not begun by then are skipped
     run: str | None = None  # where to make the run folder; one that is there is waited for and reported
     report: str | None = None  # a run folder to report again: nothing is measured or waited for
     outputs: str = "outputs"  # where new run folders are made
@@ -162,6 +162,9 @@ the rules of every number of ranks."""
 _FLOOR_ELEMENTS = 4096 * 7168
 """Elements a rank from which dispatch and combine are bound by the links and not by latency."""
 
+ALLTOALL_FLOOR_MIB, COPY_FLOOR_MIB = 1024, 256
+"""The same of an all-to-all, a rank, and of a copy: the sizes at which their floors were seen."""
+
 
 class Spec(msgspec.Struct, frozen=True):
     """What a node's job is told. ``gpus_named``: whether somebody said how many belong there, or they were counted."""
@@ -188,6 +191,12 @@ class Spec(msgspec.Struct, frozen=True):
         """Whether the floors of dispatch and combine are meant for what the speed phase runs."""
         own = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
         return own and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
+
+    def has_floor(self, test: str, mib: int) -> bool:
+        """Whether the floor of a test holds: what latency holds back has none."""
+        if test in ("dispatch", "combine"):
+            return self.has_dispatch_floor
+        return mib >= (ALLTOALL_FLOOR_MIB if test == "all_to_all" else COPY_FLOOR_MIB)
 
     @property
     def on_cpu(self) -> bool:
@@ -237,6 +246,13 @@ def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
     ):
         if values[key] < least:
             raise UserError(f"{key} must be at least {least}, got {values[key]}")
+    sizes = values["alltoall_mib"]
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"alltoall_mib must hold sizes of at least 1 MiB, got {sizes}", hint="alltoall_mib=[64,1024]")
+    values["alltoall_mib"] = sorted(set(sizes))
+    for name, value in values["limits"].items():
+        if value <= 0:
+            raise UserError(f"limits.{name} must be above 0, got {value}")
     if values["gpus"] is not None and values["gpus"] < 2:
         raise UserError(f"gpus must be at least 2, got {values['gpus']}", hint="one GPU has nobody to send to")
     if values["workload"]["dtype"] not in list(Dtype):

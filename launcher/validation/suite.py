@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -18,8 +19,8 @@ from bench.faults import Fault
 from launcher import store
 from launcher.store import Appender
 from launcher.validation import node as nodes
-from launcher.validation.attempt import AttemptRun
-from launcher.validation.judge import LAYERS, certain, conclude, headline, judge
+from launcher.validation.attempt import PHASES, AttemptRun
+from launcher.validation.judge import LAYERS, certain, conclude, headline, judge, to_drain
 from launcher.validation.node import Attempt, Node
 from launcher.validation.readings import MACHINE_FAULTS, Doctored, Nvml, Readings
 from launcher.validation.settings import Spec
@@ -57,7 +58,9 @@ class Suite:
     def run(self) -> Node:
         """The node with its verdict, which also stands in NODE.json."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._folder / "lines.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self._folder / nodes.LINES_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody can see that this still runs
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             with contextlib.closing(Appender(descriptor)) as appender:
                 return self._attempts(appender)
@@ -78,7 +81,11 @@ class Suite:
         if reason != said:
             reason += f"; then the validation broke: {said}"
         made = self._node_of(verdict, code, short, reason, self._seen)
-        made = msgspec.structs.replace(made, complete=True, findings=findings)
+        return self._written(msgspec.structs.replace(made, complete=True, findings=findings))
+
+    def _written(self, made: Node) -> Node:
+        """The node as it now stands in its file."""
+        made = msgspec.structs.replace(made, drain=to_drain(made))
         nodes.write(self._folder, made)
         return made
 
@@ -113,8 +120,7 @@ class Suite:
         said = {name: layers[name] for name in LAYERS if name in layers}
         made_node = self._node_of(verdict, code, short, reason, attempts)
         made_node = msgspec.structs.replace(made_node, complete=True, findings=findings, layers=said)
-        nodes.write(self._folder, made_node)
-        return made_node
+        return self._written(made_node)
 
     def _needs_second(self, first: Attempt) -> bool:
         return self._spec.confirm and any(finding.needs_confirmation for finding in first.findings)
@@ -136,7 +142,7 @@ class Suite:
             verdict, code, short, found = headline(findings)
             reason = f"{found}; {reason}"
         made = self._node_of(verdict, code, short, reason, attempts)
-        nodes.write(self._folder, msgspec.structs.replace(made, findings=findings))
+        self._written(msgspec.structs.replace(made, findings=findings))
         if running in self._deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -174,14 +180,17 @@ def own_faults(texts: list[str], node: str) -> list[str]:
     return own
 
 
-def check_faults(texts: list[str]) -> None:
-    """ValueError for a fault that could not be injected."""
+def check_faults(texts: list[str], *, gpus: int) -> None:
+    """ValueError for a fault that could not be injected into a node with so many GPUs."""
     for text in texts:
         plain = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
-        if _kind(plain) in (*MACHINE_FAULTS, DIE):
-            _gpu(plain)
-        else:
-            Fault.parse(plain)
+        on_machine = _kind(plain) in (*MACHINE_FAULTS, DIE)
+        place = _gpu(plain) if on_machine else Fault.parse(plain).rank
+        if not 0 <= place < gpus:
+            raise ValueError(f"{text!r} is for GPU {place}, and there are {gpus}, from 0 on")
+        phase = plain.split(":", 1)[1]
+        if _kind(plain) == DIE and phase not in PHASES:
+            raise ValueError(f"{text!r} names no phase: {', '.join(PHASES)}")
 
 
 def _kind(text: str) -> str:

@@ -16,7 +16,9 @@ from launcher.store import write_atomic
 from launcher.validation import fleet, outputs, reference
 from launcher.validation.fleet import Fleet, Row
 from launcher.validation.folder import Order, ValidationFolder
+from launcher.validation.node import Node
 from launcher.validation.settings import Options
+from launcher.validation.suite import own_faults
 from launcher.validation.verdict import EXIT_UNKNOWN, EXIT_USAGE, Status, Verdict, exit_status
 
 
@@ -47,10 +49,19 @@ def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
 
 
 def _row(folder: ValidationFolder, name: str, job: str | None, state: str | None) -> Row:
+    if job is None and folder.is_running(name):
+        state = "RUNNING"
     try:
-        return fleet.row_of(name, job, state, folder.result(name))
+        return fleet.row_of(name, job, state, _result(folder, name), began=folder.began(name))
     except UserError as error:
         return Row(name, Verdict.NO_RESULT, "U901", "U901 unreadable", str(error), job)
+
+
+def _result(folder: ValidationFolder, name: str) -> Node | None:
+    """A node's file. Old ones do not name the faults that were injected; the order does."""
+    found = folder.result(name)
+    injected = own_faults(folder.order().spec.faults, name)
+    return found if found is None or found.faults else msgspec.structs.replace(found, faults=injected)
 
 
 def shown(validate: Callable[[], Status]) -> Status:
@@ -66,15 +77,16 @@ def wanted(options: Options) -> ValidationFolder | None:
     """The folder that report= names; None where nobody wants that. UserError where there is none."""
     if options.report is None:
         return None
-    others = {"nodes": options.nodes, "node_state": options.node_state, "run": options.run}
-    for key, value in others.items():
-        if value is not None:
-            raise UserError(f"report={options.report} measures nothing, so that {key}={value} means nothing")
-    if options.self_test or options.dry_run:
-        raise UserError(f"report={options.report} measures nothing: leave out self_test and dry_run")
     folder = ValidationFolder(Path(options.report))
     folder.order()
     return folder
+
+
+def refuse_idle(options: Options) -> None:
+    """UserError for what a run that is there would pass over in silence."""
+    for key in ("self_test", "dry_run"):
+        if getattr(options, key):
+            raise UserError(f"run={options.run} is there and is only reported, so that {key} means nothing")
 
 
 def write(folder: ValidationFolder, options: Options) -> Status:

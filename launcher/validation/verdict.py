@@ -98,7 +98,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "a longer deadline_min, a larger max_in_flight, or a reservation",
     ),
     "U908": ("Slurm has the node down or drained", "scontrol show node; repair and resume it first"),
-    "U909": ("Slurm knows no such node", "sinfo -N"),
+    "U909": ("Slurm, or the partition, has no such node", "sinfo -N"),
     "U910": ("too noisy to judge", "run it again with nothing else on the node"),
     "U911": ("two attempts disagree", "run it again; if it keeps changing, look for heat and neighbours"),
     "U913": (
@@ -117,6 +117,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "U917": (
         "Slurm refused the job",
         "its words stand in the report; do partition, account and reservation include this node?",
+    ),
+    "U918": (
+        "the job ended before the validation began",
+        "its log in RUN/slurm: hydra.launcher.python, setup, container_image; the file systems of the node",
     ),
     "U912": ("faster than the link can be: our measurement is wrong", "report it with NODE.json"),
 }
