@@ -163,6 +163,7 @@ class Nursery:
             left_s = deadline - time.monotonic()
             notice = self._receive(timeout_s=left_s) if left_s > 0 else None
             if isinstance(notice, Born):
+                self._died.pop(notice.pid, None)  # of an earlier process with this number
                 return notice.pid
             if notice is None and not self._gone:
                 self._kill()  # a late answer must not be taken for that of another question

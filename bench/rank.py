@@ -90,9 +90,9 @@ class Worker:
         results = {}
         for name, routings in edge_routings(self._spec.workload, num_ranks=self._spec.num_ranks).items():
             oracle = self._oracle_for(routings, self._spec.workload.dtype)
-            wrong = oracle.wrong_dispatch(session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=ask.point.knobs))
-            wrong = wrong or oracle.wrong_combine(session.combine(oracle.returned, knobs=ask.point.knobs))
-            results[name] = wrong or "ok"
+            received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=ask.point.knobs)
+            combined = session.combine(oracle.returned, knobs=ask.point.knobs)  # by all ranks, whatever one has seen
+            results[name] = oracle.wrong_dispatch(received) or oracle.wrong_combine(combined) or "ok"
         empty = self._timer.series(lambda _: None, warmup=3, iterations=ask.iterations)
         return protocol.SelfTested(results, empty.total_us)
 
@@ -100,13 +100,18 @@ class Worker:
         """Dispatch in full, then what the point times, each against the oracle."""
         point = ask.point
         faults.strike(self._spec.faults, rank=self._seat, label=point.label)
-        wrong = None
         if point.op is not Op.COMPUTE:
             session, oracle = self._session(point.backend), self._oracle(point)
             received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=self._dispatch_knobs(point))
-            wrong = oracle.wrong_dispatch(received) or self._wrong(point, self._operation(point)(_no_mark))
-            return protocol.Checked(wrong, session.layout())
-        return protocol.Checked(wrong, [])
+            if point.op is not Op.COMBINE:
+                tokens, scales = received.payload
+                received = received._replace(payload=(self._spoilt(point, tokens), scales))
+            layout = session.layout()
+            output = self._operation(point)(
+                _no_mark
+            )  # by all ranks, whatever one has seen: else the others wait for it
+            return protocol.Checked(oracle.wrong_dispatch(received) or self._wrong(point, output), layout)
+        return protocol.Checked(None, [])
 
     def time(self, ask: protocol.Time) -> protocol.Timed:
         """Samples of the point; the output of one more call afterwards is checked too."""

@@ -144,6 +144,11 @@ class Gpu(msgspec.Struct, frozen=True):
     link_gb_per_s: float | None = None
 
 
+TIMING = 2
+"""How times are taken. 1: communication and the GEMMs beside it begin at once, the host has 0.1 ms to queue anything.
+2: communication begins 20 us ahead, and the host has 1.2 ms for several kernels (bench.timing). The rest is alike."""
+
+
 class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="type"):
     """All that must be equal for two records to stand in one ranking. ``versions`` maps a package to its version.
 

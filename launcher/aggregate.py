@@ -16,8 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import findings, page, report, results, results_json, visits
+from launcher import final, findings, page, report, results, results_json, shard, visits
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
+from launcher.plan import FINAL, Plan
 from launcher.results import Results
 from launcher.store import RunFolder, write_atomic
 
@@ -37,6 +38,11 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
         return _aggregate(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
 
 
+def _is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
+    """By the records: a try may have been ended behind the last of them, or have been refused beside another."""
+    return final.is_complete(folder) if index == FINAL else shard.is_complete(plan, folder, index)
+
+
 def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> int:
     plan, manifest = folder.plan(), folder.manifest()
     found, damaged = folder.evidence()
@@ -47,7 +53,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
             hint="allow_mixed=true reports them apart",
         )
     accounting = folder.accounting()
-    unfinished = folder.unfinished()
+    unfinished = [said for index, said in folder.unfinished().items() if not _is_complete(plan, folder, index)]
     parts = [
         results.build(plan, manifest, part, damaged, accounting=accounting, unfinished=unfinished)
         for part in results.by_environment(found)
@@ -125,10 +131,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path, flags = _parsed(given)
         folder = RunFolder.open(path)
+        folder.refuse_packed()
         status = aggregate(folder, **flags)
     except Unlike as error:
         error.show()
         return FAILURE
+    except PermissionError as error:
+        UserError(f"{error.filename} cannot be written: {error.strerror}").show()
+        return USAGE
     except UserError as error:
         error.show()
         return USAGE

@@ -159,6 +159,7 @@ class Answer(msgspec.Struct, frozen=True):
     verdict: Verdict
     picks: dict[str, Pair]
     overlapped: list[Beside] = []
+    timing: int = 1
 
     def __post_init__(self) -> None:
         """ValueError without the pick that the verdict is about."""

@@ -45,6 +45,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
         complete = _measure(folder, index, job_id, stop)
         stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
         stamp.num_visits = _num_visits(folder, index) - before
+    stop.stamp = None
     if stamp.outcome == "stopped":
         stuck = _is_stuck(folder.attempts_of(index))
         if requeue and job_id is not None and not stuck:
@@ -108,9 +109,12 @@ class _Stop:
 
     def now(self, _number: int, _frame: FrameType | None) -> None:
         """At once: the stamp first, since a SIGKILL follows soon; the supervisor's cleanup ends the ranks."""
-        if self.stamp is not None:
-            self.stamp.terminate()
-        sys.exit(_TERMINATED)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            if self.stamp is not None:
+                self.stamp.terminate()
+        finally:
+            sys.exit(_TERMINATED)
 
 
 def _job_id() -> str | None:

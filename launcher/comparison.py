@@ -159,12 +159,14 @@ def compare(a: Side, b: Side, *, tolerance: float, unlike_hardware: bool = False
         tolerance=tolerance,
         gate="final" if _fresh(a, b) else "all",
         points=rows,
-        picks=_picked(a.picks, b.picks),
+        picks=[one for one in _picked(a.picks, b.picks) if not (one.is_beside_gemms and _timed_otherwise(a, b))],
         geometric_mean=float(np.exp(np.log(ratios).mean())) if ratios else None,
         num_ratios=len(ratios),
         counts={verdict: count for verdict, count in counts.items() if count},
         worse=[row.point for row in rows if row.is_worse],
-        missing=[row.point for row in rows if row.verdict == "missing in B"] + _missing_final(a, b),
+        missing=[row.point for row in rows if row.verdict == "missing in B"]
+        + _missing_final(a, b)
+        + ([] if a.document.dry_run else _unjudged(rows)),
     )
 
 
@@ -175,6 +177,12 @@ def _demanded(a: Side) -> set[str]:
     """
     own = {label: one for label, one in a.measured.items() if one.op in (Op.DISPATCH, Op.COMBINE)}
     return {label for label, one in own.items() if one.is_fresh} or set(own)
+
+
+def _unjudged(rows: list[Row]) -> list[str]:
+    """What stands for all that gates where none of it can be judged: then nothing was compared."""
+    gating = {row.verdict for row in rows if row.gates}
+    return ["a judgement: every point that gates is unstable"] if gating == {"unstable"} else []
 
 
 def _missing_final(a: Side, b: Side) -> list[str]:
@@ -364,6 +372,11 @@ def _picked(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
     return [msgspec.structs.replace(one, ratio=_ratio(*one.times_us)) for one in found]
 
 
+def _timed_otherwise(a: Side, b: Side) -> bool:
+    """Whether times beside GEMMs mean two things."""
+    return a.document.timing != b.document.timing
+
+
 def _ratio(a_us: float | None, b_us: float | None) -> float | None:
     return None if a_us is None or b_us is None else b_us / a_us
 
@@ -384,6 +397,11 @@ def _notes(a: Side, b: Side, hardware: list[str]) -> list[str]:
         found.append("Both are dry runs on CPUs: what is compared are no measurements of DeepEP.")
     if a.document.shared_gpus:
         found.append("In both several ranks shared a GPU: the times mean nothing.")
+    if _timed_otherwise(a, b):
+        found.append(
+            f"Times beside GEMMs and of the all-to-all were taken in two ways (timing {a.document.timing} and "
+            f"{b.document.timing}, docs/METHODOLOGY.md), and say nothing beside each other."
+        )
     if hardware:
         found.append(f"The hardware is unlike: {'; '.join(hardware)}.")
     for name, side in (("A", a), ("B", b)):

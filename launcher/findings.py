@@ -122,12 +122,21 @@ def _candidates(results: Results) -> Iterator[str]:
         if own.same_configs(optimal):
             yield f"Your candidate ({_values(values)}) is the optimal config."
             continue
-        alike = _may_be_nothing(own.by_round(), optimal.by_round()) and own.is_final
-        is_what = "cannot be told from the optimal config" if alike else "is not optimal"
+        is_what = _how_it_stands(own, optimal)
         yield (
             f"Your candidate ({_values(values)}) {is_what}: {own.round_trip_us:.0f} us a round trip, dispatch "
             f"{dispatch.median_us:.0f} and combine {combine.median_us:.0f}, is {_times(own, optimal)}."
         )
+
+
+def _how_it_stands(own: Pair, optimal: Pair) -> str:
+    """What a candidate is beside the optimal pair, as far as both were measured in the same groups."""
+    if not own.is_final:
+        return "is not optimal"
+    found = _ratio(own.by_round(), optimal.by_round())
+    if found is None:
+        return "was measured in too few groups to be judged"
+    return "cannot be told from the optimal config" if found[1].low <= 1 else "is not optimal"
 
 
 def _values(values: list[int]) -> str:
@@ -220,10 +229,12 @@ def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, without: int) -
 
 
 def beside(choice: Choice, pair: Pair) -> Overlap | None:
-    """What was measured beside GEMMs of this pair, or else of the best with the same shared knobs."""
+    """What was measured beside GEMMs of this pair, or else of the sweep's best with the same shared knobs."""
     same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
     exact = [one for one in same if one.pair.same_configs(pair)]
-    return min(exact or same, key=lambda one: one.makespan_us, default=None)
+    default = choice.default
+    chosen = [one for one in same if default is None or not one.pair.same_configs(default)]
+    return next(iter([*exact, *chosen]), None)
 
 
 def _overlap(results: Results) -> Iterator[str]:

@@ -66,6 +66,7 @@ class Tuned(msgspec.Struct, frozen=True):
     """One pair: keyword arguments of ``deep_ep.Config`` for each operation, and how long both take together.
 
     ``beside_gemms_us``: until both and one layer's expert GEMMs beside them are done, None where that was not measured.
+    ``timing``: how, see bench.records.TIMING.
     """
 
     dispatch: dict[str, int]
@@ -74,6 +75,7 @@ class Tuned(msgspec.Struct, frozen=True):
     ci95_us: tuple[float, float]
     beside_gemms_us: float | None = None
     beside_gemms_ci95_us: tuple[float, float] | None = None
+    timing: int = 1
     provenance: dict[str, str] = {}
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 import msgspec
 
 from launcher import slurm
-from launcher.plan import Plan
+from launcher.plan import FINAL, Plan
 from launcher.slurm import JobState, SlurmSilentError
 from launcher.store import RunFolder, Submission
 
@@ -69,8 +69,8 @@ def take(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None
     return Picture(
         run=str(folder.path),
         rows=rows,
-        final=_state_of("final", jobs, states),
-        aggregate=_state_of("aggregate", jobs, states),
+        final=_state_of("final", jobs, states) if jobs else _here(folder, FINAL),
+        aggregate=_state_of("aggregate", jobs, states) if jobs or not folder.report_file.is_file() else "DONE",
         planned=planned,
         done=done,
         failed=sum(row.failed for row in rows),
@@ -101,8 +101,16 @@ def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dic
     elif done == len(ids):
         state = "DONE"
     else:
-        state = _stamped(folder, index) if job else "NOT SUBMITTED"
+        state = _stamped(folder, index) if job else _here(folder, index)
     return Row(index, state, job, found.nodes if found else "", len(ids), done, progress.num_failed)
+
+
+def _here(folder: RunFolder, index: int) -> str:
+    """Of what no job was submitted for: how a run without Slurm stands by its attempts."""
+    attempts = folder.attempts_of(index)
+    if not attempts:
+        return "NOT SUBMITTED"
+    return (attempts[-1].outcome or "running").upper()
 
 
 def _stamped(folder: RunFolder, index: int) -> str:

@@ -48,6 +48,7 @@ def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]
 
 def _reopened(path: Path, made: Plan, options: Options, *, local: bool) -> RunFolder:
     folder = RunFolder.open(path)
+    folder.refuse_packed()
     runs_copy = not local and folder.code.is_dir()  # jobs run the code that the run began with
     begun_with, own = folder.manifest().revision, store.code_digest()
     if not runs_copy and begun_with.code != own and not options.allow_mixed:

@@ -101,6 +101,7 @@ def _tuned(found: Answer, pick: str) -> Tuned:
         ci95_us=pair.round_trip_ci95_us,
         beside_gemms_us=None if beside is None else beside.makespan_us,
         beside_gemms_ci95_us=None if beside is None else beside.ci95_us,
+        timing=found.timing,
         provenance=answer.provenance(found, pick),
     )
 
@@ -123,7 +124,14 @@ def _judged(name: str, old: Tuned | None, new: Tuned | None) -> tuple[bool, str]
         return old is None, "filed: there was none" if old is None else "kept: this run has none"
     if name == "knee":
         return False, "kept with fastest"
-    known, found = _time(name, old), _time(name, new)
+    if name == "overlapped" and new.timing != old.timing:  # two things that share a name
+        is_newer = new.timing > old.timing
+        return is_newer, "filed: it is timed in a newer way" if is_newer else "kept: this run is timed in an older way"
+    return _faster(_time(name, old), _time(name, new))
+
+
+def _faster(known: _Time | None, found: _Time | None) -> tuple[bool, str]:
+    """Whether the new time is surely the better one, and what is said of both."""
     if known is None or found is None:
         is_better = found is not None
         return is_better, "filed: it is timed beside GEMMs" if is_better else "kept: this run has no time beside GEMMs"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.backends import BACKENDS, shared_knobs
+from bench.backends.deepep import buffer_bytes
 from launcher import evidence, findings, reported
 from launcher.choose import Choice
 from launcher.exports import EXPORTS
@@ -177,8 +178,25 @@ def _situations(results: Results) -> list[str]:
         "* **knee**: the fewest SMs within 5 % of the fastest.",
         "* **whole dispatch us**: layout, exchange of counts and the wait for them on the CPU included. "
         "**beside GEMMs us**: with this pick's SMs, see below.",
+        *_memory(results),
         "",
     ]
+
+
+def _memory(results: Results) -> list[str]:
+    """What the buffers of the picks take, where a formula is known."""
+    spec = results.plan.spec
+    if spec.backend != "deepep":
+        return []
+    sizes = {
+        name: max(
+            buffer_bytes(one.point.knobs, num_ranks=spec.ep.size, hidden_bytes=2 * spec.workload.hidden)
+            for one in (pair.dispatch, pair.combine)
+        )
+        for name, pair in results.choice.picks.items()
+    }
+    said = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
+    return [f"* **memory** of a rank's NVLink buffer, by DeepEP's own hint: {text(said)}."]
 
 
 def objective_note(results: Results) -> str:

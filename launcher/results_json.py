@@ -25,6 +25,7 @@ def to_json(results: Results) -> dict[str, Any]:
         "started": _utc(results.started),
         "ended": _utc(results.ended),
         "revision": msgspec.to_builtins(results.manifest.revision),
+        "timing": results.manifest.timing,
         "hardware": msgspec.to_builtins(spec.hardware) | {"peak_gb_per_s": results.peak_gb_per_s},
         "ep": spec.ep.size,
         "shared_gpus": spec.ep.share_gpus,

@@ -97,6 +97,7 @@ class Document(msgspec.Struct, frozen=True):
     overlapped: list[dict[str, Any]]
     measurements: list[msgspec.Raw]
     failures: list[Failure]
+    timing: int = 1
 
 
 class Pick(msgspec.Struct, frozen=True):

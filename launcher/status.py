@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK if paths or "--help" in given or "-h" in given else USAGE
     try:
         folder = RunFolder.open(Path(paths[0]))
+        folder.refuse_packed()
         now = picture.take(folder, folder.plan())
     except UserError as error:
         error.show()

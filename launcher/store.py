@@ -68,6 +68,8 @@ class Manifest(msgspec.Struct, frozen=True):
     revision: Revision
     program: str
     plan_id: str
+    timing: int = 1
+    """bench.records.TIMING of the program; 1 where an old one did not say it."""
 
 
 class Damaged(msgspec.Struct, frozen=True):
@@ -117,6 +119,7 @@ class Attempt(msgspec.Struct, frozen=True):
 
 _FAILED = "failed"
 _NAME = "deepep-sweep"
+_PROJECT = "pyproject.toml"
 
 
 @dataclass
@@ -224,7 +227,7 @@ class RunFolder:
                 f"cannot make the run folder {path or outputs}: {error.strerror}", hint="outputs=FOLDER"
             ) from None
         folder.write_plan(plan)
-        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), version(), plan.id)
+        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), version(), plan.id, records.TIMING)
         write_atomic(folder.manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         return folder
 
@@ -356,15 +359,25 @@ class RunFolder:
         finally:
             write(stamp)
 
-    def unfinished(self) -> list[str]:
+    def refuse_packed(self) -> None:
+        """UserError where the records are there but packed, as those of published runs: they would count as missing."""
+        packed = [file for file in self.shards.glob("*/records.jsonl.gz") if not file.with_suffix("").exists()]
+        if packed:
+            raise UserError(
+                f"the records of {self.path} are packed: {packed[0].relative_to(self.path)}",
+                hint=f"gunzip --keep {shlex.quote(str(self.shards))}/*/records.jsonl.gz",
+            )
+
+    def unfinished(self) -> dict[int, str]:
         """A sentence for each shard, and the final, whose last try did not come to its end."""
         names = sorted({file.parent.name for file in self.shards.glob("*/attempt-*.json")})
-        last = {name: self.attempts_of(FINAL if name == "final" else int(name))[-1].outcome for name in names}
-        return [
-            f"{'The final' if name == 'final' else f'Shard {int(name)}'} {_ENDED.get(outcome or '', _ENDED[''])}."
-            for name, outcome in last.items()
+        indices = [FINAL if name == "final" else int(name) for name in names]
+        last = {index: self.attempts_of(index)[-1].outcome for index in indices}
+        return {
+            index: f"{'The final' if index == FINAL else f'Shard {index}'} {_ENDED.get(outcome or '', _ENDED[''])}."
+            for index, outcome in last.items()
             if outcome != "complete"
-        ]
+        }
 
     def begin_attempt(self, index: int, attempt: Attempt) -> int:
         """Stamps the start of a try at a shard; its number."""
@@ -407,6 +420,8 @@ class RunFolder:
         for package in ("bench", "launcher", "conf", "hydra_plugins"):
             if (root / package).is_dir():
                 shutil.copytree(root / package, unfinished / package, ignore=ignore, dirs_exist_ok=True)
+        if (root / _PROJECT).is_file():  # which says the version
+            shutil.copy(root / _PROJECT, unfinished)
         unfinished.rename(self.code)
 
     @contextlib.contextmanager
@@ -489,7 +504,7 @@ def _locked(descriptor: int, owner: Path, *, what: str) -> Iterator[None]:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Replaces a file so that a reader sees the old one or the new one, never half of either."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # a signal's handler may write too
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -548,7 +563,7 @@ def _decode(file: Path, kind: type[T]) -> T:
 
 def version() -> str:
     """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
-    checkout = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    checkout = Path(__file__).resolve().parents[1] / _PROJECT
     project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
     if project.get("name") == _NAME:
         return str(project["version"])

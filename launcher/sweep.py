@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Runs the command line. Exit status: see launcher.errors."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -22,12 +25,17 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from launcher import schema, settings
-    from launcher.command_line import completed
+    from launcher.command_line import completed, in_words, made
     from launcher.errors import USAGE, UserError
 
     schema.register()
     settings.register()
-    sys.argv[1:] = completed(sys.argv[1:])
+    try:
+        sys.argv[1:] = completed(sys.argv[1:])
+        made(sys.argv[1:])
+    except UserError as error:
+        error.show()
+        sys.exit(USAGE)
     statuses: list[int] = []
 
     def job(config: DictConfig) -> None:
@@ -38,12 +46,7 @@ def main() -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(" ".join(str(error).split()), hint="--help lists groups, choices and keys").show()
-        sys.exit(USAGE)
-    except OSError as error:
-        if not str(error.filename).endswith(".hydra"):
-            raise
-        UserError(f"cannot make a folder in outputs: {error.strerror}: {error.filename}", hint="outputs=FOLDER").show()
+        UserError(in_words(error), hint="--help lists groups, choices and keys").show()
         sys.exit(USAGE)
     sys.exit(max(statuses, default=0))
 
@@ -61,8 +64,12 @@ def _in_a_row(config: DictConfig) -> int:
         plan, folder = pipeline.prepare(spec, options, local=True, command=command)
         pipeline.announce(plan)
         if folder is not None:
+            print(f"run folder: {folder.path}", file=sys.stderr)
             return pipeline.execute(plan, folder, options)
         print(pipeline.show(plan))
+    except KeyboardInterrupt:
+        print("interrupted; what was measured is kept: python -m launcher.resume with the run folder", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
     except UserError as error:
         error.show()
         raise SystemExit(USAGE) from None

@@ -115,7 +115,7 @@ def _run() -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher import schema, settings
+    from launcher import command_line, schema, settings
     from launcher.errors import UserError
     from launcher.validation import settings as own
     from launcher.validation.verdict import EXIT_USAGE
@@ -125,7 +125,12 @@ def _run() -> int:
     settings.register()
     if any(argument.startswith("report=") for argument in sys.argv[1:]):
         return _report(sys.argv[1:])
-    sys.argv[1:] = _completed(sys.argv[1:])
+    try:
+        sys.argv[1:] = _completed(sys.argv[1:])
+        command_line.made(sys.argv[1:])
+    except UserError as error:
+        error.show()
+        return EXIT_USAGE
     configs: list[DictConfig] = []
 
     def job(config: DictConfig) -> None:
@@ -136,7 +141,7 @@ def _run() -> int:
     try:
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="validate")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(" ".join(str(error).split()), hint="--help lists the keys").show()
+        UserError(command_line.in_words(error), hint="--help lists the keys").show()
         return EXIT_USAGE
     return _here(configs)
 
@@ -147,6 +152,7 @@ def _report(given: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from launcher.command_line import in_words
     from launcher.errors import UserError
     from launcher.validation.verdict import EXIT_USAGE
 
@@ -161,14 +167,20 @@ def _report(given: list[str]) -> int:
         with initialize_config_module("conf", version_base="1.3"):
             return _here([compose("validate", overrides=wanted)])
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(" ".join(str(error).split()), hint="--help lists the keys").show()
+        UserError(in_words(error), hint="--help lists the keys").show()
         return EXIT_USAGE
 
 
 def _completed(given: list[str]) -> list[str]:
     """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
     from bench import telemetry
+    from launcher.errors import UserError
 
+    added = [
+        argument for argument in given if argument.startswith("+") and not argument.lstrip("+").startswith("hydra")
+    ]
+    if added:
+        raise UserError(f"{added[0]} adds a key that nothing reads", hint="without +; --help lists the keys")
     given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
     if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():

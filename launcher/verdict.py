@@ -63,9 +63,8 @@ def best_other(
     if not others:
         return None
     best = min(others, key=lambda one: one.score)
-    return Rival(
-        best, _chosen_by_others([one.by_round() for one in others], list(default.by_round())), "best other pair"
-    )
+    common = sorted(default.by_round().keys() & best.by_round().keys())  # the default is measured in broken groups too
+    return Rival(best, _chosen_by_others([one.by_round() for one in others], common), "best other pair")
 
 
 def _chosen_by_others(candidates: list[dict[int, float]], numbers: list[int]) -> dict[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -18,7 +19,8 @@ from builders import ROOT, Command, Sweep
 
 from bench.records import Record, Role, Stage
 from launcher import aggregate, report
-from launcher.store import RunFolder
+from launcher.plan import FINAL
+from launcher.store import Attempt, RunFolder
 
 NOT_A_MEASUREMENT = report.NOT_A_MEASUREMENT
 SMALL = (
@@ -173,6 +175,9 @@ REFUSED = {
     "workload.dtype=fp4": "workload.dtype must be one of bf16, fp8, got fp4",
     "workload.routing=missing.npy": "workload.routing must be uniform, zipf, grouped or a readable trace",
     "workload.seed=-1": "workload.seed must be at least 0, got -1",
+    "+workload.dtyp=fp8": "+workload.dtyp=fp8 adds a key that nothing reads",
+    "measure.deadline_s=nan": "measure.deadline_s must be a number, got nan",
+    "search.candidates=[24,8,256]": "24",
 }
 
 
@@ -199,12 +204,16 @@ def test_a_bad_command_line_is_refused_in_one_error_line(refusals: dict[str, Ref
     assert runs(outputs) == []
 
 
-def test_outputs_that_cannot_be_a_folder_are_refused_in_one_error_line(run_module: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("module", "status"), [("launcher.sweep", 2), ("launcher.validate", 64)])
+@pytest.mark.parametrize("place", ["FOLDER/file/outputs", "/proc/nope"])
+def test_outputs_that_cannot_be_a_folder_are_refused_in_one_error_line(
+    module: str, status: int, place: str, run_module: Command, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
-    process = run_module("launcher.sweep", "-m", f"outputs={tmp_path}/file/outputs")
+    process = run_module(module, "-m", f"outputs={place.replace('FOLDER', str(tmp_path))}")
     assert "Traceback" not in process.stderr
-    assert process.stderr.splitlines()[0].startswith("error: ")
-    assert process.returncode == 2
+    assert process.stderr.startswith("error: cannot make a folder in outputs: ")
+    assert process.returncode == status
 
 
 def test_run_refuses_a_folder_with_something_else_in_it(run_module: Command, tmp_path: Path) -> None:
@@ -235,6 +244,40 @@ def test_aggregate_refuses_what_is_no_run_folder(
     said = capsys.readouterr()
     assert said.out == ""
     assert re.fullmatch(r"error: .+\nhint: .+\n", said.err)
+
+
+def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(ROOT / "outputs" / "published" / "h200x2-ep2-bf16", folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for module in ("launcher.aggregate", "launcher.status"):
+        process = run_module(module, str(folder))
+        assert (process.returncode, process.stdout) == (2, "")
+        assert process.stderr == (
+            f"error: the records of {folder} are packed: shards/0000/records.jsonl.gz\n"
+            f"hint: gunzip --keep {folder}/shards/*/records.jsonl.gz\n"
+        )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_status_of_a_run_without_slurm_is_that_of_its_attempts(run_module: Command, sweep: Sweep) -> None:
+    process = run_module("launcher.status", str(sweep.folder), "--json")
+    found = json.loads(process.stdout)
+    assert {row["state"] for row in found["rows"]} == {"DONE"}
+    assert (found["final"], found["aggregate"]) == ("COMPLETE", "DONE")
+
+
+def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
+    run_module: Command, sweep: Sweep, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(sweep.folder, folder)
+    run = RunFolder.open(folder)
+    for index in (0, FINAL):
+        run.begin_attempt(index, Attempt(None, "here", 0.0, 1.0, "failed"))
+    process = run_module("launcher.aggregate", str(folder))
+    assert process.returncode == 0, process.stderr
+    assert "before its search was over" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
 
 
 def test_aggregate_without_a_folder_prints_its_help_as_a_usage_error(run_module: Command) -> None:

@@ -331,6 +331,13 @@ def test_the_groups_of_a_final_hold_the_scatter_of_an_unstable_point_in_their_in
     assert verdicts(compared(run(FINAL), run(slow | {"median_us": 210.0}))) == {label(4): "same"}
 
 
+def test_where_nothing_that_gates_can_be_judged_nothing_passes() -> None:
+    calm, wild = SWEPT, measurement(6, 600.0, stage="sweep", count=48, unstable=True)
+    found = compared(run(calm), run(wild))
+    assert (found.worse, found.missing) == ([], ["a judgement: every point that gates is unstable"])
+    assert "B lacks what A is judged by: a judgement: " in side_by_side.plain(found)
+
+
 def test_the_output_says_which_points_gate() -> None:
     with_final = side_by_side.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or c" in with_final
@@ -779,9 +786,12 @@ def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points
         assert "hosts.gpu_uuids" in {one.field for one in found.differences}
         assert 0 < found.counts.get("faster", 0) + found.counts.get("slower", 0) < 0.01 * found.counts["same"]
         assert found.geometric_mean == pytest.approx(1, abs=0.005)
-        (overlapped,) = [one for one in found.picks if one.name == "overlapped"]
+        assert [one.name for one in found.picks] == ["default", "optimal"]
+        assert any("taken in two ways (timing " in note for note in found.notes)
+        same = compare(a, a, tolerance=0.02)
+        (overlapped,) = [one for one in same.picks if one.name == "overlapped"]
         assert overlapped.is_beside_gemms
-        assert overlapped.ratio == pytest.approx(1, abs=0.05)  # though one has a fourth of the other's SMs
+        assert (overlapped.ratio, same.notes) == (1.0, [])
 
 
 def test_a_published_run_that_is_cut_short_does_not_pass() -> None:

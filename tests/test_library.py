@@ -456,10 +456,10 @@ def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_pat
 
 def test_the_published_library_holds_the_published_runs() -> None:
     runs = {
-        ("NVIDIA H200", 2, 7168): "h200x2-ep2",
-        ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2",
-        ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3",
-        ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b",
+        ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
+        ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",
+        ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3-{}",
+        ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b-{}",
     }
     entries, bad = library.read_all(PUBLISHED)
     assert bad == []
@@ -468,5 +468,6 @@ def test_the_published_library_holds_the_published_runs() -> None:
     assert {(one.gpu, one.ep, one.hidden, one.dtype) for one in keys} == known
     for file, entry in entries.items():
         assert file.name == entry.key.file_name(entry.routing)
-        run = RESULTS.parents[1] / f"{runs[entry.key.gpu, entry.key.ep, entry.key.hidden]}-{entry.key.dtype}"
+        name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
+        run = RESULTS.parents[1] / name
         assert entry == publish.entry(answer.read(run / f"RESULTS_EP{entry.key.ep}.json"))

@@ -655,7 +655,7 @@ def test_no_name_becomes_a_link(word: str, text: str) -> None:
 
 
 def test_the_results_have_exactly_the_keys_of_the_schema() -> None:
-    assert set(valid(build(LINES))) == set(SCHEMA["properties"]) == set(SCHEMA["required"])
+    assert set(valid(build(LINES))) == set(SCHEMA["properties"]) == {*SCHEMA["required"], "timing"}
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -851,6 +851,38 @@ def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_l
 def test_no_number_of_another_shape_stands_beside_ours(size: int) -> None:
     made, lines = of_ep(size)
     assert "reported" not in report.markdown(build(lines, plan=made)).split("## Points")[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "answer"), [(1, "was measured in too few groups to be judged"), (2, "is not optimal")]
+)
+def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(groups: int, answer: str) -> None:
+    search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]], final_groups=5)
+    made = deepep_plan(search=search)
+    lines: list[Line] = complete(made)
+    for number in range(groups):
+        lines += [
+            record(one, noisy(time_of(one.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
+            for one in [*made.anchors, *made.cells]
+        ]
+    assert f"Your candidate (24, 12, 256) {answer}: 601 us" in report.markdown(build(lines, plan=made))
+
+
+def test_an_interrupted_group_that_measured_little_but_the_default_makes_the_verdict_no_surer() -> None:
+    """The anchors come first in every group, also in one that was preempted and then measured again."""
+
+    def times(one: Planned, group: int) -> list[float] | None:
+        if group == 5 and is_cell(one):
+            return None
+        return noisy((253 if is_cell(one) else 250) * (1 + 0.02 * (-1) ** (group + is_cell(one))))
+
+    whole, broken = (
+        build(lines, plan=made).choice.verdict for made, lines in (with_final(times), with_final(times, groups=6))
+    )
+    assert whole is not None
+    assert broken is not None
+    assert (broken.over, broken.basis) == (whole.over, whole.basis) == ("best other pair", "final")
+    assert broken.ci95.high - broken.ci95.low > 0.8 * (whole.ci95.high - whole.ci95.low)
 
 
 def test_a_candidate_of_the_user_gets_its_answer() -> None:

@@ -283,14 +283,14 @@ def test_the_process_that_forks_the_ranks_is_replaced_when_it_dies(tmp_path: Pat
     assert outcomes[1].failure is FailureKind.CRASH
 
 
-def test_ranks_that_fail_right_after_two_starts_end_the_shard(tmp_path: Path) -> None:
+def test_ranks_that_fail_right_after_each_of_five_starts_end_the_shard(tmp_path: Path) -> None:
     lines: list[Line] = []
     faults = (f"exception@0:num_slices={slices}," for slices in (1, 2))
-    with pytest.raises(StartFailure, match="failed right after two starts in a row"):
-        supervised(tmp_path, group_spec(*faults), [task(point(Op.DISPATCH, 2))] * 2, lines=lines)
+    with pytest.raises(StartFailure, match="failed right after 5 starts in a row"):
+        supervised(tmp_path, group_spec(*faults), [task(point(Op.DISPATCH, 2))] * 9, lines=lines)
     kept = [line for line in lines if isinstance(line, Record)]
-    assert [one.outcome.failure for one in kept if isinstance(one.outcome, Failed)] == [FailureKind.ERROR] * 2
-    assert len(kept) == 2
+    assert [one.outcome.failure for one in kept if isinstance(one.outcome, Failed)] == [FailureKind.ERROR] * 5
+    assert len(kept) == 5
     assert children(os.getpid()) == set()
 
 
