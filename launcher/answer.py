@@ -284,4 +284,10 @@ def provenance(answer: Answer, pick: str) -> dict[str, str]:
             f"(num_sms, nvl_chunk, nvl_buffer) = {tuple(pair.knobs[name].values())}: median {one.median_us:.2f} us, "
             f"95 % interval {one.ci95_us[0]:.2f} to {one.ci95_us[1]:.2f}"
         )
+    beside = answer.beside(pair)
+    if beside is not None:
+        low, high = beside.ci95_us
+        found["beside_gemms"] = (
+            f"{beside.makespan_us:.1f} us, 95 % interval {low:.1f} to {high:.1f}, until both are done"
+        )
     return found | {"notes": "; ".join(answer.lacks)} if answer.lacks else found

@@ -14,7 +14,7 @@ from launcher import accounting, final, shard
 from launcher.aggregate import aggregate
 from launcher.plan import FINAL
 from launcher.shard import Stop
-from launcher.store import Attempt, RunFolder, Stamp
+from launcher.store import Attempt, RunFolder, Stamp, shard_name
 
 _TERMINATED = 143
 REQUEUE = 75
@@ -49,12 +49,12 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     if stamp.outcome == "stopped":
         stuck = _is_stuck(folder.attempts_of(index))
         if requeue and job_id is not None and not stuck:
-            print(f"shard {index}: out of time, back into the queue", file=sys.stderr, flush=True)
+            print(f"{shard_name(index)}: out of time, back into the queue", file=sys.stderr, flush=True)
             sys.exit(REQUEUE)
         hint = (
             "two time limits in a row without a point: raise hydra.launcher.timeout_min" if stuck else "resume the run"
         )
-        raise RuntimeError(f"shard {index}: the time limit came before its last point; {hint}")
+        raise RuntimeError(f"{shard_name(index)}: the time limit came before its last point; {hint}")
 
 
 def _is_stuck(attempts: Sequence[Attempt]) -> bool:

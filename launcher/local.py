@@ -13,7 +13,7 @@ from launcher import attempt, pipeline, shard
 from launcher.errors import FAILURE, OK
 from launcher.plan import FINAL, Plan
 from launcher.schema import Options
-from launcher.store import RunFolder
+from launcher.store import RunFolder, shard_name
 
 _POLL_S = 0.2
 _DAY_MIN = 24 * 60
@@ -38,7 +38,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
             time.sleep(_POLL_S)
         if _num_successes(folder) == before:  # submitit's process says 0, whatever became of its task
             failed = True
-            print(f"shard {index} failed; its log: {job.paths.stderr}", file=sys.stderr)
+            print(f"{shard_name(index)} failed; its log: {job.paths.stderr}", file=sys.stderr)
     status = pipeline.report(folder, options)
     print(folder.report_file)
     return FAILURE if failed and status == OK else status

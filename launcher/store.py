@@ -374,7 +374,7 @@ class RunFolder:
         indices = [FINAL if name == "final" else int(name) for name in names]
         last = {index: self.attempts_of(index)[-1].outcome for index in indices}
         return {
-            index: f"{'The final' if index == FINAL else f'Shard {index}'} {_ENDED.get(outcome or '', _ENDED[''])}."
+            index: f"{shard_name(index).capitalize()} {_ENDED.get(outcome or '', _ENDED[''])}."
             for index, outcome in last.items()
             if outcome != "complete"
         }
@@ -441,7 +441,7 @@ class RunFolder:
         descriptor = os.open(self.records_file(index), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             with (
-                _locked(descriptor, self.shard(index) / "owner", what=f"shard {index} is being measured"),
+                _locked(descriptor, self.shard(index) / "owner", what=f"{shard_name(index)} is being measured"),
                 contextlib.closing(Appender(descriptor)) as appender,
             ):
                 yield appender
@@ -499,6 +499,11 @@ def _locked(descriptor: int, owner: Path, *, what: str) -> Iterator[None]:
         yield
     finally:
         owner.unlink(missing_ok=True)
+
+
+def shard_name(index: int) -> str:
+    """In words."""
+    return "the final" if index == FINAL else f"shard {index}"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

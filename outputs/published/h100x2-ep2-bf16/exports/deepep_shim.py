@@ -45,6 +45,7 @@ PROVENANCE: dict[str, str] = {
     'pick': 'fastest',
     'dispatch': '(num_sms, nvl_chunk, nvl_buffer) = (128, 10, 128): median 201.01 us, 95 % interval 200.50 to 201.53',
     'combine': '(num_sms, nvl_chunk, nvl_buffer) = (128, 6, 512): median 216.02 us, 95 % interval 215.71 to 216.33',
+    'beside_gemms': '5404.2 us, 95 % interval 5011.8 to 5827.4, until both are done',
 }
 TUNED: dict[int, Configs] = {
     2: {'dispatch': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 10, 'num_max_nvl_chunked_recv_tokens': 128, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}, 'combine': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 6, 'num_max_nvl_chunked_recv_tokens': 512, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}},

@@ -15,6 +15,7 @@
 # deepep-sweep, pick: fastest
 # deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 10, 128): median 201.01 us, 95 % interval 200.50 to 201.53
 # deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 6, 512): median 216.02 us, 95 % interval 215.71 to 216.33
+# deepep-sweep, beside_gemms: 5404.2 us, 95 % interval 5011.8 to 5827.4, until both are done
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128

@@ -15,6 +15,7 @@
 # deepep-sweep, pick: fastest
 # deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 8, 128): median 118.81 us, 95 % interval 118.60 to 119.02
 # deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 14, 128): median 212.84 us, 95 % interval 212.06 to 213.62
+# deepep-sweep, beside_gemms: 4771.5 us, 95 % interval 4462.2 to 5102.3, until both are done
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128

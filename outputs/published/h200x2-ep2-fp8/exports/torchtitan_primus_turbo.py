@@ -15,6 +15,7 @@
 # deepep-sweep, pick: fastest
 # deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 8, 128): median 119.68 us, 95 % interval 119.41 to 119.95
 # deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 14, 256): median 213.01 us, 95 % interval 212.70 to 213.32
+# deepep-sweep, beside_gemms: 4744.4 us, 95 % interval 4541.1 to 4956.8, until both are done
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128

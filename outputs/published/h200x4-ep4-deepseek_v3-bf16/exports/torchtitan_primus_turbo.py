@@ -15,6 +15,7 @@
 # deepep-sweep, pick: fastest
 # deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 4, 1024): median 496.48 us, 95 % interval 495.19 to 497.77
 # deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 14, 1024): median 512.57 us, 95 % interval 512.28 to 512.85
+# deepep-sweep, beside_gemms: 5603.5 us, 95 % interval 5539.0 to 5668.7, until both are done
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128

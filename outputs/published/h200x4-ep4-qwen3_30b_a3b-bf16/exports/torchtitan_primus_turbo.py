@@ -15,6 +15,7 @@
 # deepep-sweep, pick: fastest
 # deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 12, 512): median 165.76 us, 95 % interval 165.42 to 166.10
 # deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 14, 256): median 168.72 us, 95 % interval 168.45 to 169.00
+# deepep-sweep, beside_gemms: 728.0 us, 95 % interval 726.8 to 729.2, until both are done
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128
