@@ -107,9 +107,8 @@ class Worker:
                 tokens, scales = received.payload
                 received = received._replace(payload=(self._spoilt(point, tokens), scales))
             layout = session.layout()
-            output = self._operation(point)(
-                _no_mark
-            )  # by all ranks, whatever one has seen: else the others wait for it
+            # by all ranks, whatever one has seen: else the others wait for it
+            output = self._operation(point)(_no_mark)
             return protocol.Checked(oracle.wrong_dispatch(received) or self._wrong(point, output), layout)
         return protocol.Checked(None, [])
 
