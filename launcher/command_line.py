@@ -50,7 +50,7 @@ def made(given: Sequence[str]) -> None:
 
 def in_words(error: Exception) -> str:
     """One line of what Hydra or OmegaConf says, with the reason that it keeps behind, without advice to add keys."""
-    said = " ".join(str(error).split()).partition(" To append to your config")[0]
+    said = " ".join(str(error).split()).partition(" To append to your config")[0].rstrip(".")
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")
     return said if not cause or cause in said else f"{said}: {cause}"
 
