@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -95,7 +96,8 @@ class Both(NamedTuple):
 def both(eleven: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Both:
     """gpu6 is drained, gpu7's job is preempted, gpu12 does not exist, gpu1 and gpu8 are healthy.
 
-    Beside them gpu9, gpu10 and gpu11 are to be validated one after the other; gpu10 is taken when gpu9 has begun.
+    Beside them gpu9, gpu10 and gpu11 are to be validated one after the other; gpu10 is taken when gpu9 has begun, and
+    will be drained.
     """
     faulty, busy = tmp_path_factory.mktemp("faulty"), tmp_path_factory.mktemp("busy")
     eleven.command("scontrol", "update", "nodename=gpu6", "state=drain", "reason=EPV-TEST")
@@ -103,6 +105,7 @@ def both(eleven: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Both:
     waits = begin(eleven, busy, "nodes=gpu[9-11]", *one_by_one)
     sweeps.wait_until((folder_of(busy) / "nodes" / "gpu9" / "NODE.json").is_file)
     eleven.command("sbatch", "-p", "main", "-w", "gpu10", "--exclusive", "--wrap", "sleep 600", "-o", "/dev/null")
+    eleven.command("scontrol", "update", "nodename=gpu10", "state=drain", "reason=BAD-DIMM")
     faults = ",".join(f"'{node}/{fault}'" for node, fault in FAULTS.items())
     process = begin(eleven, faulty, "nodes=gpu[1-8],gpu12", f"faults=[{faults}]", "max_in_flight=2")
     folder = folder_of(faulty)
@@ -177,16 +180,20 @@ def test_nothing_is_left_behind(validation: Validation, eleven: SlurmLab):
     assert sweeps.stray_ranks(eleven) == []
 
 
-def test_a_busy_node_is_skipped_at_the_deadline_and_keeps_nobody_behind_it_waiting(both: Both):
+def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_keeps_nobody_behind_it_waiting(both: Both):
     assert {node: both.busy.said(node) for node in both.busy.nodes} == {
         "gpu9": ("PASS", ""),
-        "gpu10": ("SKIPPED", "U907"),
+        "gpu10": ("SKIPPED", "U908"),
         "gpu11": ("PASS", ""),
     }
     assert both.busy.done.status == 0
     assert "gpu10 is busy, and lets the others go first" in both.busy.done.stderr
     order = json.loads((both.busy.folder / "order.json").read_bytes())
-    assert int(order["jobs"]["gpu10"]) > int(order["jobs"]["gpu11"])
+    assert [one["why"] for one in order["skipped"]] in (
+        [f"Slurm has it {state}: BAD-DIMM"] for state in ("draining", "drained")
+    )
+    (new, old) = re.findall(r"the others go first: job (\d+) instead of (\d+)", both.busy.done.stderr)[0]
+    assert int(new) > int(order["jobs"]["gpu11"]) > int(old)
     assert set(order["states"]) == set(order["jobs"].values())
 
 
