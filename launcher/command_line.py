@@ -26,9 +26,7 @@ def completed(given: Sequence[str]) -> list[str]:
     The dry run gets a toy workload, since four processes on two cores take minutes for a real one. It is only filled
     in where the command line leaves a group open and chooses neither hardware, backend nor launcher.
     """
-    for argument in given:
-        if argument.startswith("+") and not argument.lstrip("+").startswith(_MAY_BE_ADDED):
-            raise UserError(f"{argument} adds a key that nothing reads", hint="without +; --help lists the keys")
+    refuse_added(given)
     quoted = [_quote_choice(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
     if keys & {*_DECIDED, *_ONLY_ASKING} or telemetry.inventory():
@@ -36,8 +34,17 @@ def completed(given: Sequence[str]) -> list[str]:
     return quoted + [override for override in _SMALL if override.partition("=")[0] not in keys]
 
 
+def refuse_added(given: Sequence[str]) -> None:
+    """UserError for ``+KEY`` that nothing would read: Hydra adds it, and a typo would pass in silence."""
+    for argument in given:
+        if argument.startswith("+") and not argument.lstrip("+").startswith(_MAY_BE_ADDED):
+            raise UserError(f"{argument} adds a key that nothing reads", hint="without +; --help lists the keys")
+
+
 def made(given: Sequence[str]) -> None:
     """Makes the folder that Hydra and new run folders are made in. UserError where that cannot be."""
+    if set(given) & set(_ONLY_ASKING):
+        return
     named = [argument.partition("=")[2] for argument in given if argument.startswith("outputs=")]
     folder = Path(named[-1].strip("'\"") if named else "outputs") / ".hydra"
     try:

@@ -50,7 +50,7 @@ Notes
 
 Exit status
   0  every planned point has a result     2  usage: the plan was refused, nothing was started
-  3  points are missing, or a search was cut  1  anything else
+  3  points are missing, or a search was cut  1  anything else; 130 it was interrupted here
 
 Files
   outputs/<time>-<id>/OPTIMAL_CONFIGS.md       the report, whose path is all that goes to stdout

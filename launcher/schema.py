@@ -233,10 +233,10 @@ def spec_from(config: DictConfig) -> tuple[Spec, Options]:
         )
     if plain["workload"]["dtype"] not in list(Dtype):
         raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {plain['workload']['dtype']}")
-    for name, group in {str(name): group for name, group in plain.items()}.items():
+    for name, group in plain.items():
         for key, value in group.items() if isinstance(group, dict) else ():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name}.{key} must be a number, got {value}")
+                raise UserError(f"{name!s}.{key} must be a number, got {value}")
     try:
         return msgspec.convert(plain, Spec), msgspec.convert(plain, Options)
     except msgspec.ValidationError as error:

@@ -174,13 +174,9 @@ def _report(given: list[str]) -> int:
 def _completed(given: list[str]) -> list[str]:
     """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
     from bench import telemetry
-    from launcher.errors import UserError
+    from launcher.command_line import refuse_added
 
-    added = [
-        argument for argument in given if argument.startswith("+") and not argument.lstrip("+").startswith("hydra")
-    ]
-    if added:
-        raise UserError(f"{added[0]} adds a key that nothing reads", hint="without +; --help lists the keys")
+    refuse_added(given)
     given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
     if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():

@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,6 +280,22 @@ def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
     process = run_module("launcher.aggregate", str(folder))
     assert process.returncode == 0, process.stderr
     assert "before its search was over" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
+
+
+def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: dict[str, str], tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "launcher.sweep", "-m", f"outputs={tmp_path}"]
+    process = subprocess.Popen(line, cwd=ROOT, env=no_gpus, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = []
+    for words in process.stderr:
+        said.append(words)
+        if words.startswith("shard 0: starting"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    (folder,) = [RunFolder.open(path.parent).path for path in tmp_path.glob("*/run.json")]
+    assert f"run folder: {folder}\n" in said
+    assert said[-1].startswith("interrupted; what was measured is kept: ")
+    assert "Traceback" not in "".join(said)
 
 
 def test_aggregate_without_a_folder_prints_its_help_as_a_usage_error(run_module: Command) -> None:

@@ -73,16 +73,24 @@ class Fleet(msgspec.Struct, frozen=True):
     @property
     def medians(self) -> dict[str, float]:
         """Of each rate over the nodes that have it."""
-        return self.medians_beside(None)
+        return _medians(self.rows)
 
-    def medians_beside(self, node: Node | None) -> dict[str, float]:
-        """The same over the nodes with the GPUs, links and versions of one."""
-        values: dict[str, list[float]] = defaultdict(list)
+    @property
+    def medians_by_kind(self) -> dict[tuple[object, ...], dict[str, float]]:
+        """The same over the nodes with the same GPUs, links and versions, by Node.fingerprint."""
+        kinds: dict[tuple[object, ...], list[Row]] = defaultdict(list)
         for row in self.rows:
-            if node is None or (row.result is not None and row.result.fingerprint == node.fingerprint):
-                for key, value in rates_of(row.result).items():
-                    values[key].append(value)
-        return {key: float(np.median(found)) for key, found in values.items()}
+            if row.result is not None:
+                kinds[row.result.fingerprint].append(row)
+        return {kind: _medians(rows) for kind, rows in kinds.items()}
+
+
+def _medians(rows: list[Row]) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for key, value in rates_of(row.result).items():
+            values[key].append(value)
+    return {key: float(np.median(found)) for key, found in values.items()}
 
 
 def rates_of(result: Node | None) -> dict[str, float]:

@@ -74,8 +74,6 @@ def to_drain(node: Node) -> str:
         for one in node.findings
         if one.verdict in (Verdict.FAIL, Verdict.HANG) and one.code != "E208" and (twice or not one.needs_confirmation)
     ]
-    if any((one.code, one.message) == (node.code, node.reason) for one in seen):
-        return node.reason_short
     return headline(seen)[2] if seen else ""
 
 

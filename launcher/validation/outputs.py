@@ -57,8 +57,9 @@ def _actions(fleet: Fleet) -> list[str]:
 
 def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
     """Each node's rates and their shares, a line for each: a fleet has many nodes and few tests."""
+    medians = fleet.medians_by_kind
     rows = [
-        [text(row.name), text(key), *_shares(row.result, key, value, fleet.medians_beside(row.result)[key], references)]
+        [text(row.name), text(key), *_shares(row.result, key, value, medians[row.result.fingerprint][key], references)]
         for row in fleet.rows
         if row.result is not None
         for key, value in sorted(rates_of(row.result).items())
@@ -152,7 +153,7 @@ def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
 
 def _drain(fleet: Fleet, *, run: str, when: str) -> list[str]:
     commands = drain_lines(fleet, run=run, when=when)
-    if not commands or any(row.result is not None and row.result.dry_run for row in fleet.rows):
+    if not commands:
         return []
     return [
         "## To drain",
