@@ -33,7 +33,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.timings $(ARGS)
 
 docs: $(STAMP)
-	$(BIN)/python -m launcher.manual docs/CONFIGS.md
+	$(BIN)/python -m launcher.config.manual docs/CONFIGS.md
 	$(BIN)/python -c "from pathlib import Path; from launcher.validation import node; \
 	  Path('docs/node.schema.json').write_bytes(node.schema())"
 

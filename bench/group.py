@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bench import nursery, protocol
+from bench import forkserver, protocol
 from bench.records import Failed, FailureKind
 
 _LAST_WORDS_CHARS = 2000
@@ -42,7 +42,7 @@ class Rank:
     def __init__(self, index: int, log: Path, *, startup_s: float) -> None:
         self.index, self.log = index, log
         self._log_start = log.stat().st_size if log.exists() else 0
-        self.process = nursery.shared().fork(f"rank {index}", log, timeout_s=startup_s)
+        self.process = forkserver.shared().fork(f"rank {index}", log, timeout_s=startup_s)
         self._partial = b""
 
     def ask(self, line: bytes) -> None:
@@ -97,7 +97,7 @@ class Group:
             for index in range(spec.num_ranks):
                 self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=left_s()))
             self.ready = self._join(spec, deadline_s=left_s())
-        except nursery.NurseryFailure as failure:
+        except forkserver.NurseryFailure as failure:
             self.kill()
             raise RankFailure(Failed(FailureKind.CRASH, str(failure), "startup")) from None
         except BaseException:

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bench import protocol, telemetry
+from bench import protocol
 from bench.group import Group, RankFailure
+from bench.nvml import gpus as telemetry
 from bench.records import (
     Environment,
     Failed,

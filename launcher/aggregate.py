@@ -16,11 +16,14 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import final, findings, page, report, results, results_json, shard, visits
+from launcher.analysis import results
+from launcher.analysis.results import Results
+from launcher.config.plan import FINAL, Plan
 from launcher.errors import FAILURE, MISSING, OK, USAGE, UserError
-from launcher.plan import FINAL, Plan
-from launcher.results import Results
-from launcher.store import RunFolder, write_atomic
+from launcher.report import findings, html_report, optimal_configs, results_json
+from launcher.store import table
+from launcher.store.run_folder import RunFolder, write_atomic
+from launcher.tuner import final, shard
 
 _FLAGS = ("strict", "allow_mixed")
 
@@ -34,7 +37,7 @@ def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = Fa
 
     Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
     """
-    with visits.uncollected():
+    with table.uncollected():
         return _aggregate(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
 
 
@@ -60,7 +63,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     ]
     drawing = _drawing(folder, parts[0]) if draw else None
     for number, part in enumerate(parts):
-        file = folder.path / report.file_name(folder.results_file(plan.spec.ep.size).name, number)
+        file = folder.path / optimal_configs.file_name(folder.results_file(plan.spec.ep.size).name, number)
         encoded = msgspec.json.encode(results_json.to_json(part))
         write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
     all_said = [findings.findings(part) for part in parts]
@@ -72,10 +75,10 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     shown = [pictures if part is parts[0] else {} for part in parts]
     texts, summaries = [], []
     for number, (part, own, said) in enumerate(zip(parts, shown, all_said, strict=True)):
-        html = page.html(part, pictures=own, mixed=_mixed(parts, number, differing), said=said)
-        write_atomic(folder.path / report.file_name("report.html", number), html)
-        texts.append(report.markdown(part, pictures=sorted(own), number=number, said=said))
-        summaries.append(report.summary(part, number=number, said=said))
+        html = html_report.html(part, pictures=own, mixed=_mixed(parts, number, differing), said=said)
+        write_atomic(folder.path / optimal_configs.file_name("report.html", number), html)
+        texts.append(optimal_configs.markdown(part, pictures=sorted(own), number=number, said=said))
+        summaries.append(optimal_configs.summary(part, number=number, said=said))
     write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(summaries))
     write_atomic(folder.report_file, "\n---\n\n".join(texts))
     return _status(parts[0], strict=strict)
@@ -85,7 +88,7 @@ def _mixed(parts: list[Results], number: int, differing: list[str]) -> str:
     """Of a run in unlike environments: which of them a page is about, and where the others are."""
     if len(parts) == 1:
         return ""
-    others = ", ".join(report.file_name("report.html", at) for at in range(len(parts)) if at != number)
+    others = ", ".join(optimal_configs.file_name("report.html", at) for at in range(len(parts)) if at != number)
     return (
         f"Measured in {len(parts)} unlike environments ({'; '.join(differing)}), reported apart: this page is about "
         f"environment {number + 1}, {_device(parts[number])}. The others: {others}."
@@ -101,7 +104,7 @@ def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
 
     It is forked, so that it needs no copy of the results, and none of the tool's threads is in it.
     """
-    if not found.choice.best_per_shared or report.means_nothing(found):
+    if not found.choice.best_per_shared or optimal_configs.means_nothing(found):
         return None
     process = multiprocessing.get_context("fork").Process(target=_draw, args=(folder, found))
     process.start()
@@ -110,7 +113,7 @@ def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
 
 def _draw(folder: RunFolder, found: Results) -> None:
     """Matplotlib takes a second to import, so only here."""
-    from launcher import plots
+    from launcher.report import plots
 
     for name, svg in plots.draw(found).items():
         write_atomic(folder.path / name, svg)

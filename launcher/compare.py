@@ -40,8 +40,8 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import side, side_by_side
-from launcher.comparison import compare
+from launcher.comparison import render, run
+from launcher.comparison.compare import compare
 from launcher.errors import FAILURE, MISSING, OK, USAGE, Parser, UserError
 
 _TOLERANCE = 0.02
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK if given else USAGE
     try:
         options = _parsed(given)
-        a, b = side.read(options.a), side.read(options.b)
+        a, b = run.read(options.a), run.read(options.b)
         found = compare(a, b, tolerance=options.tolerance, unlike_hardware=options.unlike_hardware)
     except UserError as error:
         error.show()
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
-        print(side_by_side.github(found) if options.markdown else side_by_side.plain(found), end="")
+        print(render.github(found) if options.markdown else render.plain(found), end="")
     if found.worse:
         return FAILURE
     return MISSING if found.missing and not options.allow_missing else OK

@@ -36,16 +36,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import answer
-from launcher.answer import PICKS, Answer
+from launcher.deploy import tuned
+from launcher.deploy.formats import EXPORTS, render
+from launcher.deploy.tuned import PICKS, Answer
 from launcher.errors import OK, USAGE, Parser, UserError
-from launcher.exports import EXPORTS, render
-from launcher.store import write_atomic
+from launcher.store.run_folder import write_atomic
 
 
 def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
     """The files that were written for a RESULTS file. UserError when it has nothing to deploy."""
-    found = answer.read(results)
+    found = tuned.read(results)
     texts = render(found, pick=pick, names=names)
     for warning in warnings(found):
         print(f"note: {warning}", file=sys.stderr)
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK if given else USAGE
     try:
         path, names, pick = _parsed(given)
-        written = export(answer.locate(path), names=names, pick=pick)
+        written = export(tuned.locate(path), names=names, pick=pick)
     except UserError as error:
         error.show()
         return USAGE

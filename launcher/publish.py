@@ -32,11 +32,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from launcher import answer, library
-from launcher.answer import Answer
+from launcher import library
+from launcher.deploy import tuned
+from launcher.deploy.tuned import Answer
 from launcher.errors import OK, USAGE, Parser, UserError
 from launcher.library import Entry, Key, Tuned
-from launcher.store import write_atomic
+from launcher.store.run_folder import write_atomic
 
 DEFAULT_LIBRARY = Path("outputs/library")
 
@@ -88,7 +89,7 @@ def entry(found: Answer) -> Entry:
         measured=found.ended or "unknown",
         verdict=found.verdict.kind,
         picks={name: _tuned(found, name) for name in found.picks},
-        provenance=answer.provenance(found, "fastest"),
+        provenance=tuned.provenance(found, "fastest"),
     )
 
 
@@ -102,7 +103,7 @@ def _tuned(found: Answer, pick: str) -> Tuned:
         beside_gemms_us=None if beside is None else beside.makespan_us,
         beside_gemms_ci95_us=None if beside is None else beside.ci95_us,
         timing=found.timing,
-        provenance=answer.provenance(found, pick),
+        provenance=tuned.provenance(found, pick),
     )
 
 
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--library", type=Path, default=DEFAULT_LIBRARY)
     try:
         found = parser.parse_args(given)
-        file, done = publish(answer.read(answer.locate(found.run)), found.library)
+        file, done = publish(tuned.read(tuned.locate(found.run)), found.library)
     except UserError as error:
         error.show()
         return USAGE

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from launcher.errors import OK, USAGE, UserError
-from launcher.store import RunFolder
+from launcher.store.run_folder import RunFolder
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from launcher import picture, watch
 from launcher.errors import OK, USAGE, UserError
-from launcher.store import RunFolder
+from launcher.jobs import run_status, watch
+from launcher.store.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = RunFolder.open(Path(paths[0]))
         folder.refuse_packed()
-        now = picture.take(folder, folder.plan())
+        now = run_status.take(folder, folder.plan())
     except UserError as error:
         error.show()
         return USAGE

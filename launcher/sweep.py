@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from launcher import manual
+from launcher.config import manual
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,12 +24,12 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher import schema, settings
-    from launcher.command_line import completed, in_words, made
+    from launcher.config import job_options, schema
+    from launcher.config.arguments import completed, in_words, made
     from launcher.errors import USAGE, UserError
 
     schema.register()
-    settings.register()
+    job_options.register()
     try:
         sys.argv[1:] = completed(sys.argv[1:])
         made(sys.argv[1:])
@@ -54,19 +54,20 @@ def main() -> None:
 def _in_a_row(config: DictConfig) -> int:
     from hydra.core.hydra_config import HydraConfig
 
-    from launcher import pipeline, schema
+    from launcher.config import schema
     from launcher.errors import OK, USAGE, UserError
+    from launcher.jobs import inline
 
     given = HydraConfig.get().overrides
     try:
         spec, options = schema.spec_from(config)
-        command = pipeline.command_line(given.task, given.hydra)
-        plan, folder = pipeline.prepare(spec, options, local=True, command=command)
-        pipeline.announce(plan)
+        command = inline.command_line(given.task, given.hydra)
+        plan, folder = inline.prepare(spec, options, local=True, command=command)
+        inline.announce(plan)
         if folder is not None:
             print(f"run folder: {folder.path}", file=sys.stderr)
-            return pipeline.execute(plan, folder, options)
-        print(pipeline.show(plan))
+            return inline.execute(plan, folder, options)
+        print(inline.show(plan))
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept: python -m launcher.resume with the run folder", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None

@@ -88,7 +88,7 @@ def main() -> None:
 def _status() -> int:
     import pynvml
 
-    from launcher.validation.verdict import EXIT_CRITICAL
+    from launcher.validation.codes import EXIT_CRITICAL
 
     try:
         return _run()
@@ -103,7 +103,7 @@ def _status() -> int:
 
 def _translated(code: object) -> int:
     """The plugin's launcher ends the process with a status of ours; argparse with 2, which would mean a faulty node."""
-    from launcher.validation.verdict import EXIT_OK, EXIT_USAGE, Status
+    from launcher.validation.codes import EXIT_OK, EXIT_USAGE, Status
 
     if isinstance(code, Status):
         return int(code)
@@ -115,19 +115,19 @@ def _run() -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher import command_line, schema, settings
+    from launcher.config import arguments, job_options, schema
     from launcher.errors import UserError
-    from launcher.validation import settings as own
-    from launcher.validation.verdict import EXIT_USAGE
+    from launcher.validation import config as own
+    from launcher.validation.codes import EXIT_USAGE
 
     own.register()
     schema.register()
-    settings.register()
+    job_options.register()
     if any(argument.startswith("report=") for argument in sys.argv[1:]):
         return _report(sys.argv[1:])
     try:
         sys.argv[1:] = _completed(sys.argv[1:])
-        command_line.made(sys.argv[1:])
+        arguments.made(sys.argv[1:])
     except UserError as error:
         error.show()
         return EXIT_USAGE
@@ -141,7 +141,7 @@ def _run() -> int:
     try:
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="validate")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(command_line.in_words(error), hint="--help lists the keys").show()
+        UserError(arguments.in_words(error), hint="--help lists the keys").show()
         return EXIT_USAGE
     return _here(configs)
 
@@ -152,9 +152,9 @@ def _report(given: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher.command_line import in_words
+    from launcher.config.arguments import in_words
     from launcher.errors import UserError
-    from launcher.validation.verdict import EXIT_USAGE
+    from launcher.validation.codes import EXIT_USAGE
 
     known = (*(f"{key}=" for key in _OF_REPORTS), "hydra", "-")
     extra = [argument for argument in given if not argument.startswith(known)]
@@ -173,13 +173,13 @@ def _report(given: list[str]) -> int:
 
 def _completed(given: list[str]) -> list[str]:
     """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
-    from bench import telemetry
-    from launcher.command_line import refuse_added
+    from bench.nvml import gpus
+    from launcher.config.arguments import refuse_added
 
     refuse_added(given)
     given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
-    if keys & {"hardware", "backend", "hydra/launcher"} or telemetry.inventory():
+    if keys & {"hardware", "backend", "hydra/launcher"} or gpus.inventory():
         return given
     return given + [override for override in _QUICK if override.partition("=")[0] not in keys]
 
@@ -193,12 +193,12 @@ def _quoted(argument: str) -> str:
 def _here(configs: list[DictConfig]) -> int:
     """This machine, by each configuration; all are checked before the first is measured."""
     from launcher.errors import UserError
-    from launcher.validation import here, summary
-    from launcher.validation.settings import from_config
-    from launcher.validation.verdict import EXIT_USAGE, combined
+    from launcher.validation.codes import EXIT_USAGE, combined
+    from launcher.validation.config import from_config
+    from launcher.validation.run import on_this_machine, summary
 
     try:
-        wanted = [here.prepare(*from_config(config)) for config in configs]
+        wanted = [on_this_machine.prepare(*from_config(config)) for config in configs]
     except UserError as error:
         error.show()
         return EXIT_USAGE

@@ -33,11 +33,11 @@ from bench.records import (
     Traffic,
 )
 from bench.workload import Workload
-from launcher import plan, schema
-from launcher.command_line import completed
-from launcher.plan import Plan, Planned
-from launcher.schema import Spec
-from launcher.store import Manifest, Revision
+from launcher.config import plan, schema
+from launcher.config.arguments import completed
+from launcher.config.plan import Plan, Planned
+from launcher.config.schema import Spec
+from launcher.store.run_folder import Manifest, Revision
 
 ROOT = Path(__file__).resolve().parents[1]
 

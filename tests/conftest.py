@@ -10,7 +10,7 @@ import pytest
 from builders import Command, Sweep, command, deepep_plan
 from hypothesis import HealthCheck, settings
 
-from launcher.plan import Plan
+from launcher.config.plan import Plan
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

@@ -12,15 +12,16 @@ import msgspec
 import numpy as np
 from builders import ENVIRONMENT
 
-from bench.counters import Counters
+from bench.nvml.counters import Counters
 from bench.records import Gpu, GpuState
-from launcher.store import Revision
-from launcher.validation import fleet, reference
+from launcher.store.run_folder import Revision
 from launcher.validation import node as nodes
-from launcher.validation.fleet import Row, row_of
-from launcher.validation.judge import LAYERS, conclude, headline, judge, to_drain
+from launcher.validation import reference
+from launcher.validation.config import Spec, from_config
+from launcher.validation.judge import fleet
+from launcher.validation.judge.fleet import Row, row_of
+from launcher.validation.judge.layers import LAYERS, conclude, headline, judge, to_drain
 from launcher.validation.node import Attempt, Node, Phase, Preflight, Rate
-from launcher.validation.settings import Spec, from_config
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
@@ -46,11 +47,12 @@ def spec(*overrides: str) -> Spec:
     """Four H200s, DeepEP, the thresholds as they stand in the configuration; or what the overrides say."""
     from hydra import compose, initialize_config_module
 
-    from launcher import schema
-    from launcher.validation import resolve, settings
+    from launcher.config import schema
+    from launcher.validation import config
+    from launcher.validation.run import resolve
 
     schema.register()
-    settings.register()
+    config.register()
     with initialize_config_module("conf", version_base="1.3"):
         values, _ = from_config(
             compose("validate", overrides=list(overrides) or ["hardware=h200", "backend=deepep", "gpus=4"])

@@ -20,11 +20,12 @@ import pytest
 from builders import ROOT, Command, Sweep
 
 from bench.records import Record, Role, Stage
-from launcher import aggregate, report
-from launcher.plan import FINAL
-from launcher.store import Attempt, RunFolder
+from launcher import aggregate
+from launcher.config.plan import FINAL
+from launcher.report import optimal_configs
+from launcher.store.run_folder import Attempt, RunFolder
 
-NOT_A_MEASUREMENT = report.NOT_A_MEASUREMENT
+NOT_A_MEASUREMENT = optimal_configs.NOT_A_MEASUREMENT
 SMALL = (
     "-m",
     "ep=2",

@@ -22,12 +22,14 @@ from scipy import stats as scipy_stats
 from bench.records import Stage
 from bench.stats import Interval, median_interval, paired_ratio_interval
 from launcher import compare as command
-from launcher import comparison, side, side_by_side
-from launcher.comparison import SCHEMA, Comparison, compare
+from launcher.comparison import compare as comparison
+from launcher.comparison import render
+from launcher.comparison import run as side
+from launcher.comparison.compare import SCHEMA, Comparison, compare
+from launcher.comparison.run import Side
 from launcher.errors import UserError
-from launcher.report import NOT_A_MEASUREMENT
-from launcher.search import DRIFT
-from launcher.side import Side
+from launcher.report.optimal_configs import NOT_A_MEASUREMENT
+from launcher.tuner.racing import DRIFT
 
 PUBLISHED = ROOT / "outputs" / "published"
 REAL: dict[str, Any] = msgspec.json.decode((PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json").read_bytes())
@@ -275,7 +277,7 @@ def test_what_b_lacks_of_what_a_is_judged_by_does_not_pass_unless_it_is_allowed(
     for flags, status in (([], 3), (["--allow-missing"], 0)):
         last = last_line(*pair, *flags, folder=tmp_path, capsys=capsys)
         assert last == f"{status} Nothing that was measured is worse."
-    assert f"B lacks what A is judged by: {', '.join(lacks)}.\n" in side_by_side.plain(compared(*pair))
+    assert f"B lacks what A is judged by: {', '.join(lacks)}.\n" in render.plain(compared(*pair))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_a_point_that_is_missing_stands_before_those_that_are_not_worse() -> Non
 def test_a_long_list_of_what_is_missing_is_cut() -> None:
     found = compared(run(SWEPT, *(measurement(chunk, 200.0) for chunk in range(10, 18))), run(SWEPT))
     line = f"B lacks what A is judged by: {', '.join(label(chunk) for chunk in range(10, 15))} and 4 more."
-    assert line in side_by_side.plain(found).splitlines()
+    assert line in render.plain(found).splitlines()
 
 
 # ---- unstable points
@@ -322,7 +324,7 @@ def test_an_unstable_point_of_one_set_of_processes_says_nothing_and_is_listed(pa
         assert (found.worse, found.missing) == ([], [])
         assert (found.geometric_mean, found.num_ratios) == (1.0, 2)
         assert found.counts == {"unstable": 1, "same": 2}
-        assert next(line for line in side_by_side.plain(found).splitlines() if label(8) in line).endswith("unstable")
+        assert next(line for line in render.plain(found).splitlines() if label(8) in line).endswith("unstable")
 
 
 def test_the_groups_of_a_final_hold_the_scatter_of_an_unstable_point_in_their_interval() -> None:
@@ -335,13 +337,13 @@ def test_where_nothing_that_gates_can_be_judged_nothing_passes() -> None:
     calm, wild = SWEPT, measurement(6, 600.0, stage="sweep", count=48, unstable=True)
     found = compared(run(calm), run(wild))
     assert (found.worse, found.missing) == ([], ["a judgement: every point that gates is unstable"])
-    assert "B lacks what A is judged by: a judgement: " in side_by_side.plain(found)
+    assert "B lacks what A is judged by: a judgement: " in render.plain(found)
 
 
 def test_the_output_says_which_points_gate() -> None:
-    with_final = side_by_side.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
+    with_final = render.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or c" in with_final
-    without = side_by_side.plain(compared(run(SWEPT), run(FINAL, SWEPT)))
+    without = render.plain(compared(run(SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: all 1 with two times, since no final measured one of them in both runs.\n" in without
 
 
@@ -713,14 +715,14 @@ HARMLESS = spoilt("x")
 @given(hostile)
 def test_no_text_from_a_run_gets_out_of_its_cell(text: str) -> None:
     found = spoilt(text)
-    marked = side_by_side.github(found)
-    assert structure(marked) == structure(side_by_side.github(HARMLESS))
+    marked = render.github(found)
+    assert structure(marked) == structure(render.github(HARMLESS))
     inline = [token for token in MarkdownIt("commonmark").enable("table").parse(marked) if token.children]
     kinds = {child.type for token in inline for child in token.children or []}
     assert kinds <= {"text", "code_inline", "strong_open", "strong_close"}
-    plain = side_by_side.plain(found)
+    plain = render.plain(found)
     assert [char for char in plain if not char.isprintable() and char != "\n"] == []
-    assert plain.count("\n") == side_by_side.plain(HARMLESS).count("\n")
+    assert plain.count("\n") == render.plain(HARMLESS).count("\n")
 
 
 def test_two_dry_runs_are_compared_and_said_to_be_no_measurements(run_module: Command, sweep: Sweep) -> None:
@@ -734,7 +736,7 @@ def test_two_dry_runs_are_compared_and_said_to_be_no_measurements(run_module: Co
 
 def test_shared_gpus_are_said_first() -> None:
     one = run(FINAL, shared_gpus=True)
-    assert side_by_side.github(compared(one, one)).splitlines()[0] == (
+    assert render.github(compared(one, one)).splitlines()[0] == (
         "**In both several ranks shared a GPU: the times mean nothing.**"
     )
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from builders import ROOT
 
-from launcher import manual
-from launcher.manual import SWEEP, VALIDATE, Key, sections
+from launcher.config import manual
+from launcher.config.manual import SWEEP, VALIDATE, Key, sections
 from launcher.validation import node
 
 REMAKE = "make docs writes it anew"

@@ -24,14 +24,15 @@ from hypothesis import strategies as st
 
 from bench.backends import BACKENDS
 from bench.records import Op
-from launcher import answer, export
-from launcher.answer import PICKS, Answer, provenance
+from launcher import export
+from launcher.deploy import tuned
+from launcher.deploy.formats import EXPORTS, SHIM, render
+from launcher.deploy.tuned import PICKS, Answer, provenance
 from launcher.errors import UserError
-from launcher.exports import EXPORTS, SHIM, render
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 STAND_INS = ROOT / "tests" / "stand_ins"
-ANSWER = answer.read(RESULTS)
+ANSWER = tuned.read(RESULTS)
 FILES = [one.file for one in EXPORTS.values()]
 DISPATCH, COMBINE = (128, 8, 128, 6, 128), (128, 14, 256, 6, 128)
 
@@ -184,7 +185,7 @@ def test_what_must_not_be_deployed_is_refused_in_one_line(
 ) -> None:
     file = written(document | changes, tmp_path)
     with pytest.raises(UserError) as caught:
-        answer.read(file)
+        tuned.read(file)
     assert str(caught.value) == f"{file} {message}"
     assert caught.value.hint
 
@@ -193,13 +194,13 @@ def test_what_must_not_be_deployed_is_refused_in_one_line(
 def test_a_file_that_is_no_results_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "RESULTS_EP2.json").write_bytes(content)
     with pytest.raises(UserError, match="is no RESULTS file"):
-        answer.read(tmp_path / "RESULTS_EP2.json")
+        tuned.read(tmp_path / "RESULTS_EP2.json")
 
 
 def test_a_run_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="has no RESULTS file yet") as caught:
-        answer.locate(tmp_path)
+        tuned.locate(tmp_path)
     assert caught.value.hint == f"python -m launcher.aggregate {shlex.quote(str(tmp_path))}"
 
 
@@ -207,7 +208,7 @@ def test_the_results_of_other_environments_are_not_taken_for_the_run_s(tmp_path:
     (tmp_path / "run.json").write_text('{"format": 1}')
     for name in ("RESULTS_EP2.2.json", "RESULTS_EP2.json"):
         (tmp_path / name).touch()
-    assert answer.locate(tmp_path) == tmp_path / "RESULTS_EP2.json"
+    assert tuned.locate(tmp_path) == tmp_path / "RESULTS_EP2.json"
 
 
 @pytest.mark.parametrize("kind", ["default_is_optimal", "inconclusive"])
@@ -430,7 +431,7 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
     exports: Path, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | {"ep": 4}, tmp_path, "RESULTS_EP4.json")
-    wanted = {name: tuple(knobs.values()) for name, knobs in answer.read(RESULTS).pair("overlapped").knobs.items()}
+    wanted = {name: tuple(knobs.values()) for name, knobs in tuned.read(RESULTS).pair("overlapped").knobs.items()}
     holds(
         "import deepep_shim\n"
         f"active = deepep_shim.apply({str(file)!r}, pick='overlapped')\n"
@@ -497,7 +498,7 @@ def test_importing_the_shim_where_deep_ep_cannot_be_used_warns_and_lives_on(expo
 def test_the_template_itself_changes_nothing() -> None:
     holds(
         "import deepep_shim, sys\nassert 'deep_ep' not in sys.modules and deepep_shim.active() == {}\n",
-        ROOT / "launcher" / "templates",
+        ROOT / "launcher" / "deploy" / "templates",
     )
 
 
@@ -528,7 +529,7 @@ def with_text(text: str) -> Answer:
         ANSWER,
         command=["deepep-sweep", text, f"run={text}"],
         ended=text,
-        hosts=[answer.Host(text)],
+        hosts=[tuned.Host(text)],
         workload=replace(ANSWER.workload, name=text, routing=text),
         environment=replace(ANSWER.environment, device=text, versions={"deep_ep": text}),
         verdict=replace(ANSWER.verdict, meaning=text),

@@ -29,14 +29,16 @@ from nodes import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.slurm import JobState
-from launcher.validation import fleet, outputs, verdict
+from launcher.jobs.slurm import JobState
+from launcher.validation import codes
 from launcher.validation import node as node_files
-from launcher.validation.fleet import row_of
-from launcher.validation.folder import Order, ValidationFolder
-from launcher.validation.lanes import STUCK_LOOKS, Lanes
-from launcher.validation.settings import Spec
-from launcher.validation.verdict import MEANINGS, Status, Verdict, combined, exit_status
+from launcher.validation.codes import MEANINGS, Status, Verdict, combined, exit_status
+from launcher.validation.config import Spec
+from launcher.validation.judge import fleet
+from launcher.validation.judge.fleet import row_of
+from launcher.validation.run import node_reports
+from launcher.validation.run.folder import Order, ValidationFolder
+from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +108,7 @@ def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     odd = judged(attempt(rates=rates(scale=A_TENTH_SLOWER), environment=newer), of=spec, name="odd")
     found = fleet.judge([row(one) for one in (*members, odd)], spec.thresholds)
     assert all(one.verdict is Verdict.PASS for one in found.rows)
-    assert "Nodes differ in GPU, links, driver or versions" in outputs.markdown(found, run="r", when="now")
+    assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(found, run="r", when="now")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itse
     ]
     found = fleet.judge([row(one) for one in (*old, *new)], spec.thresholds)
     assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
-    said_of = [line for line in outputs.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
+    said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
     assert len(said_of) == 6
     assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in said_of), said_of
 
@@ -204,10 +206,12 @@ def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_
 
 def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: Spec):
     found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec), spec=spec)
-    ((drain, undo),) = outputs.drain_lines(found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC")
+    ((drain, undo),) = node_reports.drain_lines(
+        found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC"
+    )
     assert drain == ("scontrol update NodeName=gpu017 State=DRAIN Reason='EPV:E203:gpu2 0.71x [20261124 run 8f3a]'")
     assert undo == "scontrol update NodeName=gpu017 State=RESUME"
-    text = outputs.markdown(
+    text = node_reports.markdown(
         found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC", references=learned().entries
     )
     assert "| gpu017 | FAIL | E203 | gpu2 | compute bf16 is 0.71x that of the node's other GPUs | 7 |" in text
@@ -221,17 +225,17 @@ def test_hostile_names_and_reasons_break_no_output(spec: Spec):
     wrong = {"speed: dispatch bf16": f"gpu1: {HOSTILE}"}
     node = judged(attempt(checks=wrong), of=spec, name=HOSTILE)
     found = fleet_of(node, spec=spec)
-    text = outputs.markdown(found, run=HOSTILE, when="now")
+    text = node_reports.markdown(found, run=HOSTILE, when="now")
     assert "<script>" not in re.sub("`+[^`]*`+|```.*?```", "", text, flags=re.DOTALL)
-    assert outputs.drain_lines(found, run=HOSTILE, when="now") == []  # nobody can be meant by such a name
+    assert node_reports.drain_lines(found, run=HOSTILE, when="now") == []  # nobody can be meant by such a name
     named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE), spec=spec)
-    (commands,) = outputs.drain_lines(named, run=HOSTILE, when="now")
+    (commands,) = node_reports.drain_lines(named, run=HOSTILE, when="now")
     assert [len(shlex.split(command)) for command in commands] == [5, 4]
     assert not any(set(command) & set("\n\x00\x07") for command in commands)
-    suites = junitparser.JUnitXml.fromroot(junitparser.JUnitXml.fromstring(outputs.junit(found))._elem)
+    suites = junitparser.JUnitXml.fromroot(junitparser.JUnitXml.fromstring(node_reports.junit(found))._elem)
     assert suites.failures == 2
-    assert len(outputs.nagios(found, strict=False).splitlines()) == 1
-    families = list(text_string_to_metric_families(outputs.prometheus(found)))
+    assert len(node_reports.nagios(found, strict=False).splitlines()) == 1
+    families = list(text_string_to_metric_families(node_reports.prometheus(found)))
     assert {sample.labels["node"] for family in families for sample in family.samples} == {HOSTILE}
 
 
@@ -239,7 +243,7 @@ def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec
     rows = [row(faulty("bad", spec)), row(judged(attempt(), of=spec, name="fine"))]
     rows += [row_of("lost", "9", "NODE_FAIL", None), fleet.skipped("down", "U908", "Slurm has it down")]
     found = fleet.judge(rows, spec.thresholds)
-    file = io.BytesIO(outputs.junit(found).encode())
+    file = io.BytesIO(node_reports.junit(found).encode())
     suites = {suite.name: suite for suite in junitparser.JUnitXml.fromfile(file)}
     counts = {name: (suite.failures, suite.errors, suite.skipped) for name, suite in suites.items()}
     assert counts == {"bad": (1, 0, 0), "fine": (0, 0, 0), "lost": (0, 1, 0), "down": (0, 0, 1)}
@@ -249,7 +253,7 @@ def test_prometheus_reads_verdicts_rates_and_the_time(spec: Spec):
     found = fleet_of(faulty("gpu1", spec), spec=spec)
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(outputs.prometheus(found))
+        for family in text_string_to_metric_families(node_reports.prometheus(found))
         for sample in family.samples
     }
     assert samples["deepep_node_verdict", ("code", "E203"), ("node", "gpu1"), ("verdict", "FAIL")] == 1
@@ -297,4 +301,4 @@ def test_every_code_that_the_program_can_say_has_a_meaning_and_the_guide_lists_t
     sources = " ".join(file.read_text() for file in (ROOT / "launcher" / "validation").glob("*.py"))
     assert set(re.findall(r"\b[EU]\d{3}\b", sources)) == set(MEANINGS)
     guide = (ROOT / "docs" / "ADMIN.md").read_text()
-    assert verdict.codes_table() in guide
+    assert codes.codes_table() in guide

@@ -18,11 +18,12 @@ import pytest
 from builders import ENVIRONMENT, ROOT, Command, Sweep, complete, spec
 
 from bench.records import Record
-from launcher import attempt, picture, pipeline, plan, slurm, submission
+from launcher.config import plan
+from launcher.config.plan import Plan
+from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
-from launcher.plan import Plan
-from launcher.schema import Options
-from launcher.store import Attempt, RunFolder, Submission
+from launcher.jobs import inline, job, run_status, slurm, submission
+from launcher.store.run_folder import Attempt, RunFolder, Submission
 
 DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
 
@@ -105,9 +106,9 @@ def test_a_container_gets_its_own_python_and_the_run_folder(run_module: Command)
 
 
 def test_a_job_that_would_run_other_code_than_was_submitted_fails(monkeypatch: pytest.MonkeyPatch, folder: RunFolder):
-    monkeypatch.setenv(attempt.CODE_VARIABLE, str(folder.code))
+    monkeypatch.setenv(job.CODE_VARIABLE, str(folder.code))
     with pytest.raises(RuntimeError, match=f"{folder.code} was submitted; is PYTHONPATH changed"):
-        attempt.run_shard(str(folder.path), 0)
+        job.run_shard(str(folder.path), 0)
 
 
 OUT_OF_TIME = """
@@ -129,7 +130,7 @@ def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_pa
             command, cwd=ROOT, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False
         )
 
-    assert tried().returncode == attempt.REQUEUE
+    assert tried().returncode == job.REQUEUE
     second = tried()
     assert second.returncode == FAILURE
     assert "two time limits in a row without a point: raise hydra.launcher.timeout_min" in second.stderr
@@ -153,7 +154,7 @@ def test_a_batch_script_asks_again_where_the_controller_does_not_answer(
 
     assert ended(1) == 1
     assert not (tmp_path / "asked").exists()
-    assert ended(attempt.REQUEUE) == attempt.REQUEUE
+    assert ended(job.REQUEUE) == job.REQUEUE
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * (refusals + 1)
 
 
@@ -170,10 +171,10 @@ def test_on_a_login_node_hardware_has_to_be_named_and_the_names_are_listed(run_m
 
 def test_one_of_several_sweeps_is_resumed_by_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='2','4'", "hydra/launcher=submitit_slurm"])
-    given = pipeline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
+    given = inline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
     assert given == ["deepep-sweep", "-m", "hydra/launcher=submitit_slurm", "ep='4'"]
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='4'"])
-    assert pipeline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
+    assert inline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
 
 
 def test_a_run_is_not_continued_by_another_version_of_the_program(sweep: Sweep, run_module: Command, tmp_path: Path):
@@ -226,13 +227,13 @@ def test_unlike_environments_are_a_failure_and_no_usage_error(
     made: Plan, folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ):
     measured_twice(folder, made)
-    assert pipeline.report(folder, options()) == FAILURE
+    assert inline.report(folder, options()) == FAILURE
     assert "error: the records were measured in unlike environments" in capsys.readouterr().err
-    assert pipeline.report(folder, options(allow_mixed=True), draw=False) == OK
+    assert inline.report(folder, options(allow_mixed=True), draw=False) == OK
 
 
 def test_the_aggregate_job_is_told_that_mixed_environments_are_allowed(made: Plan, folder: RunFolder):
-    attempt.run_aggregate(str(measured_twice(folder, made).path), allow_mixed=True)
+    job.run_aggregate(str(measured_twice(folder, made).path), allow_mixed=True)
     assert len(list(folder.path.glob("RESULTS_EP*.json"))) == 2
 
 
@@ -261,7 +262,7 @@ def test_what_slurm_has_forgotten_the_attempt_itself_may_tell(
     folder.note_submission(Submission("shards", "7", [0], 0.0))
     for number in range(11):  # the tenth goes before the second in the order of names
         folder.begin_attempt(0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
-    now = picture.take(folder, made)
+    now = run_status.take(folder, made)
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
 
@@ -280,7 +281,7 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = picture.take(folder, made)
+    found = run_status.take(folder, made)
     assert found.time_left_s is not None
     left = found.planned - found.done
     assert found.time_left_s == pytest.approx(20 / found.done * left, rel=0.2)

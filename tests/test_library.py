@@ -17,15 +17,16 @@ from builders import ROOT, Command, Sweep
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher import answer, library, publish
-from launcher.answer import Answer, Operation, Pair
+from launcher import library, publish
+from launcher.deploy import tuned
+from launcher.deploy.tuned import Answer, Operation, Pair
 from launcher.errors import UserError
 from launcher.library import Entry, Key, NotTuned, load_tuned_config
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 PUBLISHED = ROOT / "outputs" / "published" / "library"
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
-ANSWER = answer.read(RESULTS)
+ANSWER = tuned.read(RESULTS)
 DEEP_EP = "tokenspeed-deepep 1.2.1.post20251110"
 ASKED: dict[str, Any] = {
     "gpu": "NVIDIA H200",
@@ -54,8 +55,8 @@ def taking(low: float, high: float, **others: Pair) -> Answer:
 def overlapping(fastest: tuple[float, float], beside: tuple[float, float], *, num_sms: int = 32) -> Answer:
     """The answer whose overlapped pick takes 900 us alone, and this long beside GEMMs."""
     pair = trip(900, 900, num_sms=num_sms)
-    chunks = answer.Chunks(8, 128)
-    timed = answer.Beside(num_sms, chunks, chunks, sum(beside) / 2, beside)
+    chunks = tuned.Chunks(8, 128)
+    timed = tuned.Beside(num_sms, chunks, chunks, sum(beside) / 2, beside)
     return replace(taking(*fastest, overlapped=pair), overlapped=[timed])
 
 
@@ -249,7 +250,7 @@ def test_loading_imports_nothing_heavy() -> None:
 def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
-    found = answer.read(results)
+    found = tuned.read(results)
     file, done = publish.publish(found, tmp_path)
     assert done == dict.fromkeys(found.picks, "filed")
     jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
@@ -286,8 +287,8 @@ def spoilt() -> list[Any]:
     pair = ANSWER.picks["fastest"]
     sweep_only = replace(pair, combine=replace(pair.combine, stage="sweep"))
     return [
-        (replace(ANSWER, points=answer.Points(1335, 3)), "3 of 1335 points are missing"),
-        (replace(ANSWER, search=answer.Search(5, 2)), "2 of 5 groups of the final are there"),
+        (replace(ANSWER, points=tuned.Points(1335, 3)), "3 of 1335 points are missing"),
+        (replace(ANSWER, search=tuned.Search(5, 2)), "2 of 5 groups of the final are there"),
         (replace(ANSWER, picks={"fastest": sweep_only}), "it was not measured again in a final"),
     ]
 
@@ -470,4 +471,4 @@ def test_the_published_library_holds_the_published_runs() -> None:
         assert file.name == entry.key.file_name(entry.routing)
         name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
         run = RESULTS.parents[1] / name
-        assert entry == publish.entry(answer.read(run / f"RESULTS_EP{entry.key.ep}.json"))
+        assert entry == publish.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from builders import small_workload
 
-from bench.backends.session import Dispatched
-from bench.oracle import Oracle, edge_routings, quantise
+from bench.backends.sessions.session import Dispatched
+from bench.rank.oracle import Oracle, edge_routings, quantise
 from bench.records import Dtype
 from bench.workload import TopK, Workload, route
 

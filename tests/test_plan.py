@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from bench.backends import BACKENDS
 from bench.records import Dtype, Op, Role, Stage
-from launcher import plan
+from launcher.config import plan
+from launcher.config.plan import Plan
+from launcher.config.schema import Ep
 from launcher.errors import UserError
-from launcher.plan import Plan
-from launcher.schema import Ep
-from launcher.shard import in_order
+from launcher.tuner.shard import in_order
 
 
 def axis(values: st.SearchStrategy[int], always: int) -> st.SearchStrategy[list[int]]:

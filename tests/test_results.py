@@ -57,17 +57,20 @@ from bench.records import (
 )
 from bench.stats import Interval, median_interval
 from bench.workload import Workload, token_matrix
-from launcher import aggregate, export, findings, markdown, overlap, page, report, results, results_json
-from launcher.choose import Choice
-from launcher.exports import EXPORTS
-from launcher.judge import OpResult
-from launcher.overlap import Overlap
-from launcher.pairs import Pair
-from launcher.plan import FINAL, Plan, Planned
-from launcher.results import Results
-from launcher.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
-from launcher.store import Attempt, Damaged, RunFolder
-from launcher.visits import evidence
+from launcher import aggregate, export
+from launcher import text as markdown
+from launcher.analysis import overlap, results
+from launcher.analysis.choice import Choice
+from launcher.analysis.measurements import OpResult
+from launcher.analysis.overlap import Overlap
+from launcher.analysis.pairs import Pair
+from launcher.analysis.results import Results
+from launcher.config.plan import FINAL, Plan, Planned
+from launcher.config.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
+from launcher.deploy.formats import EXPORTS
+from launcher.report import findings, html_report, optimal_configs, results_json
+from launcher.store.run_folder import Attempt, Damaged, RunFolder
+from launcher.store.table import evidence
 
 MADE = deepep_plan()
 LINES = complete(MADE)
@@ -146,7 +149,7 @@ def test_planned_is_measured_plus_failed_plus_missing(fate_of: list[str]) -> Non
         planned.id for planned, fate in zip(MADE.every_point, fate_of, strict=True) if fate == "missing"
     }
     row = f"| {counts.planned} | {counts.measured} | {counts.failed} | {counts.missing} |"
-    assert row in report.markdown(found).splitlines()
+    assert row in optimal_configs.markdown(found).splitlines()
     assert valid(found)["points"] == msgspec.to_builtins(counts)
 
 
@@ -156,13 +159,13 @@ def test_result_and_report_do_not_depend_on_the_order_of_the_lines(fate_of: list
     lines += [SelfCheck([9.0], {"odd": "ok"}, group=0, shard=1), msgspec.structs.replace(ENVIRONMENT, device="unused")]
     shuffled = list(lines)
     chance.shuffle(shuffled)
-    assert report.markdown(build(shuffled)) == report.markdown(build(lines))
+    assert optimal_configs.markdown(build(shuffled)) == optimal_configs.markdown(build(lines))
     assert results_json.to_json(build(shuffled)) == results_json.to_json(build(lines))
 
 
 def test_the_self_checks_of_a_shard_that_was_resumed_stand_in_one_order() -> None:
     resumed = SelfCheck([9.0], {"odd": "rank 1: a token is wrong"}, group=0)
-    assert report.markdown(build([*LINES, resumed])) == report.markdown(build([resumed, *LINES]))
+    assert optimal_configs.markdown(build([*LINES, resumed])) == optimal_configs.markdown(build([resumed, *LINES]))
 
 
 times = st.dictionaries(
@@ -272,7 +275,7 @@ def test_a_time_that_the_link_forbids_is_a_failure_and_cannot_win(bad_us: float)
     assert cheat.point not in [result.point for result in results_in(found)]
     assert (found.counts.measured, found.counts.failed) == (len(MADE.every_point) - 1, 1)
     assert valid(found)["failures"][0]["kind"] == "impossible"
-    assert "## Failures: 1 impossible" in report.markdown(found)
+    assert "## Failures: 1 impossible" in optimal_configs.markdown(found)
 
 
 def test_a_time_at_the_links_peak_is_possible() -> None:
@@ -290,7 +293,7 @@ def test_a_failed_point_cannot_win_and_is_listed(kind: FailureKind) -> None:
     assert {result.kind for result in found.failures} == {kind}
     assert found.choice.optimal is not None
     assert found.choice.optimal.dispatch.point.knobs["nvl_chunk"] == 12
-    assert f"## Failures: 2 {kind}" in report.markdown(found)
+    assert f"## Failures: 2 {kind}" in optimal_configs.markdown(found)
 
 
 def unlike(**changes: Any) -> list[Line]:
@@ -378,7 +381,7 @@ def test_a_default_that_is_beaten_by_more_than_the_margin_gives_tuned() -> None:
     assert found.choice.verdict.ratio == pytest.approx(1.25)
     assert found.speedup_over_default == found.choice.verdict.ratio
     assert found.choice.verdict.ci95.low <= found.choice.verdict.ratio <= found.choice.verdict.ci95.high
-    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in report.markdown(found)
+    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in optimal_configs.markdown(found)
 
 
 def test_a_default_that_nothing_beats_is_optimal() -> None:
@@ -387,9 +390,9 @@ def test_a_default_that_nothing_beats_is_optimal() -> None:
     assert (found.choice.verdict.kind, found.choice.verdict.over) == ("default_is_optimal", "best other pair")
     assert found.choice.verdict.ratio == pytest.approx(250 / 400)
     assert found.speedup_over_default == 1.0
-    assert "default / best other pair = **0.625**" in report.markdown(found)
-    assert "**default_is_optimal** (0.625x, default / best other pair)" in report.summary(found)
-    assert "times as long as the best other pair." in report.summary(found)
+    assert "default / best other pair = **0.625**" in optimal_configs.markdown(found)
+    assert "**default_is_optimal** (0.625x, default / best other pair)" in optimal_configs.summary(found)
+    assert "times as long as the best other pair." in optimal_configs.summary(found)
 
 
 def test_where_noise_hides_what_is_faster_the_default_is_not_called_optimal() -> None:
@@ -488,7 +491,7 @@ def test_samples_too_scattered_to_tell_are_inconclusive() -> None:
     found = build(lines)
     assert found.choice.verdict is not None
     assert found.choice.verdict.kind == "inconclusive"
-    assert "measure more" in report.markdown(found)
+    assert "measure more" in optimal_configs.markdown(found)
 
 
 def test_a_ratio_on_the_margin_is_inconclusive() -> None:
@@ -504,7 +507,7 @@ def test_without_a_default_there_is_no_verdict_and_the_report_says_so(op: Op) ->
     assert found.choice.default is None
     assert found.choice.verdict is None
     assert found.choice.optimal is not None
-    assert "**The library's default has no result**" in report.markdown(found)
+    assert "**The library's default has no result**" in optimal_configs.markdown(found)
     assert valid(found)["speedup_over_default"] is None
 
 
@@ -515,16 +518,16 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     assert found.speedup_over_default is None
     plain = valid(found)
     assert (plain["shared_gpus"], plain["verdict"], plain["speedup_over_default"]) == (True, None, None)
-    text = report.markdown(found)
-    assert text.startswith(f"**{report.SHARED_GPUS}**\n")
+    text = optimal_configs.markdown(found)
+    assert text.startswith(f"**{optimal_configs.SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["## Points", "## Checks", "## Files", "## Where this comes from", "## Summary"]
-    short = report.summary(found)
+    short = optimal_configs.summary(found)
     assert [line for line in short.splitlines() if line.startswith("## ")] == ["## Summary", "## What to do"]
     assert "* No config: ranks shared a GPU, so that only tokens were checked." in short.splitlines()
     assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
-    shown = page.html(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
-    assert report.SHARED_GPUS in shown
+    shown = html_report.html(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
+    assert optimal_configs.SHARED_GPUS in shown
     assert not re.search(r"\d times|\d us|<table|<img", shown)
 
 
@@ -613,7 +616,7 @@ def hostile(word: str) -> tuple[Results, Results]:
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(st.sampled_from("|\\`<>\n\r#*_[]()&! ax"), min_size=1, max_size=12)))
 def test_no_name_or_message_can_break_the_report(word: str) -> None:
     bad, tame = hostile(word)
-    text, tame_text = report.markdown(bad), report.markdown(tame)
+    text, tame_text = optimal_configs.markdown(bad), optimal_configs.markdown(tame)
     assert check_tables(text) == check_tables(tame_text) > 10
     assert len(text.splitlines()) == len(tame_text.splitlines())
     assert "<script" not in re.sub(r"(`+).*?\1", "", text)
@@ -662,7 +665,7 @@ def test_the_results_have_exactly_the_keys_of_the_schema() -> None:
 def test_results_of_nothing_fit_the_schema_and_can_be_reported() -> None:
     plain = valid(build([]))
     assert (plain["points"]["missing"], plain["optimal"], plain["environment"]) == (len(MADE.every_point), None, None)
-    assert "No pair of a dispatch and a combine was measured" in report.markdown(build([]))
+    assert "No pair of a dispatch and a combine was measured" in optimal_configs.markdown(build([]))
 
 
 def test_the_schema_refuses_what_is_not_a_result() -> None:
@@ -700,7 +703,7 @@ def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
         "shard 0, GPU 0: throttled (power cap) at 2 of 2 readings",
         "shard 0, GPU 0: busy with other processes at 2 of 2 readings",
     ]
-    text = report.markdown(found)
+    text = optimal_configs.markdown(found)
     for flag in found.flags:
         assert f"* **{markdown.text(flag)}**" in text
     assert "* **`shards/0000/records.jsonl` line 3 cannot be read**: torn" in text
@@ -749,8 +752,8 @@ def test_results_of_the_final_replace_those_of_the_sweep_that_chose() -> None:
     ends = found.choice.optimal.round_trip_ci95_us
     assert ends is not None
     row = f"| optimal round trip |  | **735.0** | {ends.low:.1f} to {ends.high:.1f} |  |  |  |  |"
-    assert row in report.markdown(found).splitlines()
-    assert f"<td>735.0</td><td>{ends.low:.1f} to {ends.high:.1f}</td>" in page.html(found, pictures={})
+    assert row in optimal_configs.markdown(found).splitlines()
+    assert f"<td>735.0</td><td>{ends.low:.1f} to {ends.high:.1f}</td>" in html_report.html(found, pictures={})
 
 
 def test_a_difference_between_groups_cancels_in_the_verdict() -> None:
@@ -773,7 +776,7 @@ def test_of_pairs_that_cannot_be_told_apart_the_one_with_fewest_sms_is_taken() -
     assert found.choice.optimal is not None
     assert found.choice.optimal.shared == {"num_sms": 24}
     assert {pair.shared["num_sms"] for pair in found.choice.tied} == {24, 32}
-    assert "Not to be told apart from the fastest" in report.markdown(found)
+    assert "Not to be told apart from the fastest" in optimal_configs.markdown(found)
 
 
 def test_missing_groups_of_the_final_are_told(tmp_path: Path) -> None:
@@ -781,7 +784,7 @@ def test_missing_groups_of_the_final_are_told(tmp_path: Path) -> None:
     found = build(lines, plan=made)
     assert found.lacks_final
     assert (found.counts.missing, found.final_groups) == (0, 3)
-    assert "**2 groups of the final are missing.**" in report.markdown(found)
+    assert "**2 groups of the final are missing.**" in optimal_configs.markdown(found)
     assert valid(found)["search"]["final_groups_measured"] == 3
 
 
@@ -840,7 +843,7 @@ def of_ep(size: int) -> tuple[Plan, list[Line]]:
 
 def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_labelled() -> None:
     made, lines = of_ep(8)
-    text = report.markdown(build(lines, plan=made))
+    text = optimal_configs.markdown(build(lines, plan=made))
     section = text.split("## Published numbers for this shape")[1].split("\n## ")[0]
     assert "| reported | H800, combine bf16 | 158 | 69% | README of DeepEP V1 |" in section
     assert "| **measured** | h200, dispatch bf16 | 347 | 68% | this run |" in section
@@ -850,7 +853,7 @@ def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_l
 @pytest.mark.parametrize("size", [2, 4])
 def test_no_number_of_another_shape_stands_beside_ours(size: int) -> None:
     made, lines = of_ep(size)
-    assert "reported" not in report.markdown(build(lines, plan=made)).split("## Points")[0]
+    assert "reported" not in optimal_configs.markdown(build(lines, plan=made)).split("## Points")[0]
 
 
 @pytest.mark.parametrize(
@@ -865,7 +868,7 @@ def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(grou
             record(one, noisy(time_of(one.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
             for one in [*made.anchors, *made.cells]
         ]
-    assert f"Your candidate (24, 12, 256) {answer}: 601 us" in report.markdown(build(lines, plan=made))
+    assert f"Your candidate (24, 12, 256) {answer}: 601 us" in optimal_configs.markdown(build(lines, plan=made))
 
 
 def test_an_interrupted_group_that_measured_little_but_the_default_makes_the_verdict_no_surer() -> None:
@@ -888,7 +891,7 @@ def test_an_interrupted_group_that_measured_little_but_the_default_makes_the_ver
 def test_a_candidate_of_the_user_gets_its_answer() -> None:
     search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]])
     made = deepep_plan(search=search)
-    text = report.markdown(build(complete(made), plan=made))
+    text = optimal_configs.markdown(build(complete(made), plan=made))
     assert "Your candidate (24, 12, 256) is not optimal: 601 us a round trip, dispatch 295 and combine 305" in text
     assert "is 1.226 times that of the optimal one" in text
 
@@ -977,8 +980,8 @@ def test_a_forward_pass_waits_for_the_whole_dispatch_and_a_backward_pass_has_its
     assert effect.training_ms == pytest.approx(
         (layers * (534.2 + 497.1 + 464.0 + 497.1) / 1e3, layers * (267.7 + 216.0 + 201.0 + 216.0) / 1e3)
     )
-    assert "The dispatch of a forward pass is the whole one" in report.markdown(found)
-    assert "forward pass, with the whole dispatch" in page.html(found, pictures={})
+    assert "The dispatch of a forward pass is the whole one" in optimal_configs.markdown(found)
+    assert "forward pass, with the whole dispatch" in html_report.html(found, pictures={})
 
 
 @pytest.mark.parametrize("without", ["default", "optimal"])
@@ -991,8 +994,8 @@ def test_without_the_whole_dispatch_of_both_the_effect_takes_the_cached_one_and_
     assert not effect.has_whole
     assert effect.forward_ms == pytest.approx((layers * 961.1 / 1e3, layers * 417.0 / 1e3))
     assert effect.training_ms == pytest.approx((2 * layers * 961.1 / 1e3, 2 * layers * 417.0 / 1e3))
-    assert "**The whole dispatch was not measured" in report.markdown(found)
-    assert "the whole dispatch was not measured" in page.html(found, pictures={})
+    assert "**The whole dispatch was not measured" in optimal_configs.markdown(found)
+    assert "the whole dispatch was not measured" in html_report.html(found, pictures={})
 
 
 def beside_gemms(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> list[Overlap]:
@@ -1119,13 +1122,13 @@ def test_neighbours_are_a_range(chosen: set[int], words: str) -> None:
     ],
 )
 def test_the_summary_ends_with_what_to_do(lines: list[Line], first: str) -> None:
-    text = report.summary(build(lines))
+    text = optimal_configs.summary(build(lines))
     assert text.split("## What to do\n\n")[1].splitlines()[0].startswith(first)
 
 
 def test_the_summary_has_the_time_of_the_default() -> None:
     line = "* Default: num_sms 20; dispatch nvl_chunk 6, nvl_buffer 256; combine nvl_chunk 9, nvl_buffer 256: 500.0 us."
-    assert line in report.summary(build(faster({32: 200.0}))).splitlines()
+    assert line in optimal_configs.summary(build(faster({32: 200.0}))).splitlines()
 
 
 def test_a_dry_run_s_findings_are_labelled_and_nothing_of_it_is_to_be_deployed(sweep: Sweep) -> None:
@@ -1141,15 +1144,15 @@ def test_an_objective_of_unlike_weights_is_said_first_and_fits_the_schema() -> N
     made = deepep_plan(search=search)
     found = build(complete(made), plan=made)
     note = "The objective (search.objective) is 2 x dispatch + 1 x combine: by it is decided, ratios, intervals and the"
-    for text in (report.markdown(found), report.summary(found)):
+    for text in (optimal_configs.markdown(found), optimal_configs.summary(found)):
         assert text.startswith(f"**{note} verdict are of it, while a round trip is the sum of both.**\n")
-    assert f'<p class="warning">{note}' in page.html(found, pictures={})
+    assert f'<p class="warning">{note}' in html_report.html(found, pictures={})
     assert valid(found)["search"]["objective"] == {"dispatch": 2, "combine": 1}
-    assert report.objective_note(build(LINES)) == ""
+    assert optimal_configs.objective_note(build(LINES)) == ""
 
 
 def test_every_framework_that_is_exported_has_a_row_and_every_file_is_listed() -> None:
-    text = report.markdown(build(LINES), pictures=["pareto.svg"])
+    text = optimal_configs.markdown(build(LINES), pictures=["pareto.svg"])
     rows = text.split("## How to apply it")[1].split("##")[0].splitlines()[6:]
     assert [row.split(" | ")[0].strip("| ") for row in rows if row] == [one.framework for one in EXPORTS.values()]
     listed = text.split("## Files")[1].split("##")[0]

@@ -18,16 +18,16 @@ from bench.backends import BACKENDS, join_pair
 from bench.records import Dtype, FailureKind, Line, Measured, Op, Point, Record, Role, Stage
 from bench.stats import UNSTABLE_SPREAD, holm, log_median_errors, paired_ratio_interval, paired_slower_p
 from bench.supervisor import Task
-from launcher import final, search, shard
-from launcher import plan as planning
-from launcher.choose import Choice, choose
-from launcher.judge import Failure, OpResult, judge
-from launcher.pairs import Pair
-from launcher.plan import FINAL, Plan, point_id
-from launcher.search import Arms
-from launcher.store import RunFolder
-from launcher.verdict import MARGIN
-from launcher.visits import ordered, visits
+from launcher.analysis.choice import Choice, choose
+from launcher.analysis.measurements import Failure, OpResult, judge
+from launcher.analysis.pairs import Pair
+from launcher.analysis.verdict import MARGIN
+from launcher.config import plan as planning
+from launcher.config.plan import FINAL, Plan, point_id
+from launcher.store.run_folder import RunFolder
+from launcher.store.table import ordered, visits
+from launcher.tuner import final, racing, shard
+from launcher.tuner.racing import Arms
 
 NODE_OFFSET = 0.015
 DRIFT = 0.03
@@ -120,7 +120,7 @@ class Machine:
         records: list[Record] = []
         for index in range(self.plan.spec.num_shards):
             arms, node = Arms(), self.rng.normal(0, NODE_OFFSET)
-            while wanted := search.next_round(self.plan, self.plan.shard(index), arms):
+            while wanted := racing.next_round(self.plan, self.plan.shard(index), arms):
                 number, cells = wanted
                 tasks = list(shard.in_order(self.plan, cells, number))
                 for one in self.measure(tasks, shard_index=index, node=node, group=0):
@@ -260,12 +260,12 @@ def test_a_search_that_is_cut_anywhere_goes_on_where_it_was():
     plan = make_plan(sms=[16, 24], chunks=[4, 8, 12])
     records = [r for r in Machine(plan, seed=4, default_factor=2.0).run() if r.stage is Stage.SWEEP]
     for cut in range(0, len(records), 7):
-        wanted = search.next_round(plan, plan.shard(0), Arms(records[:cut]))
+        wanted = racing.next_round(plan, plan.shard(0), Arms(records[:cut]))
         number, cells = wanted or (0, [])
         assert cells or all(record.role is Role.ANCHOR for record in records[cut:])
         seen = {(r.point_id, r.round) for r in records[:cut]}
         assert not any((cell.id, number) in seen for cell in cells)
-    assert search.next_round(plan, plan.shard(0), Arms(records)) is None
+    assert racing.next_round(plan, plan.shard(0), Arms(records)) is None
 
 
 OF_EACH_OBJECTIVE: list[tuple[str | dict[str, float], int]] = [
@@ -408,12 +408,12 @@ def test_what_failed_in_any_round_of_the_sweep_is_neither_a_finalist_nor_a_resul
     plan = make_plan(sms=[24, 64], chunks=[8, 10], candidates=[[24, 4, 256]], own_tuning=True)
     swept = Machine(plan).sweep()
     arms = Arms(swept)
-    for cell in search.finalists(plan, arms):
+    for cell in racing.finalists(plan, arms):
         wrong = msgspec.structs.replace(
             swept[-1], point=cell.point, point_id=cell.id, role=cell.role, outcome=failed(kind)
         )
         records = [*swept, wrong]
-        assert cell not in search.finalists(plan, Arms(records))
+        assert cell not in racing.finalists(plan, Arms(records))
         assert cell.point not in [one.point for one in judged(plan, records)[0]]
 
 
@@ -432,15 +432,15 @@ def test_a_default_that_gave_a_wrong_token_is_not_paired_beside_gemms_as_the_bes
 def test_a_round_whose_anchor_failed_does_not_decide_who_reaches_the_final() -> None:
     plan = make_plan(sms=[64], chunks=[4, 8, 16, 24], finalists_per_group=1, method="exhaustive", rounds=3)
     swept = Machine(plan).sweep()
-    expected = search.finalists(plan, Arms(swept))
+    expected = racing.finalists(plan, Arms(swept))
     for op in (Op.DISPATCH, Op.COMBINE):
         lost = [one for one in swept if (one.role, one.round, one.point.op) != (Role.ANCHOR, 2, op)]
         best = next(one for one in expected if one.point.op is op)
         absent = [one for one in lost if (one.point_id, one.round) != (best.id, 2)]  # only the others have a bare time
-        assert search.finalists(plan, Arms(lost)) == expected
-        assert search.finalists(plan, Arms(absent)) == expected
+        assert racing.finalists(plan, Arms(lost)) == expected
+        assert racing.finalists(plan, Arms(absent)) == expected
         worst = [one for one in lost if one.round < 2 or one.point_id == best.id or one.role is Role.ANCHOR]
-        assert search.finalists(plan, Arms(worst)) == expected
+        assert racing.finalists(plan, Arms(worst)) == expected
 
 
 def test_a_shard_without_any_anchor_is_measured_by_those_of_the_others_and_a_run_without_by_time() -> None:
@@ -453,7 +453,7 @@ def test_a_shard_without_any_anchor_is_measured_by_those_of_the_others_and_a_run
     }
     for without in ([0], [1], [0, 1]):
         left = [one for one in swept if one.role is not Role.ANCHOR or one.shard not in without]
-        assert {cell.id for cell in search.finalists(plan, Arms(left))} == set(best.values())
+        assert {cell.id for cell in racing.finalists(plan, Arms(left))} == set(best.values())
 
 
 def test_ranks_that_replace_failed_ones_in_the_final_measure_what_the_round_is_judged_by() -> None:

@@ -16,9 +16,9 @@ from builders import ROOT, complete
 
 from bench import records
 from bench.records import Line, Record
+from launcher.config.plan import Plan
 from launcher.errors import UserError
-from launcher.plan import Plan
-from launcher.store import FORMAT_VERSION, RunFolder, write_atomic
+from launcher.store.run_folder import FORMAT_VERSION, RunFolder, write_atomic
 
 
 @pytest.fixture

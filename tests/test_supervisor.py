@@ -36,9 +36,10 @@ from bench.records import (
 )
 from bench.supervisor import Effort, StartFailure, Supervisor, Task
 from bench.workload import token_matrix
-from launcher import final, plan, shard
-from launcher.plan import FINAL
-from launcher.store import RunFolder
+from launcher.config import plan
+from launcher.config.plan import FINAL
+from launcher.store.run_folder import RunFolder
+from launcher.tuner import final, shard
 
 EFFORT = Effort(warmup=1, iterations=5, deadline_s=2.0, startup_s=120.0)
 
@@ -431,7 +432,7 @@ def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str
     wait_until(lambda: not any(state_of(Path(f"/proc/{pid}")).is_rank for pid in ranks))
 
 
-@pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.pipeline", "launcher.aggregate"])
+@pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.jobs.inline", "launcher.aggregate"])
 def test_what_supervises_never_imports_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -12,10 +12,11 @@ from builders import deepep_plan, failed, spec
 from bench.backends import BACKENDS, join_pair
 from bench.records import Dtype, Measured, Op, Point, Record, Stage
 from bench.supervisor import Task
-from launcher import final, throttling
-from launcher.judge import OpResult, judge
-from launcher.plan import FINAL, Plan
-from launcher.visits import ordered, visits
+from launcher.analysis import power_cap
+from launcher.analysis.measurements import OpResult, judge
+from launcher.config.plan import FINAL, Plan
+from launcher.store.table import ordered, visits
+from launcher.tuner import final
 
 GEMMS_US = 4700.0
 CAP = 1.25
@@ -94,7 +95,7 @@ def plain(beside: Beside) -> Beside:
 
 
 def num_unjudged(beside: Beside) -> int:
-    return throttling.num_unjudged(ordered(visits(beside.records)).rows)
+    return power_cap.num_unjudged(ordered(visits(beside.records)).rows)
 
 
 def worst(results: dict[int | None, OpResult]) -> float:
@@ -129,10 +130,10 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 def test_only_what_ran_directly_between_two_gemms_has_a_level():
     rows = visits(simulated(1).records).rows
-    assert len(throttling.levels(rows)) == len(TRUTH) * final.PASSES
-    assert throttling.levels(rows[1:-1:2]) == {}
+    assert len(power_cap.levels(rows)) == len(TRUTH) * final.PASSES
+    assert power_cap.levels(rows[1:-1:2]) == {}
     rows["sequence"] *= 2
-    assert throttling.levels(rows) == {}
+    assert power_cap.levels(rows) == {}
 
 
 def test_records_without_gemms_around_them_are_taken_as_they_are():
@@ -188,7 +189,7 @@ def test_visits_that_no_gemms_alone_surround_are_counted() -> None:
     broken = [one for at, one in enumerate(beside.records) if at != alone[3]]  # in the middle of a pass
     assert num_unjudged(Beside(beside.plan, broken)) == 2
     assert num_unjudged(plain(beside)) == len(TRUTH) * final.PASSES
-    assert throttling.num_unjudged(visits([]).rows) == 0
+    assert power_cap.num_unjudged(visits([]).rows) == 0
 
 
 def test_gemms_alone_that_failed_once_do_not_take_the_rest_of_the_correction_with_them() -> None:

@@ -33,22 +33,24 @@ from nodes import (
     there,
 )
 
-from bench import telemetry
-from bench.counters import Counters
 from bench.faults import Fault
 from bench.group import Group
+from bench.nvml import gpus
+from bench.nvml.counters import Counters
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Gpu, Op, Point
 from launcher.errors import UserError
-from launcher.validation import crosscheck, here, jobs, outputs, reference, summary
 from launcher.validation import node as node_files
-from launcher.validation.attempt import PHASES
-from launcher.validation.folder import Order, ValidationFolder
+from launcher.validation import reference
+from launcher.validation.codes import Verdict
+from launcher.validation.config import Spec
+from launcher.validation.measure import link_bytes
+from launcher.validation.measure.phases import PHASES
+from launcher.validation.measure.readings import Nvml
+from launcher.validation.measure.suite import Suite
 from launcher.validation.node import Preflight
-from launcher.validation.readings import Nvml
-from launcher.validation.settings import Spec
-from launcher.validation.suite import Suite
-from launcher.validation.verdict import Verdict
+from launcher.validation.run import node_reports, on_slurm, on_this_machine, summary
+from launcher.validation.run.folder import Order, ValidationFolder
 
 
 @pytest.fixture(scope="session")
@@ -303,18 +305,18 @@ def test_gpus_without_a_driver_are_no_reason_for_a_dry_run_unless_they_are_hidde
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if telemetry.inventory():
+    if gpus.inventory():
         pytest.skip("the GPUs of this machine have a driver")
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "vendor").write_text("0x10de\n")
     (tmp_path / "gpu" / "class").write_text("0x030200\n")
-    assert here.has_silent_gpus(tmp_path)
+    assert on_this_machine.has_silent_gpus(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not here.has_silent_gpus(tmp_path)
+    assert not on_this_machine.has_silent_gpus(tmp_path)
 
 
 def test_a_fault_for_one_node_is_none_for_another():
-    from launcher.validation.suite import own_faults
+    from launcher.validation.measure.suite import own_faults
 
     texts = ["gpu1/slow@0:", "gpu2/hang@1:combine", "segfault@3:"]
     assert own_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
@@ -322,11 +324,11 @@ def test_a_fault_for_one_node_is_none_for_another():
 
 
 def test_host_lists_are_those_of_clustershell():
-    assert jobs.expanded("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
-    assert jobs.expanded("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
+    assert on_slurm.expanded("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
+    assert on_slurm.expanded("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
     for bad in ("gpu[1-", "", "@nosuch:x", "@nosuch", "gpu[3-1]", "gpu[1-5/0]"):
         with pytest.raises(UserError, match="nodes="):
-            jobs.expanded(bad)
+            on_slurm.expanded(bad)
 
 
 # ---- one node's suite, on two CPU ranks
@@ -417,14 +419,14 @@ def test_the_driver_is_not_asked_before_the_preflight_whose_limit_holds_for_it(m
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
-    telemetry._nvml.cache_clear()
+    gpus._nvml.cache_clear()
     try:
         readings = Nvml()
         assert asked == []
         assert readings.preflight().gpus == []
         assert asked != []
     finally:
-        telemetry._nvml.cache_clear()
+        gpus._nvml.cache_clear()
 
 
 def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_see(tmp_path: Path):
@@ -434,7 +436,7 @@ def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_se
     assert len(made.attempts) == 2
     assert phases(made) == {"preflight": "failed"} | dict.fromkeys(PHASES[1:], "skipped")
     once = Suite(replace(quick, confirm=False), tmp_path / "once", node="gpu1", readings=Silent()).run()
-    assert outputs.drain_lines(fleet_of(once, spec=quick), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(once, spec=quick), run="r", when="") == []
 
 
 def test_a_rank_that_dies_while_the_links_are_counted_is_a_crash(tmp_path: Path):
@@ -462,7 +464,7 @@ def test_wrong_tokens_while_the_links_are_counted_are_seen_and_a_healthy_node_ha
     wrong = [Fault.parse("wrong_token@1:dispatch")]
     group = Group(GroupSpec(2, "cpu", False, workload, [point], wrong), log_folder=tmp_path, startup_s=100)
     try:
-        counted = crosscheck.count(
+        counted = link_bytes.count(
             group,
             point,
             order=[1, 0],

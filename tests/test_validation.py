@@ -28,16 +28,19 @@ from nodes import (
     there,
 )
 
-from bench import counters, telemetry
+from bench.nvml import counters
+from bench.nvml import gpus as telemetry
 from bench.records import GpuState
-from launcher import machine
+from launcher.config import hardware as machine
 from launcher.errors import UserError
-from launcher.validation import fleet, outputs, reference
-from launcher.validation.fleet import row_of
-from launcher.validation.judge import certain
+from launcher.validation import reference
+from launcher.validation.codes import Verdict
+from launcher.validation.config import Spec
+from launcher.validation.judge import fleet
+from launcher.validation.judge.fleet import row_of
+from launcher.validation.judge.layers import certain
 from launcher.validation.node import Node, Rate, Trouble
-from launcher.validation.settings import Spec
-from launcher.validation.verdict import Verdict
+from launcher.validation.run import node_reports
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +96,7 @@ def test_slowness_that_only_one_attempt_saw_is_inconclusive_and_never_a_drain(na
         node = judged(*pair, of=spec)
         assert said(node) == ("INCONCLUSIVE", "U911")
         assert TWICE[name][1] in node.reason
-        assert outputs.drain_lines(fleet.judge([row(node)], spec.thresholds), run="r", when="") == []
+        assert node_reports.drain_lines(fleet.judge([row(node)], spec.thresholds), run="r", when="") == []
 
 
 def test_one_wrong_token_is_a_fault_at_once_and_names_the_gpu(spec: Spec):
@@ -235,7 +238,7 @@ def test_what_the_site_or_we_did_wrong_is_setup_and_never_a_drain(kind: str, mes
     troubled = [attempt(troubles=[Trouble("correctness", kind, "gpu1", message)], number=number) for number in (0, 1)]
     node = judged(*troubled, of=spec)
     assert said(node) == ("SETUP", code)
-    assert outputs.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
 
 
 def test_a_job_without_gpus_and_a_wrong_name_for_all_of_them_are_setup(spec: Spec):
@@ -284,7 +287,7 @@ def test_every_gpu_with_another_number_of_links_is_another_machine_than_was_name
     node = judged(*slow, of=spec)
     assert said(node) == ("SETUP", "U914")
     assert node.reason == "every GPU has 12 NVLinks, h200 has 18"
-    assert outputs.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
     one = [replace(there().gpus[0], num_links=12), *there().gpus[1:]]
     assert said(judged(attempt(preflight=there(gpus=one, links_up=[12, 18, 18, 18])), of=spec)) == ("FAIL", "E103")
 
@@ -348,7 +351,7 @@ def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: S
     cut = replace(faulty("gpu1", spec), complete=False, reason="the validation ended in phase pairs")
     found = fleet.judge([row_of("gpu1", "7", "TIMEOUT", cut)], spec.thresholds)
     assert (found.rows[0].verdict, found.rows[0].code) == (Verdict.HANG, "E603")
-    assert outputs.drain_lines(found, run="r", when="") == []
+    assert node_reports.drain_lines(found, run="r", when="") == []
 
 
 def cut_off(**changes: Any) -> Node:
@@ -365,7 +368,7 @@ def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: s
     (one,) = found.rows
     assert (one.verdict, one.code, one.where) == (Verdict.FAIL, "E301", "gpu3")
     assert "tokens are wrong; " in one.reason
-    ((drain, _),) = outputs.drain_lines(found, run="r", when="2026-11-24")
+    ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
     assert "Reason='EPV:E301:gpu3 [" in drain
 
 
@@ -380,7 +383,7 @@ def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: s
 def test_a_doubtful_fault_of_a_job_that_was_cut_off_is_none(changes: dict[str, Any], spec: Spec):
     found = fleet.judge([row_of("gpu1", "7", "PREEMPTED", cut_off(**changes))], spec.thresholds)
     assert (found.rows[0].verdict, found.rows[0].code) == (Verdict.SKIPPED, "U906")
-    assert outputs.drain_lines(found, run="r", when="") == []
+    assert node_reports.drain_lines(found, run="r", when="") == []
 
 
 def test_what_nobody_looked_at_twice_and_what_was_injected_is_never_a_drain(spec: Spec):
@@ -389,20 +392,20 @@ def test_what_nobody_looked_at_twice_and_what_was_injected_is_never_a_drain(spec
     assert said(once) == ("FAIL", "E203")
     injected = replace(faulty("gpu1", spec), faults=["slow=9000@2:compute"])
     for node in (once, injected):
-        assert outputs.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
+        assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
     found = fleet_of(injected, faulty("gpu2", spec), spec=spec)
-    assert [drain.split()[2] for drain, _ in outputs.drain_lines(found, run="r", when="")] == ["NodeName=gpu2"]
-    assert "Faults were injected on purpose." in outputs.markdown(found, run="r", when="")
-    written = outputs.to_json(found, run="r", when="", status=2)
+    assert [drain.split()[2] for drain, _ in node_reports.drain_lines(found, run="r", when="")] == ["NodeName=gpu2"]
+    assert "Faults were injected on purpose." in node_reports.markdown(found, run="r", when="")
+    written = node_reports.to_json(found, run="r", when="", status=2)
     assert written["note"] == "Faults were injected on purpose."
     assert {one["node"]: one["faults"] for one in written["nodes"]} == {"gpu1": ["slow=9000@2:compute"], "gpu2": []}
-    assert outputs.to_json(fleet_of(once, spec=spec), run="r", when="", status=2)["note"] == ""
+    assert node_reports.to_json(fleet_of(once, spec=spec), run="r", when="", status=2)["note"] == ""
 
 
 def test_a_certain_fault_beside_an_unconfirmed_one_is_the_reason_to_drain(spec: Spec):
     both = attempt(rates=rates(scale={"compute gpu2": 0.71}), after=grown(3, ecc_uncorrectable=1))
     found = fleet_of(judged(both, of=replace(spec, confirm=False), name="gpu1"), spec=spec)
-    ((drain, _),) = outputs.drain_lines(found, run="r", when="2026-11-24")
+    ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
     assert "Reason='EPV:E401:gpu3 [" in drain
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.records import Environment, Host, Line, Measured, Record, Stage, Traffic, encode
-from launcher import plan as planning
-from launcher.plan import Plan, Planned
-from launcher.store import RunFolder
+from launcher.config import plan as planning
+from launcher.config.plan import Plan, Planned
+from launcher.store.run_folder import RunFolder
 from tests.builders import spec
 
 

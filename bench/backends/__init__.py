@@ -12,7 +12,7 @@ from bench.backends.deepep import DeepEP
 from bench.records import Dtype, Op, Point
 
 if TYPE_CHECKING:
-    from bench.backends.session import Context, Session
+    from bench.backends.sessions.session import Context, Session
     from bench.rules import Facts, Knob, Violation
 
 

@@ -8,7 +8,7 @@ from bench.records import Op
 from bench.rules import Facts, Knob, Violation
 
 if TYPE_CHECKING:
-    from bench.backends.session import Context, Session
+    from bench.backends.sessions.session import Context, Session
     from bench.records import Point
 
 _MAX_SLICES = 1024
@@ -61,6 +61,6 @@ class AllToAll:
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A session on the group that belongs to the device."""
-        from bench.backends.alltoall_session import AllToAllSession
+        from bench.backends.sessions.alltoall import AllToAllSession
 
         return AllToAllSession(context)

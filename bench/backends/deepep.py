@@ -12,7 +12,7 @@ from bench.records import Op
 from bench.rules import INT32_LIMIT, Facts, Knob, Violation
 
 if TYPE_CHECKING:
-    from bench.backends.session import Context, Session
+    from bench.backends.sessions.session import Context, Session
     from bench.records import Point
 
 DEFAULT_NUM_SMS = 20
@@ -144,6 +144,6 @@ class DeepEP:
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A Buffer as large as the largest config needs; imports deep_ep."""
-        from bench.backends.deepep_session import DeepEPSession
+        from bench.backends.sessions.deepep import DeepEPSession
 
         return DeepEPSession(context, points)

@@ -24,9 +24,9 @@ class SubmititLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """One run folder for each configuration. Ends the process when the exit status is not 0."""
-        from launcher import submission
-        from launcher.settings import SubmititConf
-        from launcher.validation import jobs
+        from launcher.config.job_options import SubmititConf
+        from launcher.jobs import submission
+        from launcher.validation.run import on_slurm
 
         plain = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -35,7 +35,7 @@ class SubmititLauncher(Launcher):
         configs = [
             self._context.config_loader.load_sweep_config(self._config, list(overrides)) for overrides in job_overrides
         ]
-        launch = jobs.launch if "nodes" in self._config else submission.launch
+        launch = on_slurm.launch if "nodes" in self._config else submission.launch
         status = launch(configs, SubmititConf(**plain))
         if status:
             raise SystemExit(status)

@@ -8,11 +8,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from bench.counters import Counters
+from bench.nvml.counters import Counters
 from bench.records import Environment, Gpu, GpuState
 from launcher.errors import UserError
-from launcher.store import Revision, write_atomic
-from launcher.validation.verdict import Finding, Verdict
+from launcher.store.run_folder import Revision, write_atomic
+from launcher.validation.codes import Finding, Verdict
 
 SCHEMA: Final = "deepep-sweep/node/1"
 FILE_NAME = "NODE.json"

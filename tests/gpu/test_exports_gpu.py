@@ -15,18 +15,19 @@ import msgspec
 import pytest
 from builders import ROOT
 
-from bench import telemetry
 from bench.backends.deepep import buffer_bytes
-from launcher import answer, export
+from bench.nvml import gpus
+from launcher import export
+from launcher.deploy import tuned
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(len(telemetry.inventory()) < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(len(gpus.inventory()) < 2, reason="needs two GPUs"),
     pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
 ]
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
-PAIR = answer.read(RESULTS).picks["fastest"]
+PAIR = tuned.read(RESULTS).picks["fastest"]
 HIDDEN_BYTES = 2 * 7168
 
 

@@ -11,15 +11,15 @@ import msgspec
 import pytest
 from builders import command, small_workload
 
-from bench import telemetry
 from bench.backends import BACKENDS
+from bench.nvml import gpus
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Failed, FailureKind, Line, Measured, Op, Point, Role
 from bench.supervisor import Effort, Supervisor, Task
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(len(telemetry.inventory()) < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(len(gpus.inventory()) < 2, reason="needs two GPUs"),
     pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
 ]
 
@@ -76,7 +76,7 @@ def test_a_combine_runs_with_22_slots_more_than_its_chunk_and_hangs_with_21_whil
     num_ranks: int, tmp_path: Path
 ) -> None:
     """Nothing in DeepEP asserts it; four ranks share two GPUs where there are no more."""
-    shared = len(telemetry.inventory()) < num_ranks
+    shared = len(gpus.inventory()) < num_ranks
     at_bound, below = (
         Point("deepep", Op.COMBINE, Dtype.BF16, {"num_sms": 24, "nvl_chunk": 8, "nvl_buffer": 8 + more})
         for more in (22, 21)

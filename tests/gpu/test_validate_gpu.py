@@ -10,13 +10,13 @@ from typing import NamedTuple
 import pytest
 from builders import command
 
-from bench import counters, telemetry
+from bench.nvml import counters, gpus
 from launcher.validation import node as node_files
 from launcher.validation.node import Node
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(len(telemetry.inventory()) < 2, reason="needs two GPUs"),
+    pytest.mark.skipif(len(gpus.inventory()) < 2, reason="needs two GPUs"),
     pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
 ]
 
@@ -56,17 +56,17 @@ def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
     (attempt,) = healthy.node.attempts
     assert {phase.status for phase in attempt.phases} == {"done"}
     assert set(attempt.checks.values()) == {"ok"}
-    assert healthy.node.layers["inventory"] == f"judged: {len(telemetry.inventory())} GPUs, 2 expected"
+    assert healthy.node.layers["inventory"] == f"judged: {len(gpus.inventory())} GPUs, 2 expected"
 
 
 def test_the_links_that_are_up_are_all_that_a_gpu_has() -> None:
     """A sum of the links' states would be more where some of them sleep."""
-    for gpu, read in zip(telemetry.inventory(), counters.read(), strict=True):
+    for gpu, read in zip(gpus.inventory(), counters.read(), strict=True):
         assert read.values["links_up"] in (gpu.num_links, None)
 
 
 def test_the_pci_bus_shows_no_fewer_gpus_than_the_driver() -> None:
-    assert telemetry.pci_gpus() >= len(telemetry.inventory())
+    assert gpus.pci_gpus() >= len(gpus.inventory())
 
 
 def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy: Validated) -> None:

@@ -218,7 +218,7 @@ def _ranks(lab: SlurmLab) -> list[int]:
     return [
         one.pid
         for one in processes()
-        if one.environment.get("SLURM_CONF") == str(lab.conf) and "bench.nursery" in command_line(one.pid)
+        if one.environment.get("SLURM_CONF") == str(lab.conf) and "bench.forkserver" in command_line(one.pid)
     ]
 
 

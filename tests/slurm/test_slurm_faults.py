@@ -77,7 +77,7 @@ def test_a_shard_that_raises_is_failed_in_slurm_with_its_traceback_in_its_log(ru
     assert run.state(RAISES) == "FAILED"
     log = sweeps.log_of(run.folder, RAISES)
     assert "FileExistsError" in log
-    assert f'File "{run.folder}/code/launcher/attempt.py"' in log
+    assert f'File "{run.folder}/code/launcher/jobs/job.py"' in log
 
 
 def test_a_shard_whose_main_process_is_killed_is_failed(run: Run):

@@ -1,0 +1,1 @@
+"""One library on one rank; these import torch."""

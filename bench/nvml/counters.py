@@ -1,0 +1,131 @@
+"""Counters of each GPU that tell wear and faults: links, ECC, row remapping, throttling; judged by deltas."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgspec
+import pynvml
+
+from bench.nvml import gpus
+
+ALL_LINKS = 0xFFFFFFFF
+_LINK_FIELDS = {
+    "nvlink_replay": pynvml.NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY,
+    "nvlink_recovery": pynvml.NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY,
+    "nvlink_crc": pynvml.NVML_FI_DEV_NVLINK_ERROR_DL_CRC,
+}
+_FIELDS = {
+    "throttle_power_ns": pynvml.NVML_FI_DEV_PERF_POLICY_POWER,
+    "throttle_thermal_ns": pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL,
+    "throttle_software_thermal_ns": pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN,
+    "throttle_hardware_thermal_ns": pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN,
+    "throttle_power_brake_ns": pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN,
+    "recovery_action": pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
+}
+_UP = (pynvml.NVML_NVLINK_STATE_ACTIVE, pynvml.NVML_NVLINK_STATE_SLEEP)
+"""A link that sleeps to save power is well. INACTIVE and ACTIVE_TRAFFIC_DISABLED carry nothing."""
+
+_XID_WAIT_MS = 0
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """One GPU at one moment. ``values``: by name, None where the driver has none, which is not a zero.
+
+    Sums over the GPU's links: ``nvlink_replay``, ``nvlink_recovery``, ``nvlink_crc`` (errors).
+    ``links_up``: how many of its links are active or asleep. ``nvlink_tx_kib``, ``nvlink_rx_kib``: payload over all
+    links. ``throttle_*_ns``: time. ``ecc_uncorrectable`` since the driver was loaded. ``remap_pending``,
+    ``remap_failure``: 0 or 1. ``recovery_action``: 0 is none.
+    """
+
+    uuid: str
+    values: dict[str, int | None]
+
+
+def read() -> list[Counters]:
+    """Every visible GPU, in CUDA's order; empty where there are none."""
+    return [_of(handle) for handle in gpus.handles()]
+
+
+def _of(handle: Any) -> Counters:
+    count = _number(handle, pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT) or 0
+    links = range(count)
+    values: dict[str, int | None] = {
+        name: _sum([_number(handle, field, link) for link in links]) for name, field in _LINK_FIELDS.items()
+    }
+    values["links_up"] = up([_number(handle, pynvml.NVML_FI_DEV_NVLINK_GET_STATE, link) for link in links])
+    values["nvlink_tx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS)
+    values["nvlink_rx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS)
+    values |= {name: _number(handle, field) for name, field in _FIELDS.items()}
+    values["ecc_uncorrectable"] = gpus.said(
+        pynvml.nvmlDeviceGetTotalEccErrors,
+        handle,
+        pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+        pynvml.NVML_VOLATILE_ECC,
+    )
+    remapped = gpus.said(pynvml.nvmlDeviceGetRemappedRows, handle)
+    values["remap_pending"], values["remap_failure"] = (None, None) if remapped is None else map(int, remapped[2:4])
+    values["temperature_c"] = gpus.said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    return Counters(str(pynvml.nvmlDeviceGetUUID(handle)), values)
+
+
+def up(states: list[int | None]) -> int | None:
+    """How many links are up, of NVML's state of each; None as in a sum."""
+    return _sum([None if state is None else int(state in _UP) for state in states])
+
+
+def _sum(values: list[int | None]) -> int | None:
+    """None when there is nothing to add, or one of them is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _number(handle: Any, field: int, scope: int = 0) -> int | None:
+    """One NVML field as an integer, whatever its type is."""
+    values = gpus.said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
+    if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return None
+    value = values[0].value
+    members = {
+        pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+        pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+    }
+    member = members.get(values[0].valueType)
+    return None if member is None else int(getattr(value, member))
+
+
+class XidWatch:
+    """Hears the XID errors that the driver reports from now on; needs no root. Hears nothing where there is no GPU."""
+
+    def __init__(self) -> None:
+        self._events: Any = None
+        handles = gpus.handles()
+        if not handles:
+            return
+        self._events = gpus.said(pynvml.nvmlEventSetCreate)
+        for handle in handles if self._events is not None else []:
+            gpus.said(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
+
+    def heard(self) -> list[str]:
+        """``gpu 2: XID 79`` for each since the last look."""
+        found: list[str] = []
+        while self._events is not None:
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._events, _XID_WAIT_MS)
+            except pynvml.NVMLError:
+                break
+            uuid = gpus.said(pynvml.nvmlDeviceGetUUID, event.device)
+            known = gpus.uuids()
+            found.append(f"gpu {known.index(uuid) if uuid in known else '?'}: XID {int(event.eventData)}")
+        return found
+
+    def close(self) -> None:
+        """Ends the listening."""
+        if self._events is not None:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlEventSetFree(self._events)
+            self._events = None

@@ -1,0 +1,1 @@
+"""What a rank runs: the only room, with the sessions, that imports torch."""

@@ -1,0 +1,199 @@
+"""What dispatch and combine must give, computed from the seed alone: no library that is measured has a part in it.
+
+Every element of every payload is random and its own, so that a token from the wrong source, a wrong token of the
+right source, or a shifted column cannot compare equal. Received tokens must be equal bit by bit; a combined token
+must lie within one BF16 rounding of the FP32 sum.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from bench import workload as layout
+from bench.backends.sessions.session import Dispatched, Inputs, Payload
+from bench.records import Dtype
+from bench.workload import TopK, Workload
+
+_FP8_MAX = 448.0
+_SCALE_COLUMNS = 128
+_BF16_HALF_ULP = 2.0**-8
+_FP32_SLACK = 1e-5
+
+
+def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]]:
+    """Small routings that have broken dispatch kernels before, each as one [tokens, top-k] array per rank.
+
+    ``one_token``: a single token on each rank. ``empty_source``: the first rank has no token to send.
+    ``empty_destination``: nobody chooses the last rank's experts. ``all_to_one``: everybody chooses the first rank's.
+    ``odd``: sizes that no tile divides, with every fifth choice dropped (-1).
+    """
+    experts, topk = workload.num_experts, workload.num_topk
+    local = experts // num_ranks
+    narrow = min(topk, local)
+
+    def draw(rank: int, tokens: int, low: int, high: int, count: int) -> TopK:
+        generator = np.random.default_rng([workload.seed, 99, rank])
+        picks = np.argsort(generator.random((tokens, high - low)), axis=1)[:, :count] + low
+        result = np.full((tokens, topk), -1, dtype=np.int64)
+        result[:, : picks.shape[1]] = picks
+        return result
+
+    ranks = range(num_ranks)
+    odd = [draw(rank, 61 + 6 * rank, 0, experts, topk) for rank in ranks]
+    for array in odd:
+        array.reshape(-1)[::5] = -1
+    return {
+        "one_token": [draw(rank, 1, 0, experts, topk) for rank in ranks],
+        "empty_source": [draw(rank, 64 if rank else 0, 0, experts, topk) for rank in ranks],
+        "empty_destination": [draw(rank, 64, 0, experts - local, topk) for rank in ranks],
+        "all_to_one": [draw(rank, 64, 0, local, narrow) for rank in ranks],
+        "odd": odd,
+    }
+
+
+class Oracle:
+    """Inputs and expected outputs of one exchange on one rank.
+
+    ``routings``: for each rank its experts [tokens, top-k]. Payloads are drawn on ``device``; ranks must be
+    alike, since each draws the others' payloads again.
+    """
+
+    def __init__(
+        self, workload: Workload, routings: list[TopK], *, rank: int, dtype: Dtype, device: torch.device
+    ) -> None:
+        self.workload, self.rank, self.dtype, self.device = workload, rank, dtype, device
+        self.num_ranks = len(routings)
+        self._routings = [torch.from_numpy(array).to(device) for array in routings]
+        self._in_rank = [
+            torch.from_numpy(
+                layout.token_in_rank(array, num_experts=workload.num_experts, num_ranks=self.num_ranks)
+            ).to(device)
+            for array in routings
+        ]
+        self.tokens = [[int(count) for count in mask.sum(dim=0).tolist()] for mask in self._in_rank]
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What this rank sends."""
+        return self._inputs_of(self.rank)
+
+    @cached_property
+    def returned(self) -> torch.Tensor:
+        """What this rank's experts give back: fresh noise [tokens received, hidden], BF16."""
+        return self._returned_by(self.rank)
+
+    @cached_property
+    def expected(self) -> Dispatched:
+        """What this rank must receive."""
+        local = self.workload.num_experts // self.num_ranks
+        parts = []
+        for source, mask in enumerate(self._in_rank):
+            payload, idx, weights = self._inputs_of(source)
+            rows = mask[:, self.rank]
+            parts.append((*_rows(payload, rows), idx[rows] - self.rank * local, weights[rows]))
+        tokens = torch.cat([part[0] for part in parts])
+        scales = torch.cat([part[1] for part in parts if part[1] is not None]) if self.dtype is Dtype.FP8 else None
+        idx, weights = torch.cat([part[2] for part in parts]), torch.cat([part[3] for part in parts])
+        elsewhere = (idx < 0) | (idx >= local)
+        counts = torch.bincount(idx[~elsewhere], minlength=local).tolist()
+        return Dispatched((tokens, scales), idx.masked_fill(elsewhere, -1), weights.masked_fill(elsewhere, 0.0), counts)
+
+    @cached_property
+    def combined(self) -> torch.Tensor:
+        """FP32 sums [tokens sent, hidden] over the ranks that each token went to."""
+        mask = self._in_rank[self.rank]
+        total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
+        for destination in range(self.num_ranks):
+            before = sum(self.tokens[source][destination] for source in range(self.rank))
+            mine = self.tokens[self.rank][destination]
+            rows = mask[:, destination].nonzero()[:, 0]
+            total.index_add_(0, rows, self._returned_by(destination)[before : before + mine].float())
+        return total
+
+    def wrong_dispatch(self, got: Dispatched) -> str | None:
+        """What differs from the expected dispatch, or None."""
+        wrong = self.wrong_payload(got.payload)
+        if wrong:
+            return wrong
+        want = self.expected
+        for name, value, wanted in (
+            ("expert indices", got.topk_idx.to(torch.int64), want.topk_idx),
+            ("expert weights", got.topk_weights, want.topk_weights),
+        ):
+            if not torch.equal(value, wanted):
+                return f"{name} of received tokens differ"
+        if list(got.tokens_per_expert) != want.tokens_per_expert:
+            return f"tokens per expert are {got.tokens_per_expert}, expected {want.tokens_per_expert}"
+        return None
+
+    def wrong_payload(self, got: Payload) -> str | None:
+        """Which received tokens are not bitwise what was sent, or None."""
+        for name, value, wanted in zip(("token", "scale"), got, self.expected.payload, strict=True):
+            if value is None or wanted is None:
+                if value is not wanted:
+                    return f"{name}s are missing"
+                continue
+            if value.shape != wanted.shape:
+                return f"{name}s have shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
+            if not torch.equal(value.view(torch.uint8), wanted.view(torch.uint8)):
+                rows = (value.view(torch.uint8) != wanted.view(torch.uint8)).any(dim=1).nonzero()[:, 0]
+                return f"{len(rows)} of {len(value)} received {name}s are wrong, first {self._origin(int(rows[0]))}"
+        return None
+
+    def wrong_combine(self, got: torch.Tensor) -> str | None:
+        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, or None."""
+        want = self.combined
+        if got.shape != want.shape or got.dtype is not torch.bfloat16:
+            return f"combined tensor is {got.dtype} {tuple(got.shape)}, expected bfloat16 {tuple(want.shape)}"
+        bad = (got.float() - want).abs() > _BF16_HALF_ULP * want.abs() + _FP32_SLACK
+        bad |= ~torch.isfinite(got)
+        if bool(bad.any()):
+            rows = bad.any(dim=1).nonzero()[:, 0]
+            return f"{len(rows)} of {len(got)} combined tokens are wrong, first token {int(rows[0])}"
+        return None
+
+    def _inputs_of(self, rank: int) -> Inputs:
+        generator = self._generator(rank)
+        idx = self._routings[rank]
+        tokens = torch.randn(
+            len(idx), self.workload.hidden, generator=generator, device=self.device, dtype=torch.float32
+        ).to(torch.bfloat16)
+        weights = torch.rand(idx.shape, generator=generator, device=self.device, dtype=torch.float32)
+        return Inputs(quantise(tokens) if self.dtype is Dtype.FP8 else (tokens, None), idx, weights)
+
+    def _returned_by(self, rank: int) -> torch.Tensor:
+        received = sum(row[rank] for row in self.tokens)
+        return torch.randn(
+            received,
+            self.workload.hidden,
+            generator=self._generator(1000 + rank),
+            device=self.device,
+            dtype=torch.float32,
+        ).to(torch.bfloat16)
+
+    def _generator(self, stream: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.workload.seed * 1_000_003 + stream)
+
+    def _origin(self, row: int) -> str:
+        for source, mask in enumerate(self._in_rank):
+            tokens = mask[:, self.rank].nonzero()[:, 0]
+            if row < len(tokens):
+                return f"token {int(tokens[row])} of rank {source}"
+            row -= len(tokens)
+        return f"row {row} past the end"
+
+
+def quantise(tokens: torch.Tensor) -> Payload:
+    """FP8 e4m3 with an FP32 scale for each 128 columns of a token: amax / 448, as DeepEP's users do."""
+    blocks = tokens.float().view(len(tokens), tokens.shape[1] // _SCALE_COLUMNS, _SCALE_COLUMNS)
+    scales = blocks.abs().amax(dim=2).clamp(1e-4) / _FP8_MAX
+    return (blocks / scales[:, :, None]).to(torch.float8_e4m3fn).view(tokens.shape), scales
+
+
+def _rows(payload: Payload, mask: torch.Tensor) -> Payload:
+    tokens, scales = payload
+    rows = tokens.view(torch.uint8)[mask].view(tokens.dtype)
+    return rows, None if scales is None else scales[mask]

@@ -1,0 +1,1 @@
+"""Tuned configs for frameworks: exports, and the library of published results."""

@@ -1,0 +1,136 @@
+"""The body of a job: one attempt at a shard, with its stamps, its signals and its requeue. Runs on the node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from bench.records import Role
+from launcher.aggregate import aggregate
+from launcher.config.plan import FINAL
+from launcher.jobs import accounting
+from launcher.store.run_folder import Attempt, RunFolder, Stamp, shard_name
+from launcher.tuner import final, shard
+from launcher.tuner.shard import Stop
+
+_TERMINATED = 143
+REQUEUE = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
+
+CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
+"""Where the code lies that the job has to run."""
+
+
+def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (submitit maps positions)
+    """Measures what the shard lacks. Raises whatever ended it, so that Slurm calls the job FAILED.
+
+    SIGUSR2, which Slurm sends ahead of the time limit, lets the point in flight finish; then the job puts itself back
+    into the queue, unless it is the second in a row that made no progress. SIGTERM (preemption, scancel) ends the ranks
+    and the job at once.
+    """
+    _refuse_other_code()
+    folder = RunFolder.open(Path(path))
+    stop = _Stop()
+    signal.signal(signal.SIGUSR2, stop.soon)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # inherited by the ranks: Slurm signals them too
+    signal.signal(signal.SIGTERM, stop.now)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    job_id = _job_id()
+    before = _num_visits(folder, index)
+    with folder.stamped(index, job_id=job_id, num_gpus=_num_gpus()) as stamp:
+        stop.stamp = stamp
+        complete = _measure(folder, index, job_id, stop)
+        stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
+        stamp.num_visits = _num_visits(folder, index) - before
+    stop.stamp = None
+    if stamp.outcome == "stopped":
+        stuck = _is_stuck(folder.attempts_of(index))
+        if requeue and job_id is not None and not stuck:
+            print(f"{shard_name(index)}: out of time, back into the queue", file=sys.stderr, flush=True)
+            sys.exit(REQUEUE)
+        hint = (
+            "two time limits in a row without a point: raise hydra.launcher.timeout_min" if stuck else "resume the run"
+        )
+        raise RuntimeError(f"{shard_name(index)}: the time limit came before its last point; {hint}")
+
+
+def _is_stuck(attempts: Sequence[Attempt]) -> bool:
+    """Whether two time limits in a row passed without progress: one may be a node's slow start, two are no accident."""
+    return [(attempt.outcome, attempt.num_visits) for attempt in attempts[-2:]] == [("stopped", 0)] * 2
+
+
+def _refuse_other_code() -> None:
+    """RuntimeError where the job's Python found another copy of the program than the one that was submitted."""
+    wanted, own = os.environ.get(CODE_VARIABLE), Path(__file__).resolve().parents[2]
+    if wanted is not None and own != Path(wanted):
+        raise RuntimeError(f"this job would run the code in {own}, and {wanted} was submitted; is PYTHONPATH changed?")
+
+
+def _num_visits(folder: RunFolder, index: int) -> int:
+    """Records other than the anchors, with which every attempt begins: what shows that an attempt made progress."""
+    return sum(record.role is not Role.ANCHOR for record in folder.shard_records(index))
+
+
+def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+    """The same for the final stage."""
+    run_shard(path, FINAL, requeue)
+
+
+def _measure(folder: RunFolder, index: int, job_id: str | None, stop: Stop) -> bool:
+    if index == FINAL:
+        return final.run(folder, job_id=job_id, stop=stop)
+    return shard.run(folder, index, job_id=job_id, stop=stop)
+
+
+def run_aggregate(path: str, strict: bool = False, allow_mixed: bool = False) -> None:  # noqa: FBT001, FBT002
+    """Makes the report. Missing points are its business to tell, not a failure of this job."""
+    folder = RunFolder.open(Path(path))
+    accounting.note(folder)
+    aggregate(folder, strict=strict, allow_mixed=allow_mixed)
+
+
+class _Stop:
+    """Set by a signal, read between points."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self.stamp: Stamp | None = None
+
+    def __call__(self) -> bool:
+        """Whether no further point shall begin."""
+        return self._asked or signal.SIGUSR2 in signal.sigpending()
+
+    def soon(self, _number: int, _frame: FrameType | None) -> None:
+        """After the point in flight."""
+        self._asked = True
+
+    def now(self, _number: int, _frame: FrameType | None) -> None:
+        """At once: the stamp first, since a SIGKILL follows soon; the supervisor's cleanup ends the ranks."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            if self.stamp is not None:
+                self.stamp.terminate()
+        finally:
+            sys.exit(_TERMINATED)
+
+
+def _job_id() -> str | None:
+    """This job as squeue names it: array and index, or a number; None outside Slurm."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if array and index:
+        return f"{array}_{index}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _num_gpus() -> int:
+    """GPUs that Slurm gave to this job."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("CUDA_VISIBLE_DEVICES") or ""
+    return (
+        int(given)
+        if given.isdigit() and "SLURM_GPUS_ON_NODE" in os.environ
+        else len(list(filter(None, given.split(","))))
+    )

@@ -1,0 +1,1 @@
+"""Results in; RESULTS, Markdown, HTML and SVG out."""

@@ -1,0 +1,159 @@
+"""report.html: the report as one file that needs no network, with every point to sort and filter; pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import msgspec
+
+from bench.backends import BACKENDS
+from bench.records import Point
+from bench.stats import Interval
+from launcher.analysis.measurements import OpResult
+from launcher.analysis.results import Results
+from launcher.report import findings, optimal_configs
+
+Cell = str | float | None
+
+
+class Column(NamedTuple):
+    """A column of the table of points; ``title`` explains it where the mouse rests."""
+
+    name: str
+    title: str
+    is_number: bool
+
+
+def html(results: Results, *, pictures: Mapping[str, str], mixed: str = "", said: Sequence[str] | None = None) -> str:
+    """The whole page; ``pictures`` are SVG texts by file name. Whatever a name or an error contains stays text.
+
+    ``mixed`` says of a run in unlike environments which of them the page is about. ``said``: its findings, if known.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("launcher.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    table = {"columns": _columns(results), "rows": list(_rows(results))}
+    return environment.get_template("report.html").render(
+        results=results,
+        spec=results.plan.spec,
+        choice=results.choice,
+        verdict=results.choice.verdict,
+        named=list(_named(results)),
+        findings=findings.findings(results) if said is None else said,
+        effect=findings.effect(results),
+        picks=optimal_configs.picks(results.choice),
+        warnings=[*([mixed] if mixed else []), *_warnings(results)],
+        means_nothing=optimal_configs.means_nothing(results),
+        findings_title=optimal_configs.findings_title(results),
+        device=results.environment.device if results.environment else "nothing yet",
+        pictures={}
+        if optimal_configs.means_nothing(results)
+        else {_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
+        table=_embedded(table),
+        knobs=optimal_configs.knobs_text,
+    )
+
+
+def _warnings(results: Results) -> list[str]:
+    """What must be read before any number."""
+    found = []
+    if results.plan.is_dry:
+        found.append(optimal_configs.NOT_A_MEASUREMENT)
+    if results.plan.spec.ep.share_gpus:
+        found.append(optimal_configs.SHARED_GPUS)
+    if note := optimal_configs.objective_note(results):
+        found.append(note)
+    if results.counts.missing:
+        found.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
+    found += results.unfinished
+    if results.lacks_final:
+        found.append("Groups of the final are missing: the result may flatter its winner.")
+    return found + results.flags
+
+
+class Named(NamedTuple):
+    """A row of the first table: an operation, or a round trip, which has no config of its own."""
+
+    name: str
+    median_us: float
+    ci95_us: Interval | None
+    operation: OpResult | None = None
+
+
+def _named(results: Results) -> Iterator[Named]:
+    """The rows of the first table."""
+    choice = results.choice
+    for name, pair in (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)):
+        if pair is not None:
+            for one in (pair.dispatch, pair.combine):
+                yield Named(f"{name} {one.point.op}", one.median_us, one.ci95_us, one)
+            yield Named(f"{name} round trip", pair.round_trip_us, pair.round_trip_ci95_us)
+
+
+def _columns(results: Results) -> list[Column]:
+    knobs = [Column(knob.name, "a knob of the backend", True) for knob in BACKENDS[results.plan.spec.backend].knobs]
+    return [
+        Column("state", "measured, failed or missing", False),
+        Column("op", "what is timed", False),
+        *knobs,
+        Column("median us", "median over iterations of the slowest rank's time", True),
+        Column("low us", "lower end of the median's 95 % interval", True),
+        Column("high us", "upper end of the median's 95 % interval", True),
+        Column("spread", "interquartile range over median", True),
+        Column("logical GB/s", "bytes of the busiest rank, own tokens included, over the median", True),
+        Column("wire GB/s", "the same without tokens that stay on their rank", True),
+        Column("of peak", "wire GB/s over the link's peak, one direction", True),
+        Column("stage", "sweep or final", False),
+        Column("note", "role, other knobs, or what went wrong", False),
+    ]
+
+
+def _rows(results: Results) -> Iterator[list[Cell]]:
+    names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
+    for one in results.measurements:
+        notes = ["unstable"] if one.unstable else []
+        yield [
+            *_head("measured", one.point, names),
+            *(round(value, 2) for value in (one.median_us, one.ci95_us.low, one.ci95_us.high)),
+            round(one.spread, 4),
+            *(None if value is None else round(value, 1) for value in (one.logical_gb_per_s, one.wire_gb_per_s)),
+            None if one.peak_fraction is None else round(one.peak_fraction, 3),
+            one.stage.value,
+            ", ".join([one.role.value, *notes, *_others(one.point, names)]),
+        ]
+    for failure in results.failures:
+        place = f"shard {failure.shard}" if failure.rank is None else f"shard {failure.shard}, rank {failure.rank}"
+        note = f"{failure.kind} in {failure.phase} ({place}): {failure.message}"
+        yield [*_head("failed", failure.point, names), *[None] * 7, None, note]
+    for planned in results.missing:
+        yield [*_head("missing", planned.point, names), *[None] * 7, None, planned.role.value]
+
+
+def _head(state: str, point: Point, names: list[str]) -> list[Cell]:
+    return [state, f"{point.op} {point.dtype}", *(point.knobs.get(name) for name in names)]
+
+
+def _others(point: Point, names: list[str]) -> list[str]:
+    """Knobs that have no column: those of a baseline, or of a pair beside GEMMs."""
+    return [f"{name} {value}" for name, value in point.knobs.items() if name not in names]
+
+
+def _embedded(value: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end the element."""
+    plain = msgspec.json.encode(value).decode()
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _data(svg: str) -> str:
+    """A picture as an address of its own: nothing in it can reach the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".svg").replace("_", " ")

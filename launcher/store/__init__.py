@@ -1,0 +1,1 @@
+"""What lies on the disk: the run folder, its records, and the RESULTS file."""

@@ -1,0 +1,1 @@
+"""The search: which points to measure next, and the final."""

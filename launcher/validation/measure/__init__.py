@@ -1,0 +1,1 @@
+"""What validation measures on a node."""

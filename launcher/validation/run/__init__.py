@@ -1,0 +1,1 @@
+"""Where and when nodes are validated, and what is written about them."""

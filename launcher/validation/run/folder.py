@@ -1,0 +1,109 @@
+"""The folder of one validation: what was wanted of which nodes, their jobs, their results, and the reports."""
+
+from __future__ import annotations
+
+import fcntl
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from launcher.errors import UserError
+from launcher.store.run_folder import RunFolder, write_atomic
+from launcher.validation import node as nodes
+from launcher.validation.config import Spec
+from launcher.validation.node import Node
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """A node that no job was submitted for."""
+
+    node: str
+    code: str
+    why: str
+
+
+class Order(msgspec.Struct, frozen=True):
+    """order.json: the whole of what was asked for; ``states``: how Slurm said that the jobs ended.
+
+    ``lanes``, ``settings`` (hydra.launcher) and ``deadline`` (Unix time): what a job is submitted with once more.
+    """
+
+    format: Literal[1]
+    created: float
+    command: list[str]
+    spec: Spec
+    nodes: list[str]
+    skipped: list[Skip] = []
+    jobs: dict[str, str] = {}
+    until: float | None = None
+    states: dict[str, str] = {}
+    lanes: dict[str, int] = {}
+    settings: dict[str, Any] = {}
+    deadline: float | None = None
+
+
+class ValidationFolder:
+    """Every path of a validation, and every access to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.order_file = path / "order.json"
+        self.code = RunFolder(path)
+
+    @classmethod
+    def create(cls, outputs: Path, path: Path | None) -> ValidationFolder:
+        """A new one. UserError where it cannot be made."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-nodes-{secrets.token_hex(2)}"
+        folder = cls(path or outputs / name)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:
+            raise UserError(f"run={folder.path} exists and is no validation", hint="name a path that is free") from None
+        except OSError as error:
+            raise UserError(f"cannot make {folder.path}: {error.strerror}", hint="outputs=FOLDER") from None
+        return folder
+
+    def remove(self) -> None:
+        """Leaves nothing of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def order(self) -> Order:
+        """What was asked for. UserError when this is no validation's folder."""
+        try:
+            return msgspec.json.decode(self.order_file.read_bytes(), type=Order)
+        except OSError as error:
+            raise UserError(f"{self.path} is no validation: {error.strerror}: order.json") from None
+        except msgspec.DecodeError as error:
+            raise UserError(f"{self.order_file} cannot be read: {error}") from None
+
+    def note(self, order: Order) -> None:
+        """Replaces order.json."""
+        write_atomic(self.order_file, msgspec.json.format(msgspec.json.encode(order), indent=1) + b"\n")
+
+    def of(self, node: str) -> Path:
+        """The folder of one node."""
+        return self.path / "nodes" / node
+
+    def began(self, node: str) -> bool:
+        """Whether its validation came as far as to write anything."""
+        return self.of(node).is_dir()
+
+    def is_running(self, node: str) -> bool:
+        """Whether a process is at it, as far as locks tell."""
+        try:
+            with (self.of(node) / nodes.LINES_NAME).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def result(self, node: str) -> Node | None:
+        """A node's file; None where there is none yet."""
+        file = self.of(node) / nodes.FILE_NAME
+        return nodes.read(file) if file.is_file() else None

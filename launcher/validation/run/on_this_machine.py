@@ -1,0 +1,72 @@
+"""Validates the machine that this runs on."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.nvml import gpus
+from launcher.errors import UserError
+from launcher.jobs import inline
+from launcher.validation.codes import EXIT_OK, EXIT_UNKNOWN, Status
+from launcher.validation.config import Options, Spec
+from launcher.validation.measure import selftest
+from launcher.validation.measure.suite import Suite
+from launcher.validation.run import resolve, summary
+from launcher.validation.run.folder import Order, ValidationFolder
+
+_DRY = "This is a dry run on CPUs: correctness is tested through gloo, the speed of no GPU is measured."
+
+
+def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
+    """What gives the exit status when it is called. UserError, before anything runs, when it cannot."""
+    reported = summary.wanted(options)
+    if reported is None and options.run is not None and (Path(options.run) / "order.json").is_file():
+        summary.refuse_idle(options)
+        reported = ValidationFolder(Path(options.run))
+    if reported is not None:
+        return partial(summary.write, reported, options)
+    if options.nodes is not None or options.node_state is not None:
+        raise UserError(
+            "nodes and node_state choose nodes of Slurm, and this validates this machine",
+            hint="-m hydra/launcher=submitit_slurm validates others",
+        )
+    if values["hardware"]["name"] == "auto" and has_silent_gpus():
+        return _unknown
+    return partial(_validate, resolve.for_here(values), options)
+
+
+def _unknown() -> Status:
+    print("DEEPEP UNKNOWN - this machine has NVIDIA GPUs, but NVML shows none; hardware=cpu tests without | ")
+    return EXIT_UNKNOWN
+
+
+def _validate(spec: Spec, options: Options) -> Status:
+    if spec.on_cpu:
+        _say(_DRY)
+    if options.self_test:
+        return selftest.run(spec, lambda line: print(line, flush=True))
+    if options.dry_run:
+        print(f"this machine: {spec.gpus} ranks, {spec.backend}, {spec.workload.name}, configs {spec.configs}")
+        return EXIT_OK
+    folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
+    node = socket.gethostname().partition(".")[0]
+    folder.note(Order(1, time.time(), ["deepep-validate", *inline.command_line()[1:]], spec, [node]))
+    Suite(spec, folder.of(node), node=node, say=_say).run()
+    return summary.write(folder, options)
+
+
+def has_silent_gpus(devices: Path = gpus.PCI_DEVICES) -> bool:
+    """Whether there are GPUs that NVML does not tell of, as where no driver is loaded: no reason for a dry run."""
+    if gpus.are_chosen() or gpus.inventory():
+        return False
+    return gpus.pci_gpus(devices) > 0 or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

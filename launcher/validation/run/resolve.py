@@ -1,0 +1,102 @@
+"""From the configuration to a node's Spec: what ``auto`` and null mean here, and what is refused; see validate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench import rules
+from bench.backends import BACKENDS, Backend
+from bench.records import Op
+from bench.rules import Facts, Violation
+from launcher.config import hardware as machine
+from launcher.errors import UserError
+from launcher.validation import reference
+from launcher.validation.config import DEEPEP_CONFIG, ON_CPU, Spec
+from launcher.validation.measure.suite import check_faults
+
+_CPU_INTERMEDIATE = 1
+"""Width of an expert in a dry run: BF16 products take a CPU long, and there they only tell the ranks apart."""
+
+
+def for_jobs(values: dict[str, Any]) -> Spec:
+    """The Spec of nodes elsewhere: hardware has to be named where this machine has no GPUs."""
+    return _spec(values, local=False)
+
+
+def for_here(values: dict[str, Any]) -> Spec:
+    """The Spec of this machine."""
+    return _spec(values, local=True)
+
+
+def _spec(values: dict[str, Any], *, local: bool) -> Spec:
+    wanted = msgspec.convert(values | {"gpus": values["gpus"] or 0, "references": _references(values)}, Spec)
+    hardware = machine.hardware(wanted.hardware, local=local)
+    counted = machine.num_gpus() if local else 0
+    gpus = wanted.gpus or counted or hardware.gpus_per_node or 4
+    on_cpu = hardware.name == "cpu"
+    if local and not on_cpu and not counted:
+        raise UserError(
+            f"hardware={hardware.name} needs GPUs, this machine has none", hint="hardware=cpu tests without them"
+        )
+    backend_name = machine.backend(wanted.backend, hardware, local=local)
+    backend = BACKENDS[backend_name]
+    thresholds, workload = wanted.thresholds, wanted.workload
+    if on_cpu:
+        workload = msgspec.structs.replace(workload, moe_intermediate=_CPU_INTERMEDIATE)
+        thresholds = msgspec.convert(msgspec.to_builtins(thresholds) | ON_CPU, type(thresholds))
+    spec = msgspec.structs.replace(
+        wanted,
+        hardware=hardware,
+        workload=workload,
+        gpus=gpus,
+        gpus_named=bool(wanted.gpus or not counted),
+        backend=backend_name,
+        thresholds=thresholds,
+        configs=_configs(wanted, backend, gpus),
+    )
+    _refuse(spec, backend)
+    return spec
+
+
+def _references(values: dict[str, Any]) -> list[Any]:
+    if values["reference"] is None:
+        return []
+    plain: list[Any] = msgspec.to_builtins(reference.read(Path(values["reference"])).entries)
+    return plain
+
+
+def _configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[int]]:
+    found = {}
+    for op in (Op.DISPATCH, Op.COMBINE):
+        own = DEEPEP_CONFIG if backend.name == "deepep" else list(backend.default(op, num_ranks=gpus).values())
+        found[op.value] = spec.configs.get(op.value) or own
+    return found
+
+
+def _hint(violation: Violation, spec: Spec) -> str:
+    """Of a rule that the number of GPUs breaks, the number is to be looked at first: one of them may be missing."""
+    if violation.key not in ("ep.size", "workload.num_experts"):
+        return violation.hint
+    found = f"{spec.gpus} GPUs are " + ("meant" if spec.gpus_named else "seen here")
+    return f"{found}; gpus=N says how many belong here; {violation.hint}"
+
+
+def _refuse(spec: Spec, backend: Backend) -> None:
+    facts = Facts(spec.gpus, spec.workload, spec.hardware.num_sms, None)
+    for violation in rules.workload_violations(facts) + backend.workload_violations(facts):
+        raise UserError(str(violation), hint=_hint(violation, spec))
+    for op in (Op.DISPATCH, Op.COMBINE):
+        values = spec.configs[op.value]
+        if len(values) != len(backend.knobs):
+            names = ", ".join(knob.name for knob in backend.knobs)
+            raise UserError(f"configs.{op} must hold {names}, got {values}")
+        knobs = dict(zip((knob.name for knob in backend.knobs), values, strict=True))
+        for violation in backend.point_violations(op, knobs, facts=facts):
+            raise UserError(f"configs.{op}: {violation}", hint=violation.hint)
+    try:
+        check_faults(spec.faults, gpus=spec.gpus)
+    except ValueError as error:
+        raise UserError(f"faults: {error}") from None
