@@ -14,6 +14,12 @@ from scipy import stats as scipy_stats
 UNSTABLE_SPREAD = 0.10
 """Above this IQR / median a point is unstable: its samples are extended once, then it is reported as unstable."""
 
+ALPHA = 0.05
+"""Significance level of every test; intervals are at 1 - ALPHA."""
+
+MIN_GROUPS = 3
+"""Fewest groups of a final, or overlapped passes, by which two configs are compared."""
+
 DRIFT = 0.003
 """Standard deviation of a config's log time between visits, beyond what its samples show (seen on H200s: 0.3 %)."""
 

@@ -36,42 +36,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.deploy import tuned
-from launcher.deploy.formats import EXPORTS, render
-from launcher.deploy.tuned import PICKS, Answer
+from launcher.deploy.exporting import export
+from launcher.deploy.formats import EXPORTS
+from launcher.deploy.tuned import PICKS
 from launcher.errors import OK, USAGE, Parser, UserError
-from launcher.store.run_folder import write_atomic
-
-
-def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
-    """The files that were written for a RESULTS file. UserError when it has nothing to deploy."""
-    found = tuned.read(results)
-    texts = render(found, pick=pick, names=names)
-    for warning in warnings(found):
-        print(f"note: {warning}", file=sys.stderr)
-    return [_write(folder_of(results, pick) / name, text) for name, text in texts.items()]
-
-
-def folder_of(results: Path, pick: str) -> Path:
-    """Where the files of a pick go: each has a folder of its own, since a shim and arguments must be of one config."""
-    folder = results.parent / "exports"
-    return folder if pick == "fastest" else folder / pick
-
-
-def warnings(found: Answer) -> list[str]:
-    """What somebody should know before deploying it, a sentence each."""
-    verdict = found.verdict
-    said = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
-    return said + [f"the run is not whole: {lack}" for lack in found.lacks]
-
-
-def _write(file: Path, text: str) -> Path:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, text)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None
-    return file
+from launcher.store import results_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK if given else USAGE
     try:
         path, names, pick = _parsed(given)
-        written = export(tuned.locate(path), names=names, pick=pick)
+        written = export(results_file.locate(path), names=names, pick=pick)
     except UserError as error:
         error.show()
         return USAGE

@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from launcher.errors import OK, USAGE, UserError
-from launcher.jobs import run_status, watch
+from launcher.jobs import run_status
 from launcher.store.run_folder import RunFolder
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--json" in given:
         print(msgspec.json.format(msgspec.json.encode(now), indent=1).decode())
     else:
-        Console(highlight=False).print(watch.table(now))
+        Console(highlight=False).print(run_status.table(now))
     return OK
 
 

@@ -6,7 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from launcher.config import manual
+from launcher.config import arguments, manual
+from launcher.jobs import prepare
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,13 +62,13 @@ def _in_a_row(config: DictConfig) -> int:
     given = HydraConfig.get().overrides
     try:
         spec, options = schema.spec_from(config)
-        command = inline.command_line(given.task, given.hydra)
-        plan, folder = inline.prepare(spec, options, local=True, command=command)
-        inline.announce(plan)
+        command = arguments.command_line(given.task, given.hydra)
+        plan, folder = prepare.prepare(spec, options, local=True, command=command)
+        prepare.announce(plan)
         if folder is not None:
             print(f"run folder: {folder.path}", file=sys.stderr)
             return inline.execute(plan, folder, options)
-        print(inline.show(plan))
+        print(prepare.show(plan))
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept: python -m launcher.resume with the run folder", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 
 def text(value: object) -> str:
@@ -33,3 +35,19 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _is_number(cell: str) -> bool:
     """Also in bold, with a unit, in an interval, or missing; a list of knobs is none."""
     return re.fullmatch(r"[*]*(|-|[-+]?[\d.,]+( ?[%x]| us)?( to [-+]?[\d.,]+)?( \(.*\))?)[*]*", cell) is not None
+
+
+def knobs_text(knobs: dict[str, int]) -> str:
+    """Knob values as a user would write them."""
+    return ", ".join(f"{name} {value}" for name, value in knobs.items())
+
+
+@overload
+def utc(seconds: float) -> str: ...
+@overload
+def utc(seconds: None) -> None: ...
+@overload
+def utc(seconds: float | None) -> str | None: ...
+def utc(seconds: float | None) -> str | None:
+    """A Unix time as 2026-11-24T10:00:00Z; None stays None."""
+    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

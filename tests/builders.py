@@ -37,7 +37,8 @@ from launcher.config import plan, schema
 from launcher.config.arguments import completed
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
-from launcher.store.run_folder import Manifest, Revision
+from launcher.store.revision import Revision
+from launcher.store.run_folder import Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 

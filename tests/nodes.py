@@ -14,7 +14,7 @@ from builders import ENVIRONMENT
 
 from bench.nvml.counters import Counters
 from bench.records import Gpu, GpuState
-from launcher.store.run_folder import Revision
+from launcher.store.revision import Revision
 from launcher.validation import node as nodes
 from launcher.validation import reference
 from launcher.validation.config import Spec, from_config

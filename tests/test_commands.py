@@ -21,11 +21,11 @@ from builders import ROOT, Command, Sweep
 
 from bench.records import Record, Role, Stage
 from launcher import aggregate
+from launcher.config import plan
 from launcher.config.plan import FINAL
-from launcher.report import optimal_configs
 from launcher.store.run_folder import Attempt, RunFolder
 
-NOT_A_MEASUREMENT = optimal_configs.NOT_A_MEASUREMENT
+NOT_A_MEASUREMENT = plan.NOT_A_MEASUREMENT
 SMALL = (
     "-m",
     "ep=2",

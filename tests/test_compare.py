@@ -27,8 +27,8 @@ from launcher.comparison import render
 from launcher.comparison import run as side
 from launcher.comparison.compare import SCHEMA, Comparison, compare
 from launcher.comparison.run import Side
+from launcher.config.plan import NOT_A_MEASUREMENT
 from launcher.errors import UserError
-from launcher.report.optimal_configs import NOT_A_MEASUREMENT
 from launcher.tuner.racing import DRIFT
 
 PUBLISHED = ROOT / "outputs" / "published"

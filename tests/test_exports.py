@@ -25,10 +25,11 @@ from hypothesis import strategies as st
 from bench.backends import BACKENDS
 from bench.records import Op
 from launcher import export
-from launcher.deploy import tuned
+from launcher.deploy import exporting, tuned
 from launcher.deploy.formats import EXPORTS, SHIM, render
 from launcher.deploy.tuned import PICKS, Answer, provenance
 from launcher.errors import UserError
+from launcher.store import results_file
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 STAND_INS = ROOT / "tests" / "stand_ins"
@@ -57,7 +58,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of everything that is exported of two H200s at EP=2."""
     run = tmp_path_factory.mktemp("run")
     shutil.copy(RESULTS, run)
-    paths = export.export(run / RESULTS.name, names=list(EXPORTS))
+    paths = exporting.export(run / RESULTS.name, names=list(EXPORTS))
     assert [path.name for path in paths] == FILES
     return run / "exports"
 
@@ -200,7 +201,7 @@ def test_a_file_that_is_no_results_file_is_refused(content: bytes, tmp_path: Pat
 def test_a_run_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="has no RESULTS file yet") as caught:
-        tuned.locate(tmp_path)
+        results_file.locate(tmp_path)
     assert caught.value.hint == f"python -m launcher.aggregate {shlex.quote(str(tmp_path))}"
 
 
@@ -208,7 +209,7 @@ def test_the_results_of_other_environments_are_not_taken_for_the_run_s(tmp_path:
     (tmp_path / "run.json").write_text('{"format": 1}')
     for name in ("RESULTS_EP2.2.json", "RESULTS_EP2.json"):
         (tmp_path / name).touch()
-    assert tuned.locate(tmp_path) == tmp_path / "RESULTS_EP2.json"
+    assert results_file.locate(tmp_path) == tmp_path / "RESULTS_EP2.json"
 
 
 @pytest.mark.parametrize("kind", ["default_is_optimal", "inconclusive"])
@@ -216,7 +217,7 @@ def test_a_verdict_other_than_tuned_is_exported_and_said_everywhere(
     kind: str, document: Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document["verdict"] |= {"kind": kind, "meaning": "why it is so"}
-    paths = export.export(written(document, tmp_path), names=list(EXPORTS))
+    paths = exporting.export(written(document, tmp_path), names=list(EXPORTS))
     assert capsys.readouterr().err == f"note: the verdict is {kind}: why it is so\n"
     assert [path.name for path in paths if kind not in path.read_text()] == []
 
@@ -225,7 +226,7 @@ def test_a_run_that_is_not_whole_is_exported_and_said_everywhere(
     document: Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document["points"] |= {"missing": 3}
-    paths = export.export(written(document, tmp_path), names=list(EXPORTS))
+    paths = exporting.export(written(document, tmp_path), names=list(EXPORTS))
     assert capsys.readouterr().err == "note: the run is not whole: 3 of 1335 points are missing\n"
     assert [path.name for path in paths if "3 of 1335 points" not in path.read_text()] == []
 
@@ -246,7 +247,7 @@ def test_a_pick_that_the_run_does_not_have_is_refused_with_those_that_it_has(
 ) -> None:
     del document["picks"]["overlapped"]
     with pytest.raises(UserError, match=r"^pick must be one of fastest, default_sms, knee here, got overlapped$"):
-        export.export(written(document, tmp_path), names=["sglang"], pick="overlapped")
+        exporting.export(written(document, tmp_path), names=["sglang"], pick="overlapped")
     assert not (tmp_path / "exports").exists()
 
 

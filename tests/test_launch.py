@@ -18,11 +18,13 @@ import pytest
 from builders import ENVIRONMENT, ROOT, Command, Sweep, complete, spec
 
 from bench.records import Record
-from launcher.config import plan
+from launcher.config import arguments, plan
 from launcher.config.plan import Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
-from launcher.jobs import inline, job, run_status, slurm, submission
+from launcher.jobs import job, run_status, sbatch, slurm
+from launcher.report import writer
+from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import Attempt, RunFolder, Submission
 
 DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
@@ -106,7 +108,7 @@ def test_a_container_gets_its_own_python_and_the_run_folder(run_module: Command)
 
 
 def test_a_job_that_would_run_other_code_than_was_submitted_fails(monkeypatch: pytest.MonkeyPatch, folder: RunFolder):
-    monkeypatch.setenv(job.CODE_VARIABLE, str(folder.code))
+    monkeypatch.setenv(sbatch.CODE_VARIABLE, str(folder.code))
     with pytest.raises(RuntimeError, match=f"{folder.code} was submitted; is PYTHONPATH changed"):
         job.run_shard(str(folder.path), 0)
 
@@ -130,7 +132,7 @@ def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_pa
             command, cwd=ROOT, env={**os.environ, "SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False
         )
 
-    assert tried().returncode == job.REQUEUE
+    assert tried().returncode == sbatch.REQUEUE
     second = tried()
     assert second.returncode == FAILURE
     assert "two time limits in a row without a point: raise hydra.launcher.timeout_min" in second.stderr
@@ -149,12 +151,12 @@ def test_a_batch_script_asks_again_where_the_controller_does_not_answer(
     environment = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def ended(status: int) -> int:
-        script = "\n".join([*submission.code_setup(folder), f"(exit {status})"])
+        script = "\n".join([*sbatch.code_setup(folder.code), f"(exit {status})"])
         return subprocess.run(["bash", "-c", script], env=environment, check=False).returncode
 
     assert ended(1) == 1
     assert not (tmp_path / "asked").exists()
-    assert ended(job.REQUEUE) == job.REQUEUE
+    assert ended(sbatch.REQUEUE) == sbatch.REQUEUE
     assert (tmp_path / "asked").read_text() == "requeue 7\n" * (refusals + 1)
 
 
@@ -171,10 +173,10 @@ def test_on_a_login_node_hardware_has_to_be_named_and_the_names_are_listed(run_m
 
 def test_one_of_several_sweeps_is_resumed_by_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='2','4'", "hydra/launcher=submitit_slurm"])
-    given = inline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
+    given = arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
     assert given == ["deepep-sweep", "-m", "hydra/launcher=submitit_slurm", "ep='4'"]
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='4'"])
-    assert inline.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
+    assert arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
 
 
 def test_a_run_is_not_continued_by_another_version_of_the_program(sweep: Sweep, run_module: Command, tmp_path: Path):
@@ -192,9 +194,9 @@ def test_a_run_is_not_continued_by_another_version_of_the_program(sweep: Sweep, 
 
 
 def test_the_copy_of_the_code_that_a_run_began_with_is_kept(folder: RunFolder):
-    folder.snapshot_code()
+    snapshot_code(folder.code)
     (folder.code / "bench" / "records.py").write_text("older")
-    folder.snapshot_code()
+    snapshot_code(folder.code)
     assert (folder.code / "bench" / "records.py").read_text() == "older"
     assert (folder.code / "conf" / "sweep.yaml").is_file()
 
@@ -227,9 +229,9 @@ def test_unlike_environments_are_a_failure_and_no_usage_error(
     made: Plan, folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ):
     measured_twice(folder, made)
-    assert inline.report(folder, options()) == FAILURE
+    assert writer.report(folder, options()) == FAILURE
     assert "error: the records were measured in unlike environments" in capsys.readouterr().err
-    assert inline.report(folder, options(allow_mixed=True), draw=False) == OK
+    assert writer.report(folder, options(allow_mixed=True), draw=False) == OK
 
 
 def test_the_aggregate_job_is_told_that_mixed_environments_are_allowed(made: Plan, folder: RunFolder):

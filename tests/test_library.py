@@ -17,11 +17,12 @@ from builders import ROOT, Command, Sweep
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher import library, publish
-from launcher.deploy import tuned
+from launcher import library
+from launcher.deploy import publishing, tuned
 from launcher.deploy.tuned import Answer, Operation, Pair
 from launcher.errors import UserError
 from launcher.library import Entry, Key, NotTuned, load_tuned_config
+from launcher.store import results_file
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 PUBLISHED = ROOT / "outputs" / "published" / "library"
@@ -81,7 +82,7 @@ def best(folder: Path) -> tuple[float, float]:
 
 
 def test_the_exact_key_is_found_and_said(tmp_path: Path) -> None:
-    publish.publish(ANSWER, tmp_path)
+    publishing.publish(ANSWER, tmp_path)
     found = load_tuned_config(tmp_path, **ASKED)
     assert found.match == "exact"
     assert list(found.dispatch.values()) == [128, 8, 128, 6, 128]
@@ -91,7 +92,7 @@ def test_the_exact_key_is_found_and_said(tmp_path: Path) -> None:
 
 
 def test_each_pick_of_a_run_can_be_loaded(tmp_path: Path) -> None:
-    publish.publish(ANSWER, tmp_path)
+    publishing.publish(ANSWER, tmp_path)
     for name, pair in ANSWER.picks.items():
         found = load_tuned_config(tmp_path, **ASKED, pick=name)
         assert {"dispatch": found.dispatch, "combine": found.combine} == pair.configs
@@ -106,7 +107,7 @@ def test_the_nearest_tokens_by_ratio_are_found_and_said(
 ) -> None:
     folder = tmp_path_factory.mktemp("library")
     for num_tokens in filed:
-        publish.publish(with_tokens(num_tokens), folder)
+        publishing.publish(with_tokens(num_tokens), folder)
     found = load_tuned_config(folder, **ASKED | {"num_tokens": asked})
     tokens = found.entry.key.num_tokens
     assert abs(math.log(asked / tokens)) == min(abs(math.log(asked / one)) for one in filed)
@@ -125,7 +126,7 @@ def test_the_nearest_tokens_by_ratio_are_found_and_said(
     ],
 )
 def test_nothing_but_tokens_and_the_version_is_ever_waived(other: dict[str, Any], tmp_path: Path) -> None:
-    publish.publish(ANSWER, tmp_path)
+    publishing.publish(ANSWER, tmp_path)
     with pytest.raises(
         NotTuned, match=f"; {tmp_path} has NVIDIA H200, EP=2, hidden 7168, 256 experts, top-8, 4096 tok"
     ):
@@ -144,8 +145,8 @@ def test_an_empty_or_absent_library_is_said(tmp_path: Path) -> None:
 
 
 def test_the_same_deep_ep_goes_before_nearer_tokens_and_another_is_said(tmp_path: Path) -> None:
-    publish.publish(with_tokens(4096, deep_ep="deep_ep 1.1"), tmp_path)
-    publish.publish(with_tokens(1024), tmp_path)
+    publishing.publish(with_tokens(4096, deep_ep="deep_ep 1.1"), tmp_path)
+    publishing.publish(with_tokens(1024), tmp_path)
     assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: asked 4096, found 1024"
     other = load_tuned_config(tmp_path, **ASKED | {"deep_ep": "deep_ep 1.3"})
     assert other.match == "deep_ep: asked deep_ep 1.3, found deep_ep 1.1"
@@ -157,7 +158,7 @@ def test_the_same_deep_ep_goes_before_nearer_tokens_and_another_is_said(tmp_path
 def test_no_version_and_the_version_alone_are_exact_like_the_distribution_with_it(
     deep_ep: str | None, tmp_path: Path
 ) -> None:
-    publish.publish(ANSWER, tmp_path)
+    publishing.publish(ANSWER, tmp_path)
     assert load_tuned_config(tmp_path, **ASKED | {"deep_ep": deep_ep}).match == "exact"
     for other in ("1.2.1", "tokenspeed-deepep"):
         found = load_tuned_config(tmp_path, **ASKED | {"deep_ep": other})
@@ -205,10 +206,10 @@ def test_the_documented_example_finds_the_published_config_and_says_exact(tmp_pa
 
 def test_another_routing_is_taken_rather_than_none_and_said(tmp_path: Path) -> None:
     zipf = replace(ANSWER, workload=replace(ANSWER.workload, routing="zipf"))
-    publish.publish(zipf, tmp_path)
+    publishing.publish(zipf, tmp_path)
     assert load_tuned_config(tmp_path, **ASKED).match == "routing: asked uniform, found zipf"
     assert load_tuned_config(tmp_path, **ASKED, routing="zipf").match == "exact"
-    publish.publish(with_tokens(1024), tmp_path)
+    publishing.publish(with_tokens(1024), tmp_path)
     assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: asked 4096, found 1024"
 
 
@@ -223,7 +224,7 @@ def test_another_routing_is_taken_rather_than_none_and_said(tmp_path: Path) -> N
 def test_a_file_that_is_no_entry_is_left_out_and_named_also_where_nothing_else_fits(
     content: bytes, why: str, tmp_path: Path
 ) -> None:
-    publish.publish(ANSWER, tmp_path)
+    publishing.publish(ANSWER, tmp_path)
     (tmp_path / "other.json").write_bytes(content)
     with pytest.warns(RuntimeWarning, match=r"other\.json .*; it is left out$") as warned:
         assert load_tuned_config(tmp_path, **ASKED).match == "exact"
@@ -251,7 +252,7 @@ def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
     found = tuned.read(results)
-    file, done = publish.publish(found, tmp_path)
+    file, done = publishing.publish(found, tmp_path)
     assert done == dict.fromkeys(found.picks, "filed")
     jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
 
@@ -287,8 +288,8 @@ def spoilt() -> list[Any]:
     pair = ANSWER.picks["fastest"]
     sweep_only = replace(pair, combine=replace(pair.combine, stage="sweep"))
     return [
-        (replace(ANSWER, points=tuned.Points(1335, 3)), "3 of 1335 points are missing"),
-        (replace(ANSWER, search=tuned.Search(5, 2)), "2 of 5 groups of the final are there"),
+        (replace(ANSWER, points=results_file.Points(1335, 3)), "3 of 1335 points are missing"),
+        (replace(ANSWER, search=results_file.Search(5, 2)), "2 of 5 groups of the final are there"),
         (replace(ANSWER, picks={"fastest": sweep_only}), "it was not measured again in a final"),
     ]
 
@@ -296,7 +297,7 @@ def spoilt() -> list[Any]:
 @pytest.mark.parametrize(("found", "why"), spoilt())
 def test_a_run_that_is_not_whole_is_not_published(found: Answer, why: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^only whole runs are published: {why}$"):
-        publish.publish(found, tmp_path)
+        publishing.publish(found, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,13 +305,13 @@ def test_a_run_that_is_not_whole_is_not_published(found: Answer, why: str, tmp_p
 def test_a_run_with_another_objective_is_not_published(objective: Any, tmp_path: Path) -> None:
     found = replace(ANSWER, search=replace(ANSWER.search, objective=objective))
     with pytest.raises(UserError, match=r"^only runs that minimise the round trip are published, this one's search\."):
-        publish.publish(found, tmp_path)
+        publishing.publish(found, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("objective", ["round_trip", "training", {"dispatch": 2, "combine": 2.0}])
 def test_a_run_that_counts_both_operations_alike_is_published(objective: Any, tmp_path: Path) -> None:
-    publish.publish(replace(ANSWER, search=replace(ANSWER.search, objective=objective)), tmp_path)
+    publishing.publish(replace(ANSWER, search=replace(ANSWER.search, objective=objective)), tmp_path)
     assert on_file(tmp_path).picks["fastest"].round_trip_us == pytest.approx(412.4, abs=0.1)
 
 
@@ -323,16 +324,16 @@ def test_what_is_on_file_gives_way_only_to_what_is_surely_faster(
     tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
 ) -> None:
     folder = tmp_path_factory.mktemp("library")
-    publish.publish(taking(*first), folder)
-    _, done = publish.publish(taking(*second), folder)
+    publishing.publish(taking(*first), folder)
+    _, done = publishing.publish(taking(*second), folder)
     stays = second[1] >= first[0]
     assert best(folder) == (first if stays else second)
     assert done["fastest"].startswith("kept the " if stays else "filed: ")
 
 
 def test_a_better_run_without_a_pick_leaves_that_of_the_run_before(tmp_path: Path) -> None:
-    publish.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
-    _, done = publish.publish(taking(300, 310), tmp_path)
+    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
+    _, done = publishing.publish(taking(300, 310), tmp_path)
     assert done == {
         "fastest": "filed: 305.0 us (300.0 to 310.0) is faster than the 405.0 us (400.0 to 410.0) on file",
         "overlapped": "kept: this run has none",
@@ -362,8 +363,8 @@ ON_FILE = "5050.0 us (5000.0 to 5100.0)"
 def test_overlapped_is_judged_by_the_time_beside_gemms_whatever_becomes_of_fastest(
     second: tuple[float, float], num_sms: int, said: str, tmp_path: Path
 ) -> None:
-    publish.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
-    _, done = publish.publish(overlapping((500, 510), second, num_sms=48), tmp_path)
+    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
+    _, done = publishing.publish(overlapping((500, 510), second, num_sms=48), tmp_path)
     assert done["overlapped"] == said
     assert done["fastest"].startswith("kept ")
     assert on_file(tmp_path).picks["overlapped"].dispatch["num_sms"] == num_sms
@@ -372,19 +373,19 @@ def test_overlapped_is_judged_by_the_time_beside_gemms_whatever_becomes_of_faste
 
 def test_an_overlapped_pick_without_a_time_beside_gemms_gives_way_to_one_with(tmp_path: Path) -> None:
     untimed = replace(overlapping((400, 410), (1, 2)), overlapped=[])
-    publish.publish(untimed, tmp_path)
-    _, done = publish.publish(untimed, tmp_path)
+    publishing.publish(untimed, tmp_path)
+    _, done = publishing.publish(untimed, tmp_path)
     assert done["overlapped"] == "kept: this run has no time beside GEMMs"
-    _, done = publish.publish(overlapping((400, 410), (5000, 5100), num_sms=48), tmp_path)
+    _, done = publishing.publish(overlapping((400, 410), (5000, 5100), num_sms=48), tmp_path)
     assert done["overlapped"] == "filed: it is timed beside GEMMs"
     assert on_file(tmp_path).picks["overlapped"].beside_gemms_ci95_us == (5000.0, 5100.0)
 
 
 def test_knee_goes_with_fastest_of_which_it_is_a_part(tmp_path: Path) -> None:
-    publish.publish(taking(400, 410, knee=trip(420, 421, num_sms=24)), tmp_path)
-    publish.publish(taking(405, 412, knee=trip(411, 411, num_sms=28)), tmp_path)
+    publishing.publish(taking(400, 410, knee=trip(420, 421, num_sms=24)), tmp_path)
+    publishing.publish(taking(405, 412, knee=trip(411, 411, num_sms=28)), tmp_path)
     assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 24
-    _, done = publish.publish(taking(300, 310, knee=trip(315, 316, num_sms=32)), tmp_path)
+    _, done = publishing.publish(taking(300, 310, knee=trip(315, 316, num_sms=32)), tmp_path)
     assert done["knee"] == "filed with fastest"
     assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 32
 
@@ -397,7 +398,7 @@ def test_two_results_that_can_be_told_apart_leave_the_same_in_either_order(
     for order in ((first, second), (second, first)):
         folder = tmp_path_factory.mktemp("library")
         for one in order:
-            publish.publish(taking(*one), folder)
+            publishing.publish(taking(*one), folder)
         left.append(best(folder))
     overlap = first[0] <= second[1] and second[0] <= first[1]
     assert left == ([first, second] if overlap else [min(first, second)] * 2)
@@ -406,7 +407,7 @@ def test_two_results_that_can_be_told_apart_leave_the_same_in_either_order(
 def test_each_routing_has_a_file_of_its_own(tmp_path: Path) -> None:
     files = []
     for routing in ("uniform", "zipf", "grouped", "traces/a b.npy", "TRACES/a/b.npy"):
-        file, done = publish.publish(replace(ANSWER, workload=replace(ANSWER.workload, routing=routing)), tmp_path)
+        file, done = publishing.publish(replace(ANSWER, workload=replace(ANSWER.workload, routing=routing)), tmp_path)
         assert done["fastest"] == "filed"
         files.append(file.name)
         assert load_tuned_config(tmp_path, **ASKED, routing=routing).match == "exact"
@@ -431,7 +432,7 @@ def test_any_gpu_has_a_file_of_its_own_inside_the_folder(gpu: str, deep_ep: str)
 def test_a_library_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "library").touch()
     with pytest.raises(UserError, match=r"cannot write to .*: File exists"):
-        publish.publish(ANSWER, tmp_path / "library")
+        publishing.publish(ANSWER, tmp_path / "library")
 
 
 def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_path: Path) -> None:
@@ -471,4 +472,4 @@ def test_the_published_library_holds_the_published_runs() -> None:
         assert file.name == entry.key.file_name(entry.routing)
         name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
         run = RESULTS.parents[1] / name
-        assert entry == publish.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json"))
+        assert entry == publishing.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json"))

@@ -57,7 +57,7 @@ from bench.records import (
 )
 from bench.stats import Interval, median_interval
 from bench.workload import Workload, token_matrix
-from launcher import aggregate, export
+from launcher import aggregate
 from launcher import text as markdown
 from launcher.analysis import overlap, results
 from launcher.analysis.choice import Choice
@@ -65,10 +65,12 @@ from launcher.analysis.measurements import OpResult
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.config import plan
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.config.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
+from launcher.deploy import exporting
 from launcher.deploy.formats import EXPORTS
-from launcher.report import findings, html_report, optimal_configs, results_json
+from launcher.report import findings, html_report, optimal_configs, results_json, writer
 from launcher.store.run_folder import Attempt, Damaged, RunFolder
 from launcher.store.table import evidence
 
@@ -519,7 +521,7 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     plain = valid(found)
     assert (plain["shared_gpus"], plain["verdict"], plain["speedup_over_default"]) == (True, None, None)
     text = optimal_configs.markdown(found)
-    assert text.startswith(f"**{optimal_configs.SHARED_GPUS}**\n")
+    assert text.startswith(f"**{plan.SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["## Points", "## Checks", "## Files", "## Where this comes from", "## Summary"]
     short = optimal_configs.summary(found)
@@ -527,7 +529,7 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     assert "* No config: ranks shared a GPU, so that only tokens were checked." in short.splitlines()
     assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
     shown = html_report.html(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
-    assert optimal_configs.SHARED_GPUS in shown
+    assert plan.SHARED_GPUS in shown
     assert not re.search(r"\d times|\d us|<table|<img", shown)
 
 
@@ -537,7 +539,7 @@ def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
     with folder.appender(0) as appender:
         for line in complete(made):
             appender.add(line)
-    assert aggregate.aggregate(folder) == 0
+    assert writer.aggregate(folder) == 0
     assert list(folder.path.glob("*.svg")) == []
 
 
@@ -811,9 +813,9 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
         for line in LINES:
             appender.add(line)
     folder.begin_attempt(0, Attempt(None, "node1", 1.0, 2.0, "complete"))
-    assert aggregate.aggregate(folder) == 0
+    assert writer.aggregate(folder) == 0
     folder.begin_attempt(0, Attempt(None, "node1", 3.0, 4.0, outcome))
-    assert aggregate.aggregate(folder) == 3
+    assert writer.aggregate(folder) == 3
     assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
     assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()
     assert "python -m launcher.resume" in (folder.path / "SUMMARY.md").read_text()
@@ -910,7 +912,7 @@ def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*MADE_ANEW))
     for packed in copy.glob("shards/*/records.jsonl.gz"):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-    assert aggregate.aggregate(RunFolder.open(copy), draw=False) == 0
+    assert writer.aggregate(RunFolder.open(copy), draw=False) == 0
     return source, copy
 
 
@@ -938,7 +940,7 @@ def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path,
 def test_published_exports_are_what_the_published_results_give(again: tuple[Path, Path]) -> None:
     source, copy = again
     (results_file,) = copy.glob("RESULTS_EP*.json")
-    for file in export.export(results_file, names=list(EXPORTS)):
+    for file in exporting.export(results_file, names=list(EXPORTS)):
         published = source / "exports" / file.name
         assert not (source / "exports").exists() or file.read_text() == published.read_text(), published
 

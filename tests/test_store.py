@@ -18,7 +18,8 @@ from bench import records
 from bench.records import Line, Record
 from launcher.config.plan import Plan
 from launcher.errors import UserError
-from launcher.store.run_folder import FORMAT_VERSION, RunFolder, write_atomic
+from launcher.store.files import write_atomic
+from launcher.store.run_folder import FORMAT_VERSION, RunFolder
 
 
 @pytest.fixture

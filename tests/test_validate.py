@@ -45,10 +45,9 @@ from launcher.validation import reference
 from launcher.validation.codes import Verdict
 from launcher.validation.config import Spec
 from launcher.validation.measure import link_bytes
-from launcher.validation.measure.phases import PHASES
 from launcher.validation.measure.readings import Nvml
 from launcher.validation.measure.suite import Suite
-from launcher.validation.node import Preflight
+from launcher.validation.node import PHASES, Preflight
 from launcher.validation.run import node_reports, on_slurm, on_this_machine, summary
 from launcher.validation.run.folder import Order, ValidationFolder
 
@@ -316,7 +315,7 @@ def test_gpus_without_a_driver_are_no_reason_for_a_dry_run_unless_they_are_hidde
 
 
 def test_a_fault_for_one_node_is_none_for_another():
-    from launcher.validation.measure.suite import own_faults
+    from launcher.validation.node_faults import own_faults
 
     texts = ["gpu1/slow@0:", "gpu2/hang@1:combine", "segfault@3:"]
     assert own_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]

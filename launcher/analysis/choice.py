@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from bench.records import Op
-from bench.stats import holm, paired_slower_p
+from bench.stats import ALPHA, MIN_GROUPS, holm, paired_slower_p
 from launcher.analysis.measurements import OpResult
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
-from launcher.analysis.pairs import ALPHA, MIN_GROUPS, TIE_COST, Ops, Pair, best_of, groups_of, pair_of, smaller
+from launcher.analysis.pairs import TIE_COST, Ops, Pair, best_of, groups_of, pair_of, smaller
 from launcher.analysis.verdict import Verdict, best_other, verdict
 from launcher.config.plan import Plan
 

@@ -14,6 +14,7 @@ from bench import workload as layout
 from bench.backends import split_pair
 from bench.records import Dtype, Failed, FailureKind, Op, Point, Record, Role, Stage
 from bench.stats import (
+    MIN_GROUPS,
     UNSTABLE_SPREAD,
     Floats,
     Interval,
@@ -26,7 +27,6 @@ from launcher.analysis import power_cap
 from launcher.config.plan import Plan
 from launcher.store.table import ROLES, STAGES, Rows, Visits
 
-_MIN_GROUPS = 3
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
 
 
@@ -295,7 +295,7 @@ def _final_result(
     by_round = _by_round(parts)
     if point.op is Op.COMPUTE:
         median_us, interval = float(np.median(rows["median_us"])), median_interval(rows["median_us"])
-    elif len(by_round) >= _MIN_GROUPS:
+    elif len(by_round) >= MIN_GROUPS:
         medians = np.asarray(list(by_round.values()))
         median_us = float(np.exp(np.log(medians).mean()))
         interval = paired_ratio_interval(medians, np.ones(len(medians)))

@@ -7,9 +7,9 @@ import numpy as np
 
 from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import Dtype, Op, Point
-from bench.stats import Interval, holm, paired_ratio_interval, paired_slower_p
+from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
 from launcher.analysis.measurements import OpResult
-from launcher.analysis.pairs import ALPHA, MIN_GROUPS, Pair
+from launcher.analysis.pairs import Pair
 from launcher.config.plan import Plan
 
 OVERLAP_TIE_LIMIT = 0.02

@@ -6,18 +6,12 @@ import msgspec
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Stage
-from bench.stats import Interval, paired_ratio_interval, paired_slower_p
+from bench.stats import ALPHA, MIN_GROUPS, Interval, paired_ratio_interval, paired_slower_p
 from launcher.analysis.measurements import OpResult
 from launcher.config.plan import Plan
 
 TIE_COST = 0.001
 """What breaking a tie may cost: among pairs within this of the best the one with the fewest resources is taken."""
-
-ALPHA = 0.05
-"""Of every test and interval here."""
-
-MIN_GROUPS = 3
-"""Groups of a final, or passes, from which on two pairs are compared by them."""
 
 
 class Pair(msgspec.Struct, frozen=True):

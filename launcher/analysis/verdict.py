@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from bench.records import Op, Stage
-from bench.stats import DRIFT, Interval, log_median_errors, paired_ratio, paired_ratio_interval
-from launcher.analysis.pairs import ALPHA, Ops, Pair, pair_of
+from bench.stats import ALPHA, DRIFT, Interval, log_median_errors, paired_ratio, paired_ratio_interval
+from launcher.analysis.pairs import Ops, Pair, pair_of
 from launcher.config.plan import Plan
 
 MARGIN = 0.02

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from scipy import stats as scipy_stats
 
 from bench.records import Op, Stage
-from bench.stats import DRIFT, Floats, Interval, holm
+from bench.stats import ALPHA, DRIFT, MIN_GROUPS, Floats, Interval, holm
 from launcher.comparison.run import Measurement, Pick, Side, check_same, facts, hardware_differences
-from launcher.deploy.tuned import unfinished
 from launcher.errors import UserError
-from launcher.tuner.racing import ALPHA
+from launcher.store.results_file import unfinished
 
 SCHEMA = "deepep-sweep/comparison/1"
 
@@ -35,9 +34,6 @@ Verdict = Literal[
 
 VERDICTS: tuple[Verdict, ...] = Verdict.__args__  # type: ignore[attr-defined]
 """Worst first."""
-
-_MIN_GROUPS = 3
-"""Of so many groups of the final the interval in RESULTS is Student's; of fewer, by order statistics of the samples."""
 
 _MIN_SAMPLES = 6
 """Order statistics of fewer samples have no 95 % interval."""
@@ -248,7 +244,7 @@ def _level(one: Measurement, groups: int) -> tuple[float, float, float, float]:
     What processes add is in the interval only where fresh ones were seen; elsewhere, and so in the passes beside GEMMs,
     it is added. What spikes add is so as well: of an unstable point of one set of processes nothing is known.
     """
-    is_student = one.is_fresh and groups >= _MIN_GROUPS
+    is_student = one.is_fresh and groups >= MIN_GROUPS
     freedom = groups - 1 if is_student else _LIKE_NORMAL
     more = math.hypot(0.0 if is_student else DRIFT, _ROUNDING_US / one.median_us)
     if not is_student and (one.unstable or one.num_samples < _MIN_SAMPLES):

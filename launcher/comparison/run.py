@@ -13,11 +13,11 @@ import msgspec
 from bench.records import Dtype, Environment, Host, Op, Point, Role, Stage
 from bench.workload import Workload
 from launcher.config.schema import Hardware
-from launcher.deploy import tuned
-from launcher.deploy.tuned import Points, Search
 from launcher.errors import UserError
-from launcher.report.optimal_configs import knobs_text
-from launcher.store.run_folder import Revision
+from launcher.store import results_file
+from launcher.store.results_file import Points, Search
+from launcher.store.revision import Revision
+from launcher.text import knobs_text
 
 _MUST_AGREE = ("ep", "backend", "shared_gpus", "dry_run")
 _HARDWARE = ("device", "num_devices", "num_sms", "memory_bytes", "num_links", "link_gb_per_s", "topology")
@@ -132,8 +132,8 @@ class Side(NamedTuple):
 
 def read(path: Path) -> Side:
     """The run of a folder, or of a RESULTS file. UserError when there is none, or of another schema."""
-    file = tuned.locate(path)
-    return tuned.parsed(file, lambda content: decode(file, content))
+    file = results_file.locate(path)
+    return results_file.parsed(file, lambda content: decode(file, content))
 
 
 def decode(file: Path, content: bytes) -> Side:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,3 +69,14 @@ def _quote_choice(argument: str) -> str:
     if not match:
         return argument
     return f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
+
+
+def command_line(overrides: Sequence[str] = (), of_hydra: Sequence[str] = ()) -> list[str]:
+    """The command as it was given, with what this machine filled in.
+
+    Where it meant several sweeps (ep=2,4), that of the one with these overrides, so that it can be resumed by itself.
+    """
+    if all(override in sys.argv for override in overrides):
+        return ["deepep-sweep", *sys.argv[1:]]
+    kept = [override for override in of_hydra if not override.startswith("hydra.mode=")]
+    return ["deepep-sweep", "-m", *kept, *overrides]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path
 
 import msgspec
 import yaml
 
 from bench.nvml import gpus as telemetry
+from launcher import ROOT
 from launcher.config.schema import Hardware, Spec
 from launcher.errors import UserError
 
-_GROUP = Path(__file__).resolve().parents[2] / "conf" / "hardware"
+_GROUP = ROOT / "conf" / "hardware"
 
 GET_DEEP_EP = (
     "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 beside torch 2.11.0 (CUDA 13), "

@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from launcher import ROOT
 from launcher.errors import OK, USAGE, UserError
 from launcher.text import code, table, text
 
-_ROOT = Path(__file__).resolve().parents[2]
 _GROUPS = ("hardware", "ep", "workload", "grid", "measure", "search", "backend")
 _WIDTH = 30
 
@@ -109,7 +109,7 @@ VALIDATE = (
 
 def sections(classes: Sequence[tuple[str, str, str]] = SWEEP) -> list[Section]:
     """Every key, read from the source of the schema."""
-    return [_section(_ROOT / "launcher" / file, name, prefix) for file, name, prefix in classes]
+    return [_section(ROOT / "launcher" / file, name, prefix) for file, name, prefix in classes]
 
 
 def _section(file: Path, name: str, prefix: str) -> Section:
@@ -139,7 +139,7 @@ def _default(value: ast.expr) -> str:
 
 def choices(group: str) -> list[str]:
     """The files of a config group."""
-    return sorted(path.stem for path in (_ROOT / "conf" / group).glob("*.yaml"))
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
 def page() -> str:
@@ -190,7 +190,7 @@ def _keys(section: Section) -> list[str]:
 
 
 def _group(group: str) -> list[str]:
-    files = {choice: (_ROOT / "conf" / group / f"{choice}.yaml").read_text() for choice in choices(group)}
+    files = {choice: (ROOT / "conf" / group / f"{choice}.yaml").read_text() for choice in choices(group)}
     values: dict[str, dict[str, Any]] = {choice: yaml.safe_load(content) for choice, content in files.items()}
     names = [name for name in dict.fromkeys(name for one in values.values() for name in one) if name not in _SAID]
     cells = [
@@ -210,7 +210,7 @@ def _value(value: object) -> str:
 
 def _chosen(command: str) -> dict[str, str]:
     """The choice of each group that a command takes by itself."""
-    defaults = yaml.safe_load((_ROOT / "conf" / f"{command}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((ROOT / "conf" / f"{command}.yaml").read_text())["defaults"]
     return {group: choice for one in defaults if isinstance(one, dict) for group, choice in one.items()}
 
 

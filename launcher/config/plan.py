@@ -292,3 +292,20 @@ def _planned(spec: Spec, backend: Backend, op: Op, knobs: dict[str, int], role: 
 def point_id(spec: Spec, point: Point) -> str:
     """The identity of a result: the point, the workload, the ranks and the kind of GPU."""
     return digest(point, spec.workload, spec.ep, spec.hardware.name, spec.measure.warmup)
+
+
+NOT_A_MEASUREMENT = (
+    "This is a dry run on CPUs, not a measurement of DeepEP: the tokens really moved, through gloo, "
+    "but the times say nothing about a GPU."
+)
+
+
+SHARED_GPUS = (
+    "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
+    "so there is no verdict, no speed-up and no config to deploy."
+)
+
+
+def shard_name(index: int) -> str:
+    """In words."""
+    return "the final" if index == FINAL else f"shard {index}"

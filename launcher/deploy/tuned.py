@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from bench.backends.deepep import config_arguments
 from bench.workload import Workload
 from launcher.errors import UserError
-from launcher.report.results_json import SCHEMA
-from launcher.store.run_folder import RunFolder
+from launcher.store.results_file import Points, Search, parsed, unfinished
 
 PICKS = ("fastest", "overlapped", "default_sms", "knee")
 
-T = TypeVar("T")
 
 Configs = dict[str, dict[str, int]]
 """Keyword arguments of ``deep_ep.Config`` for ``dispatch`` and ``combine``."""
@@ -113,38 +110,6 @@ class Host(msgspec.Struct, frozen=True):
     hostname: str
 
 
-class Points(msgspec.Struct, frozen=True):
-    """How much of the plan was done."""
-
-    planned: int
-    missing: int
-
-
-class Search(msgspec.Struct, frozen=True):
-    """How much of the final was done, and what was minimised."""
-
-    final_groups: int
-    final_groups_measured: int
-    objective: str | dict[str, float] = "round_trip"
-
-    @property
-    def is_round_trip(self) -> bool:
-        """Whether dispatch and combine count alike."""
-        if isinstance(self.objective, str):
-            return self.objective in ("round_trip", "training")
-        return self.objective.get("dispatch") == self.objective.get("combine")
-
-
-def unfinished(points: Points, search: Search) -> list[str]:
-    """What of the plan was not done, a phrase each."""
-    found = []
-    if points.missing:
-        found.append(f"{points.missing} of {points.planned} points are missing")
-    if search.final_groups_measured < search.final_groups:
-        found.append(f"{search.final_groups_measured} of {search.final_groups} groups of the final are there")
-    return found
-
-
 class Answer(msgspec.Struct, frozen=True):
     """One sweep's answer, of real GPUs that no two ranks shared."""
 
@@ -200,15 +165,6 @@ class _Head(msgspec.Struct, frozen=True):
     verdict: msgspec.Raw
 
 
-class _Versioned(msgspec.Struct, frozen=True):
-    schema: str = ""
-
-
-def locate(path: Path) -> Path:
-    """The RESULTS file that is meant by a run folder, or by the file itself. UserError when there is none."""
-    return path if path.is_file() else RunFolder.open(path).written_results()
-
-
 def read(file: Path) -> Answer:
     """The answer in a RESULTS file. UserError when it is none, of another schema, or not to be deployed."""
 
@@ -217,32 +173,6 @@ def read(file: Path) -> Answer:
         return msgspec.json.decode(content, type=Answer)
 
     return parsed(file, decode)
-
-
-def parsed(file: Path, decode: Callable[[bytes], T]) -> T:
-    """What ``decode`` takes from a RESULTS file of this schema. UserError when it is none, or of another schema.
-
-    ``decode`` may raise what msgspec raises for JSON of the wrong form.
-    """
-    try:
-        content = file.read_bytes()
-        _check_schema(file, msgspec.json.decode(content, type=_Versioned).schema)
-        return decode(content)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
-
-
-def _check_schema(file: Path, schema: str) -> None:
-    if schema == SCHEMA:
-        return
-    if schema.startswith(SCHEMA.rpartition("/")[0]):
-        raise UserError(
-            f"{file} has schema {schema}, this program reads {SCHEMA}",
-            hint="use the version of the program that wrote it, or aggregate the run again with this one",
-        )
-    raise UserError(f"{file} is no RESULTS file: its schema is not {SCHEMA}", hint="RUN/RESULTS_EP4.json is one")
 
 
 def _check_meaning(file: Path, head: _Head) -> None:

@@ -10,19 +10,16 @@ from pathlib import Path
 from types import FrameType
 
 from bench.records import Role
-from launcher.aggregate import aggregate
-from launcher.config.plan import FINAL
+from launcher import ROOT
+from launcher.config.plan import FINAL, shard_name
 from launcher.jobs import accounting
-from launcher.store.run_folder import Attempt, RunFolder, Stamp, shard_name
+from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE
+from launcher.report.writer import aggregate
+from launcher.store.run_folder import Attempt, RunFolder, Stamp
 from launcher.tuner import final, shard
 from launcher.tuner.shard import Stop
 
 _TERMINATED = 143
-REQUEUE = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
-
-CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
-"""Where the code lies that the job has to run."""
 
 
 def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (submitit maps positions)
@@ -65,9 +62,9 @@ def _is_stuck(attempts: Sequence[Attempt]) -> bool:
 
 def _refuse_other_code() -> None:
     """RuntimeError where the job's Python found another copy of the program than the one that was submitted."""
-    wanted, own = os.environ.get(CODE_VARIABLE), Path(__file__).resolve().parents[2]
-    if wanted is not None and own != Path(wanted):
-        raise RuntimeError(f"this job would run the code in {own}, and {wanted} was submitted; is PYTHONPATH changed?")
+    wanted = os.environ.get(CODE_VARIABLE)
+    if wanted is not None and Path(wanted) != ROOT:
+        raise RuntimeError(f"this job would run the code in {ROOT}, and {wanted} was submitted; is PYTHONPATH changed?")
 
 
 def _num_visits(folder: RunFolder, index: int) -> int:

@@ -9,12 +9,14 @@ import time
 
 from submitit.local import local as submitit_local
 
-from launcher.config.plan import FINAL, Plan
+from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
-from launcher.jobs import inline
 from launcher.jobs import job as attempt
-from launcher.store.run_folder import RunFolder, shard_name
+from launcher.jobs import prepare
+from launcher.report import writer
+from launcher.store.revision import snapshot_code
+from launcher.store.run_folder import RunFolder
 from launcher.tuner import shard
 
 _POLL_S = 0.2
@@ -23,8 +25,8 @@ _DAY_MIN = 24 * 60
 
 def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Each shard that lacks points in a process of its own, then the aggregate here; the exit status."""
-    inline.grant(plan, folder)
-    folder.snapshot_code()
+    prepare.grant(plan, folder)
+    snapshot_code(folder.code)
     failed = False
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
     shards = [index for index in indices if not shard.is_complete(plan, folder, index)]
@@ -41,7 +43,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
         if _num_successes(folder) == before:  # submitit's process says 0, whatever became of its task
             failed = True
             print(f"{shard_name(index)} failed; its log: {job.paths.stderr}", file=sys.stderr)
-    status = inline.report(folder, options)
+    status = writer.report(folder, options)
     print(folder.report_file)
     return FAILURE if failed and status == OK else status
 

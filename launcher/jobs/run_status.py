@@ -7,6 +7,7 @@ import time
 from collections import Counter
 
 import msgspec
+from rich.table import Table
 
 from launcher.config.plan import FINAL, Plan
 from launcher.jobs import slurm
@@ -138,3 +139,21 @@ def summary(picture: Picture) -> str:
     left = "" if picture.time_left_s is None else f", about {picture.time_left_s:.0f} s left"
     silent = "; Slurm does not answer" if picture.slurm_silent else ""
     return f"{picture.done}/{picture.planned} points, {picture.failed} failures; shards: {states}{left}{silent}"
+
+
+_MAX_ROWS = 30
+
+
+def table(now: Picture) -> Table:
+    """The shards, those that are at work or in trouble first."""
+    shown = Table(caption=summary(now), title=now.run, title_justify="left")
+    for name in ("shard", "state", "job", "node", "points", "failures"):
+        shown.add_column(name, justify="right" if name in ("shard", "points", "failures") else "left")
+    order = sorted(now.rows, key=lambda row: (row.state in ("COMPLETED", "DONE", "PENDING"), row.shard))
+    for row in order[:_MAX_ROWS]:
+        shown.add_row(str(row.shard), row.state, row.job or "", row.nodes, f"{row.done}/{row.planned}", str(row.failed))
+    if len(order) > _MAX_ROWS:
+        shown.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
+    shown.add_row("final", now.final, "", "", "", "")
+    shown.add_row("aggregate", now.aggregate, "", "", "", "")
+    return shown

@@ -8,20 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import msgspec
-from submitit.core import utils as submitit_utils
-from submitit.slurm import slurm as submitit_slurm
 
-from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 
 _QUERY_TIMEOUT_S = 30
 _FALLBACK_ARRAY_SIZE = 1000
-_OPTIONS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _FIELDS = "%i|%T|%N|%r"
 
 ENDED = {
@@ -52,40 +46,11 @@ class JobState(msgspec.Struct, frozen=True):
         return self.state in ENDED
 
 
-class Request(msgspec.Struct, frozen=True):
-    """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
-
-    name: str
-    timeout_min: int
-    gpus_per_node: int
-    cpus_per_task: int
-    deadline: str | None = None
-
-
 class SlurmSilentError(UserError):
     """The controller does not answer: nothing follows from that for any job."""
 
     def __init__(self) -> None:
         super().__init__("Slurm does not answer", hint="is the controller up? scontrol ping")
-
-
-class SlurmExecutor(submitit_slurm.SlurmExecutor):
-    """submitit's, which refuses to exist without srun; a dry run needs none, and require() has been before the rest."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        """As on a login node."""
-        return 2
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """submitit's, out of reach of Ctrl-C, which might end sbatch when the controller has the job already."""
-        return [
-            "sh",
-            "-c",
-            "trap '' INT TERM; exec \"$@\"",
-            "sh",
-            *super()._make_submission_command(submission_file_path),
-        ]
 
 
 def available() -> bool:
@@ -100,107 +65,6 @@ def require() -> None:
             "hydra/launcher=submitit_slurm needs sbatch on PATH, and there is none",
             hint="run on a login node, or use hydra/launcher=submitit_local or the basic launcher",
         )
-
-
-def script(
-    request: Request,
-    settings: SubmititConf,
-    *,
-    folder: Path,
-    setup: Sequence[str],
-    tasks: int = 1,
-    dependency: str | None = None,
-) -> str:
-    """The text that sbatch gets for an array of so many tasks, or for a plain job of one."""
-    executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
-    if tasks > 1:
-        executor.parameters["map_count"] = tasks
-    command = executor._submitit_command_str  # noqa: SLF001  (submitit has no public way to show its script)
-    return executor._make_submission_file_text(command, "dry-run")  # noqa: SLF001
-
-
-def submit(
-    function: Callable[..., None],
-    argument_lists: Sequence[Sequence[Any]],
-    request: Request,
-    settings: SubmititConf,
-    *,
-    folder: Path,
-    setup: Sequence[str],
-    dependency: str | None = None,
-) -> str:
-    """Submits ``function`` once for each list of arguments, as one array; the array's id.
-
-    UserError with Slurm's own words when sbatch refuses; then nothing was submitted.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
-    try:
-        with clean_environment():
-            jobs = executor.map_array(function, *zip(*argument_lists, strict=True))
-    except submitit_utils.FailedJobError as error:
-        raise UserError(f"Slurm refused the jobs: {_own_words(str(error))}", hint=_hint(str(error))) from None
-    return str(jobs[0].job_id).split("_")[0]
-
-
-def _executor(
-    request: Request, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
-) -> SlurmExecutor:
-    additional: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
-    if settings.reservation:
-        additional["reservation"] = settings.reservation
-    if settings.mem is not None:
-        additional["mem"] = settings.mem
-    if request.deadline is not None:
-        additional["deadline"] = request.deadline
-    if dependency is not None:
-        additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    srun_args = list(settings.srun_args)
-    python = settings.python
-    if settings.container_image:
-        python = python or "python3"  # this machine's is not in the image
-        run = folder.resolve().parent
-        mounts = [f"{run}:{run}", *filter(None, [settings.container_mounts])]
-        srun_args += [f"--container-image={settings.container_image}", f"--container-mounts={','.join(mounts)}"]
-    elif settings.container_mounts:
-        srun_args.append(f"--container-mounts={settings.container_mounts}")
-    executor = SlurmExecutor(folder, python=python)
-    executor.update_parameters(
-        job_name=request.name,
-        time=request.timeout_min,
-        nodes=1,
-        ntasks_per_node=1,
-        gpus_per_node=request.gpus_per_node or None,
-        cpus_per_task=request.cpus_per_task,
-        partition=settings.partition or os.environ.get("SBATCH_PARTITION"),
-        account=settings.account or os.environ.get("SBATCH_ACCOUNT"),
-        qos=settings.qos or os.environ.get("SBATCH_QOS"),
-        constraint=settings.constraint,
-        nodelist=settings.nodelist,
-        exclude=settings.exclude,
-        exclusive=settings.exclusive or None,
-        setup=[*settings.setup, *setup],  # ours last: a module may set PYTHONPATH too
-        srun_args=srun_args,
-        array_parallelism=settings.array_parallelism,
-        signal_delay_s=settings.signal_delay_s,
-        stderr_to_stdout=True,
-        wckey=None,
-        additional_parameters=additional,
-    )
-    return executor
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Without the variables that Slurm's commands read as options: they would go before the options of the script.
-
-    A surrounding job leaves some, and so do people's profiles; sbatch would pass them on to the jobs and their srun.
-    """
-    removed = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(_OPTIONS) and key != "SLURM_CONF"}
-    try:
-        yield
-    finally:
-        os.environ.update(removed)
 
 
 def max_array_size() -> int:
@@ -332,31 +196,24 @@ def _asked(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _own_words(text: str) -> str:
-    """The lines that sbatch itself printed, without submitit's frame."""
-    lines = [line.split("error:", 1)[1].strip() for line in text.splitlines() if "error:" in line]
-    return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())[-300:]
-
-
-def _hint(text: str) -> str:
-    lowered = text.lower()
-    for word, hint in (
-        ("accounting/qos policy", "a limit of your account or qos, which sacctmgr show assoc lists; ask for less"),
-        ("invalid account", "name an account of yours that the partition takes: hydra.launcher.account=NAME"),
-        ("partition", "name one that sinfo lists: hydra.launcher.partition=NAME"),
-        ("account", "name one of yours: hydra.launcher.account=NAME"),
-        ("qos", "name one that sacctmgr show qos lists: hydra.launcher.qos=NAME"),
-        ("node configuration", "no node has what is asked for; dry_run=true prints it"),
-        ("reservation", "scontrol show reservation lists them"),
-        ("unable to contact", "is the Slurm controller up? scontrol ping"),
-    ):
-        if word in lowered:
-            return hint
-    return "dry_run=true prints the script that sbatch got"
-
-
 def withdraw(job: str) -> bool:
     """Cancels one job that has not begun; whether it is cancelled now. SlurmSilentError when Slurm does not answer."""
     _asked("scancel", "--state=PENDING", job)
     found = states([job]).get(job)
     return found is not None and found.state == "CANCELLED"
+
+
+_OPTIONS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Without the variables that Slurm's commands read as options: they would go before the options of the script.
+
+    A surrounding job leaves some, and so do people's profiles; sbatch would pass them on to the jobs and their srun.
+    """
+    removed = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(_OPTIONS) and key != "SLURM_CONF"}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)

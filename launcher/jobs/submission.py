@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
+from launcher.config import arguments
 from launcher.config.job_options import SubmititConf
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import FAILURE, OK, USAGE, UserError
-from launcher.jobs import inline, local, slurm, watch
 from launcher.jobs import job as attempt
-from launcher.jobs.slurm import Request
+from launcher.jobs import local, prepare, sbatch, slurm, watch
+from launcher.jobs.sbatch import Request, code_setup
+from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder, Submission
 from launcher.tuner import final, shard
 
@@ -35,7 +37,7 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
     """Submits one run for each configuration, and waits unless detached; the exit status of the command."""
     try:
         commands = [
-            inline.command_line(config.hydra.overrides.task, config.hydra.overrides.hydra) for config in configs
+            arguments.command_line(config.hydra.overrides.task, config.hydra.overrides.hydra) for config in configs
         ]
         return _launch([spec_from(config) for config in configs], commands, settings)
     except UserError as error:
@@ -55,14 +57,14 @@ def _launch(wanted: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[
     if not is_local and not any(options.dry_run for _, options in wanted):
         slurm.require()
     prepared = [
-        (*inline.prepare(spec, options, local=is_local, command=command), options)
+        (*prepare.prepare(spec, options, local=is_local, command=command), options)
         for (spec, options), command in zip(wanted, commands, strict=True)
     ]
     for plan, _, _ in prepared:
-        inline.announce(plan)
+        prepare.announce(plan)
     if any(options.dry_run for _, _, options in prepared):
         for plan, _, options in prepared:
-            print(inline.show(plan))
+            print(prepare.show(plan))
             print(script(plan, settings, options))
         return OK
     if is_local:
@@ -129,25 +131,6 @@ def _aggregate_request(plan: Plan) -> Request:
     )
 
 
-_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
-
-
-def code_setup(folder: RunFolder) -> list[str]:
-    """Shell lines that make the job run the code that was submitted, and put it back into the queue when it asks.
-
-    Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the sweep was started, where the source
-    is that may have changed since. scontrol is called here, since a container may have none, and for a minute, since a
-    controller may be busy or failing over.
-    """
-    code = shlex.quote(str(folder.code.resolve()))
-    return [
-        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export PYTHONSAFEPATH=1",
-        f"export {attempt.CODE_VARIABLE}={code}",
-        f"trap 'test $? -ne {attempt.REQUEUE} || {_REQUEUE}' EXIT",
-    ]
-
-
 class Wanted(NamedTuple):
     """The jobs that a run still needs: arrays of shards, and whether the final is one."""
 
@@ -201,11 +184,11 @@ def script(plan: Plan, settings: SubmititConf, options: Options) -> str:
     shown: dict[str, list[str]] = {}
     before: list[str] = []
     for number, job in enumerate(jobs(plan, folder, wanted, settings, options)):
-        text = slurm.script(
+        text = sbatch.script(
             job.request,
             job.settings,
             folder=folder.slurm,
-            setup=code_setup(folder),
+            setup=code_setup(folder.code),
             tasks=len(job.arguments),
             dependency=_after(job, before),
         )
@@ -230,19 +213,19 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Optio
     made: list[Submission] = []
     with folder.submitting():
         _refuse_running(folder)
-        inline.grant(plan, folder)
-        folder.snapshot_code()
+        prepare.grant(plan, folder)
+        snapshot_code(folder.code)
         wanted = wanted_of(plan, folder, options)
         try:
             for job in jobs(plan, folder, wanted, settings, options):
                 with _uninterrupted():
-                    array = slurm.submit(
+                    array = sbatch.submit(
                         job.body,
                         job.arguments,
                         job.request,
                         job.settings,
                         folder=folder.slurm.resolve(),
-                        setup=code_setup(folder),
+                        setup=code_setup(folder.code),
                         dependency=_after(job, [one.array_id for one in made]),
                     )
                     made.append(Submission(job.kind, array, job.shards, time.time()))

@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from launcher.config.job_options import SubmititConf
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
 from launcher.jobs import accounting, run_status, slurm
-from launcher.jobs.inline import report
-from launcher.jobs.run_status import Picture
+from launcher.jobs.run_status import Picture, table
 from launcher.jobs.slurm import JobState
+from launcher.report.writer import report
 from launcher.store.run_folder import RunFolder
 
-_MAX_ROWS = 30
 _ON_INTERRUPT = ("ask", "detach", "cancel")
 _LINE_EVERY_S = 15.0
 _LOST_AFTER = 5
@@ -122,18 +120,3 @@ class _Lines:
         if states != self._states or time.monotonic() - self._said > _LINE_EVERY_S:
             self._said, self._states = time.monotonic(), states
             print(run_status.summary(now), file=sys.stderr, flush=True)
-
-
-def table(now: Picture) -> Table:
-    """The shards, those that are at work or in trouble first."""
-    shown = Table(caption=run_status.summary(now), title=now.run, title_justify="left")
-    for name in ("shard", "state", "job", "node", "points", "failures"):
-        shown.add_column(name, justify="right" if name in ("shard", "points", "failures") else "left")
-    order = sorted(now.rows, key=lambda row: (row.state in ("COMPLETED", "DONE", "PENDING"), row.shard))
-    for row in order[:_MAX_ROWS]:
-        shown.add_row(str(row.shard), row.state, row.job or "", row.nodes, f"{row.done}/{row.planned}", str(row.failed))
-    if len(order) > _MAX_ROWS:
-        shown.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
-    shown.add_row("final", now.final, "", "", "", "")
-    shown.add_row("aggregate", now.aggregate, "", "", "", "")
-    return shown

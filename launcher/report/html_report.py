@@ -12,8 +12,10 @@ import msgspec
 from bench.backends import BACKENDS
 from bench.records import Point
 from bench.stats import Interval
+from launcher import text
 from launcher.analysis.measurements import OpResult
 from launcher.analysis.results import Results
+from launcher.config import plan
 from launcher.report import findings, optimal_configs
 
 Cell = str | float | None
@@ -56,7 +58,7 @@ def html(results: Results, *, pictures: Mapping[str, str], mixed: str = "", said
         if optimal_configs.means_nothing(results)
         else {_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
         table=_embedded(table),
-        knobs=optimal_configs.knobs_text,
+        knobs=text.knobs_text,
     )
 
 
@@ -64,9 +66,9 @@ def _warnings(results: Results) -> list[str]:
     """What must be read before any number."""
     found = []
     if results.plan.is_dry:
-        found.append(optimal_configs.NOT_A_MEASUREMENT)
+        found.append(plan.NOT_A_MEASUREMENT)
     if results.plan.spec.ep.share_gpus:
-        found.append(optimal_configs.SHARED_GPUS)
+        found.append(plan.SHARED_GPUS)
     if note := optimal_configs.objective_note(results):
         found.append(note)
     if results.counts.missing:

@@ -12,19 +12,11 @@ from launcher.analysis.choice import Choice
 from launcher.analysis.measurements import OpResult
 from launcher.analysis.pairs import TIE_COST, Pair
 from launcher.analysis.results import Results
+from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS
 from launcher.deploy.formats import EXPORTS
 from launcher.report import appendix, findings, literature
 from launcher.report.findings import beside
-from launcher.text import table, text
-
-NOT_A_MEASUREMENT = (
-    "This is a dry run on CPUs, not a measurement of DeepEP: the tokens really moved, through gloo, "
-    "but the times say nothing about a GPU."
-)
-SHARED_GPUS = (
-    "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
-    "so there is no verdict, no speed-up and no config to deploy."
-)
+from launcher.text import knobs_text, table, text
 
 
 def markdown(
@@ -68,11 +60,6 @@ def file_name(name: str, number: int) -> str:
     """The name of a file of one of several unlike environments: that of the first has none but its own."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{number + 1}.{suffix}" if number else name
-
-
-def knobs_text(knobs: dict[str, int]) -> str:
-    """Knob values as a user would write them."""
-    return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
 def _head(results: Results) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from launcher.analysis.measurements import OpResult
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
-
-SCHEMA = "deepep-sweep/results/1"
+from launcher.store.results_file import SCHEMA
+from launcher.text import utc
 
 
 def to_json(results: Results) -> dict[str, Any]:
@@ -22,8 +21,8 @@ def to_json(results: Results) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": results.manifest.command,
-        "started": _utc(results.started),
-        "ended": _utc(results.ended),
+        "started": utc(results.started),
+        "ended": utc(results.ended),
         "revision": msgspec.to_builtins(results.manifest.revision),
         "timing": results.manifest.timing,
         "hardware": msgspec.to_builtins(spec.hardware) | {"peak_gb_per_s": results.peak_gb_per_s},
@@ -115,7 +114,3 @@ def _labelled(result: OpResult) -> dict[str, Any]:
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _utc(seconds: float | None) -> str | None:
-    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

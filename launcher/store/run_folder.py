@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.metadata
 import os
-import secrets
 import shlex
-import shutil
 import socket
-import subprocess
 import time
-import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from bench import records
 from bench.records import Line, Record
-from launcher.config.plan import FINAL, Plan
+from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.errors import UserError
 from launcher.store import table
+from launcher.store.files import Appender, decode, fresh, locked, write_atomic
+from launcher.store.revision import Revision, revision, version
 from launcher.store.table import Evidence
-
-T = TypeVar("T")
 
 FORMAT_VERSION = 1
 """Version of the run folder. A newer folder is refused by name; history in docs/RECORDS.md."""
@@ -46,17 +40,6 @@ _ENDED = {
     "": "is still at it, or was killed",
 }
 """What became of a try that is not complete."""
-
-
-class Revision(msgspec.Struct, frozen=True):
-    """The code that ran: its commit, and whether files differed from it, both None outside a git checkout.
-
-    ``code`` is a hash of the program's own files (``code_digest``), which every installation has.
-    """
-
-    commit: str | None
-    dirty: bool | None
-    code: str
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -118,8 +101,6 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 _FAILED = "failed"
-_NAME = "deepep-sweep"
-_PROJECT = "pyproject.toml"
 
 
 @dataclass
@@ -218,7 +199,7 @@ class RunFolder:
     def create(cls, plan: Plan, *, outputs: Path, path: Path | None, command: list[str]) -> RunFolder:
         """A new folder that no other sweep has, even one of the same second; UserError if it cannot be made."""
         try:
-            folder = cls(path or _fresh(outputs))
+            folder = cls(path or fresh(outputs))
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
             folder.shards.mkdir()
@@ -237,7 +218,7 @@ class RunFolder:
         folder = cls(path)
         if not folder.manifest_file.is_file():
             raise UserError(f"{path} is no run folder: it has no run.json", hint="outputs/<time>-<id> is one")
-        written = _decode(folder.manifest_file, dict[str, Any]).get("format")
+        written = decode(folder.manifest_file, dict[str, Any]).get("format")
         if isinstance(written, int) and written > FORMAT_VERSION:
             raise UserError(
                 f"{path} has run folder format {written}, this program reads up to {FORMAT_VERSION}",
@@ -251,11 +232,11 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """Where the run came from."""
-        return _decode(self.manifest_file, Manifest)
+        return decode(self.manifest_file, Manifest)
 
     def plan(self) -> Plan:
         """What was to be measured."""
-        return _decode(self.plan_file, Plan)
+        return decode(self.plan_file, Plan)
 
     def lines(self) -> tuple[list[Line], list[Damaged]]:
         """Every readable line of every shard, in order of shard, and what was not readable."""
@@ -331,7 +312,7 @@ class RunFolder:
 
     def jobs(self) -> Jobs:
         """What was submitted so far."""
-        return _decode(self.jobs_file, Jobs) if self.jobs_file.is_file() else Jobs()
+        return decode(self.jobs_file, Jobs) if self.jobs_file.is_file() else Jobs()
 
     def note_submission(self, submission: Submission) -> None:
         """Adds to jobs.json."""
@@ -392,44 +373,27 @@ class RunFolder:
 
     def attempts(self) -> list[Attempt]:
         """Every try at every shard."""
-        return [_decode(file, Attempt) for file in sorted(self.shards.glob("*/attempt-*.json"))]
+        return [decode(file, Attempt) for file in sorted(self.shards.glob("*/attempt-*.json"))]
 
     def attempts_of(self, index: int) -> list[Attempt]:
         """Every try at one shard, oldest first."""
         files = sorted(self.shard(index).glob("attempt-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
-        return [_decode(file, Attempt) for file in files]
+        return [decode(file, Attempt) for file in files]
 
     def accounting(self) -> Accounting | None:
         """What the run cost, None before anybody noted it."""
-        return _decode(self.accounting_file, Accounting) if self.accounting_file.is_file() else None
+        return decode(self.accounting_file, Accounting) if self.accounting_file.is_file() else None
 
     def note_accounting(self, accounting: Accounting) -> None:
         """Replaces accounting.json."""
         write_atomic(self.accounting_file, msgspec.json.encode(accounting))
-
-    def snapshot_code(self) -> None:
-        """Copies the packages that a job needs, so that a node runs what was submitted, whatever happens here since.
-
-        The copy that a run began with is kept: what is resumed must not mix two versions of the program.
-        """
-        if self.code.is_dir():
-            return
-        root = Path(__file__).resolve().parents[2]
-        ignore = shutil.ignore_patterns("__pycache__")
-        unfinished = self.code.with_name(f".{self.code.name}.{os.getpid()}")
-        for package in ("bench", "launcher", "conf", "hydra_plugins"):
-            if (root / package).is_dir():
-                shutil.copytree(root / package, unfinished / package, ignore=ignore, dirs_exist_ok=True)
-        if (root / _PROJECT).is_file():  # which says the version
-            shutil.copy(root / _PROJECT, unfinished)
-        unfinished.rename(self.code)
 
     @contextlib.contextmanager
     def submitting(self) -> Iterator[None]:
         """Only one process at a time submits jobs of a run; UserError names the other."""
         descriptor = os.open(self.path / "submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with _locked(descriptor, self.path / "submit.owner", what=f"the jobs of {self.path} are being submitted"):
+            with locked(descriptor, self.path / "submit.owner", what=f"the jobs of {self.path} are being submitted"):
                 yield
         finally:
             os.close(descriptor)
@@ -441,138 +405,9 @@ class RunFolder:
         descriptor = os.open(self.records_file(index), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             with (
-                _locked(descriptor, self.shard(index) / "owner", what=f"{shard_name(index)} is being measured"),
+                locked(descriptor, self.shard(index) / "owner", what=f"{shard_name(index)} is being measured"),
                 contextlib.closing(Appender(descriptor)) as appender,
             ):
                 yield appender
         finally:
             os.close(descriptor)
-
-
-class Appender:
-    """Adds lines to one file, one write and one fsync each: a killed job loses at most the point in flight.
-
-    The write is done when ``add`` returns, which is what survives the death of the process. The fsync, which is for the
-    death of the machine, follows on a thread, so that the ranks do not wait for a disk; ``close`` waits for the last.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        """A torn last line of an earlier writer is closed, so that the next line starts on its own."""
-        self._descriptor = descriptor
-        self._syncs = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fsync")
-        self._last: Future[None] | None = None
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            os.write(descriptor, b"\n")
-
-    def add(self, line: Line) -> None:
-        """Appends one line. Raises what an earlier fsync raised."""
-        if self._last is not None and self._last.done():
-            self._last.result()
-        os.write(self._descriptor, records.encode(line) + b"\n")
-        self._last = self._syncs.submit(os.fsync, self._descriptor)
-
-    def close(self) -> None:
-        """Everything is on the disk when this returns."""
-        self._syncs.shutdown(wait=True)
-        if self._last is not None:
-            self._last.result()
-
-
-@contextlib.contextmanager
-def _locked(descriptor: int, owner: Path, *, what: str) -> Iterator[None]:
-    """Holds the file's lock; ``owner`` says who does, for people."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = owner.read_text().strip() if owner.is_file() else "another process"
-        raise UserError(
-            f"{what} by {who}", hint="wait for it, or end it; the lock of a process that is gone is gone with it"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{owner.parent} cannot be locked: {error.strerror}",
-            hint="a file system with locks is wanted (Lustre: mounted with flock; NFS: with its lock daemon)",
-        ) from None
-    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    try:
-        yield
-    finally:
-        owner.unlink(missing_ok=True)
-
-
-def shard_name(index: int) -> str:
-    """In words."""
-    return "the final" if index == FINAL else f"shard {index}"
-
-
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replaces a file so that a reader sees the old one or the new one, never half of either."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # a signal's handler may write too
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def revision() -> Revision:
-    """The commit of this source tree, None for both when it is not a git checkout."""
-    root, code = Path(__file__).resolve().parents[2], code_digest()
-    if not (root / ".git").exists():
-        return Revision(None, None, code)
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return Revision(None, None, code)
-    return Revision(commit, dirty, code)
-
-
-def code_digest() -> str:
-    """A hash over names and contents of the Python and YAML files of bench, launcher and conf."""
-    root = Path(__file__).resolve().parents[2]
-    files = sorted(
-        file
-        for package in ("bench", "launcher", "conf")
-        for file in (root / package).rglob("*")
-        if file.suffix in (".py", ".yaml")
-    )
-    return records.digest([[str(file.relative_to(root)), file.read_text()] for file in files])
-
-
-def _git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _fresh(outputs: Path) -> Path:
-    outputs.mkdir(parents=True, exist_ok=True)
-    while True:
-        path = outputs / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
-
-
-def _decode(file: Path, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise UserError(
-            f"{file} cannot be read: {error}", hint="it was not written by this program, or changed"
-        ) from None
-
-
-def version() -> str:
-    """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
-    checkout = Path(__file__).resolve().parents[2] / _PROJECT
-    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
-    if project.get("name") == _NAME:
-        return str(project["version"])
-    try:
-        return importlib.metadata.version(_NAME)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -18,10 +18,9 @@ from scipy import special
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Failed, Measured, Op, Record, Role, Stage
-from bench.stats import DRIFT, holm, log_median_errors
+from bench.stats import ALPHA, DRIFT, holm, log_median_errors
 from launcher.config.plan import Plan, Planned
 
-ALPHA = 0.05
 _QUANTILE = float(special.ndtri(1 - ALPHA))
 """Of the normal distribution, one-sided."""
 

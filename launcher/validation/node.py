@@ -11,10 +11,14 @@ import msgspec
 from bench.nvml.counters import Counters
 from bench.records import Environment, Gpu, GpuState
 from launcher.errors import UserError
-from launcher.store.run_folder import Revision, write_atomic
+from launcher.store.files import write_atomic
+from launcher.store.revision import Revision
 from launcher.validation.codes import Finding, Verdict
 
 SCHEMA: Final = "deepep-sweep/node/1"
+PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
+"""In the order in which they run."""
+
 FILE_NAME = "NODE.json"
 LINES_NAME = "lines.jsonl"
 _DECILES_APART = 2.563

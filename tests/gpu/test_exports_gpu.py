@@ -17,8 +17,7 @@ from builders import ROOT
 
 from bench.backends.deepep import buffer_bytes
 from bench.nvml import gpus
-from launcher import export
-from launcher.deploy import tuned
+from launcher.deploy import exporting, tuned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +35,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that is exported of the published run at EP=2."""
     run = tmp_path_factory.mktemp("run")
     shutil.copy(RESULTS, run)
-    export.export(run / RESULTS.name, names=["sglang", "shim"])
+    exporting.export(run / RESULTS.name, names=["sglang", "shim"])
     return run / "exports"
 
 

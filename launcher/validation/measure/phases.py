@@ -35,9 +35,8 @@ from bench.supervisor import Effort, StartFailure, Supervisor, Task, environment
 from launcher.validation.config import Spec
 from launcher.validation.measure import link_bytes
 from launcher.validation.measure.readings import Readings, SilentDriver, answered
-from launcher.validation.node import Attempt, LinkBytes, Phase, Rate, Trouble
+from launcher.validation.node import PHASES, Attempt, LinkBytes, Phase, Rate, Trouble
 
-PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
 _MIB = 2**20
 _CPU_ALLTOALL_MIB = (1, 4)
 _COPY_BLOCKS, _COPY_ITERATIONS, _COPY_WARMUP = 5, 3, 2

@@ -97,10 +97,6 @@ class Nvml:
         return self._links.get((one, other))
 
 
-MACHINE_FAULTS = ("missing_gpu", "lost_gpu", "throttle", "foreign", "ecc", "remap", "xid")
-"""Faults that are injected into the readings: KIND@GPU:any text."""
-
-
 class Doctored:
     """Readings with faults of the machine put in. Where there is no GPU, healthy ones are made up first."""
 

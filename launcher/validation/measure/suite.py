@@ -16,18 +16,17 @@ import msgspec
 import pynvml
 
 from bench.faults import Fault
-from launcher.store import run_folder
-from launcher.store.run_folder import Appender
+from launcher.store import revision
+from launcher.store.files import Appender
+from launcher.text import utc
 from launcher.validation import node as nodes
 from launcher.validation.codes import Finding, Verdict
 from launcher.validation.config import Spec
 from launcher.validation.judge.layers import LAYERS, certain, conclude, headline, judge, to_drain
-from launcher.validation.measure.phases import PHASES, AttemptRun
-from launcher.validation.measure.readings import MACHINE_FAULTS, Doctored, Nvml, Readings
+from launcher.validation.measure.phases import AttemptRun
+from launcher.validation.measure.readings import Doctored, Nvml, Readings
 from launcher.validation.node import Attempt, Node
-
-DIE = "die"
-"""A fault of the job itself: it is killed when the phase begins that the fault's text names."""
+from launcher.validation.node_faults import DIE, MACHINE_FAULTS, gpu_of, kind_of, own_faults
 
 
 class Suite:
@@ -49,9 +48,9 @@ class Suite:
         self._node = node or socket.gethostname()
         self._started, self._began = time.time(), time.monotonic()
         self._faults = own = own_faults(spec.faults, self._node)
-        self._rank_faults = [Fault.parse(text) for text in own if _kind(text) not in (*MACHINE_FAULTS, DIE)]
-        self._deadly = {text.split(":", 1)[1] for text in own if _kind(text) == DIE}
-        injected = [(_kind(text), _gpu(text)) for text in own if _kind(text) in MACHINE_FAULTS]
+        self._rank_faults = [Fault.parse(text) for text in own if kind_of(text) not in (*MACHINE_FAULTS, DIE)]
+        self._deadly = {text.split(":", 1)[1] for text in own if kind_of(text) == DIE}
+        injected = [(kind_of(text), gpu_of(text)) for text in own if kind_of(text) in MACHINE_FAULTS]
         self._injected = injected
         self._seen: list[Attempt] = []
 
@@ -155,54 +154,15 @@ class Suite:
             node=self._node,
             schema=nodes.SCHEMA,
             complete=False,
-            started=_utc(self._started),
-            ended=_utc(time.time()),
+            started=utc(self._started),
+            ended=utc(time.time()),
             wall_s=round(time.monotonic() - self._began, 3),
             job_id=self._job_id,
             backend=self._spec.backend,
             num_gpus=self._spec.gpus,
             dry_run=self._spec.on_cpu,
-            program=run_folder.version(),
-            revision=run_folder.revision(),
+            program=revision.version(),
+            revision=revision.revision(),
             attempts=attempts,
             faults=self._faults,
         )
-
-
-def own_faults(texts: list[str], node: str) -> list[str]:
-    """The faults, ``[NODE/]KIND@GPU:TEXT``, that are meant for this node."""
-    own = []
-    for text in texts:
-        head, _, _ = text.partition("@")
-        name, slash, kind = head.rpartition("/")
-        if not slash or name == node:
-            own.append(kind + text[len(head) :])
-    return own
-
-
-def check_faults(texts: list[str], *, gpus: int) -> None:
-    """ValueError for a fault that could not be injected into a node with so many GPUs."""
-    for text in texts:
-        plain = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
-        on_machine = _kind(plain) in (*MACHINE_FAULTS, DIE)
-        place = _gpu(plain) if on_machine else Fault.parse(plain).rank
-        if not 0 <= place < gpus:
-            raise ValueError(f"{text!r} is for GPU {place}, and there are {gpus}, from 0 on")
-        phase = plain.split(":", 1)[1]
-        if _kind(plain) == DIE and phase not in PHASES:
-            raise ValueError(f"{text!r} names no phase: {', '.join(PHASES)}")
-
-
-def _kind(text: str) -> str:
-    return text.partition("@")[0]
-
-
-def _gpu(text: str) -> int:
-    number = text.partition("@")[2].partition(":")[0]
-    if not number.isdigit() or ":" not in text:
-        raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT, got {text!r}")
-    return int(number)
-
-
-def _utc(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from launcher.errors import UserError
-from launcher.store.run_folder import RunFolder, write_atomic
+from launcher.store.files import write_atomic
 from launcher.validation import node as nodes
 from launcher.validation.config import Spec
 from launcher.validation.node import Node
@@ -52,7 +52,7 @@ class ValidationFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.order_file = path / "order.json"
-        self.code = RunFolder(path)
+        self.code = path / "code"
 
     @classmethod
     def create(cls, outputs: Path, path: Path | None) -> ValidationFolder:

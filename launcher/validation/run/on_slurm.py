@@ -21,11 +21,13 @@ from ClusterShell.RangeSet import RangeSetException
 from omegaconf import DictConfig
 from rich.console import Console
 
+from launcher.config import arguments
 from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
-from launcher.jobs import inline, slurm, watch
-from launcher.jobs.slurm import JobState, Request
-from launcher.jobs.submission import code_setup
+from launcher.jobs import sbatch, slurm, watch
+from launcher.jobs.sbatch import Request, code_setup
+from launcher.jobs.slurm import JobState
+from launcher.store.revision import snapshot_code
 from launcher.validation.codes import EXIT_OK, EXIT_USAGE, Status, combined
 from launcher.validation.config import Options, Spec, from_config
 from launcher.validation.measure.suite import Suite
@@ -76,7 +78,7 @@ def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]
     order = Order(
         format=1,
         created=now,
-        command=["deepep-validate", *inline.command_line()[1:]],
+        command=["deepep-validate", *arguments.command_line()[1:]],
         spec=spec,
         nodes=names,
         skipped=skipped,
@@ -90,7 +92,7 @@ def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]
 def _launch(order: Order, options: Options, settings: SubmititConf) -> Status:
     folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
     folder.note(order)
-    folder.code.snapshot_code()
+    snapshot_code(folder.code)
     try:
         order = _submit(folder, order)
     except UserError:
@@ -196,7 +198,7 @@ def _node_settings(order: Order, node: str) -> SubmititConf:
 
 def _submit_one(folder: ValidationFolder, order: Order, node: str) -> str:
     """The job's id. UserError when Slurm refuses it."""
-    return slurm.submit(
+    return sbatch.submit(
         run_node,
         [[str(folder.path.resolve()), node]],
         _request(_name(folder), order, node),
@@ -403,7 +405,7 @@ def _show(order: Order) -> Status:
     if names:
         folder = ValidationFolder(Path("RUN"))
         print(
-            slurm.script(
+            sbatch.script(
                 _request("RUN", order, names[0]),
                 _node_settings(order, names[0]),
                 folder=folder.path / "slurm",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.nvml import gpus
+from launcher.config import arguments
 from launcher.errors import UserError
-from launcher.jobs import inline
 from launcher.validation.codes import EXIT_OK, EXIT_UNKNOWN, Status
 from launcher.validation.config import Options, Spec
 from launcher.validation.measure import selftest
@@ -56,7 +56,7 @@ def _validate(spec: Spec, options: Options) -> Status:
         return EXIT_OK
     folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
     node = socket.gethostname().partition(".")[0]
-    folder.note(Order(1, time.time(), ["deepep-validate", *inline.command_line()[1:]], spec, [node]))
+    folder.note(Order(1, time.time(), ["deepep-validate", *arguments.command_line()[1:]], spec, [node]))
     Suite(spec, folder.of(node), node=node, say=_say).run()
     return summary.write(folder, options)
 

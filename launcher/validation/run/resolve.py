@@ -15,7 +15,7 @@ from launcher.config import hardware as machine
 from launcher.errors import UserError
 from launcher.validation import reference
 from launcher.validation.config import DEEPEP_CONFIG, ON_CPU, Spec
-from launcher.validation.measure.suite import check_faults
+from launcher.validation.node_faults import check_faults
 
 _CPU_INTERMEDIATE = 1
 """Width of an expert in a dry run: BF16 products take a CPU long, and there they only tell the ranks apart."""

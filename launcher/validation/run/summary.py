@@ -12,15 +12,15 @@ import msgspec
 from launcher.errors import UserError
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
-from launcher.store import run_folder
-from launcher.store.run_folder import write_atomic
+from launcher.store import revision
+from launcher.store.files import write_atomic
 from launcher.validation import reference
 from launcher.validation.codes import EXIT_UNKNOWN, EXIT_USAGE, Status, Verdict, exit_status
 from launcher.validation.config import Options
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import Fleet, Row
-from launcher.validation.measure.suite import own_faults
 from launcher.validation.node import Node
+from launcher.validation.node_faults import own_faults
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
 
@@ -124,7 +124,7 @@ def _learn(found: Fleet, file: Path, when: str) -> None:
         for row in found.rows
         if row.result is not None and row.verdict in (Verdict.PASS, Verdict.WARN) and not row.result.faults
     ]
-    learned = reference.learn(good, learned=when, program=run_folder.version())
+    learned = reference.learn(good, learned=when, program=revision.version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:

@@ -1,0 +1,43 @@
+"""Writes the files that put a tuned config into force beside its RESULTS file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from launcher.deploy import tuned
+from launcher.deploy.formats import render
+from launcher.deploy.tuned import Answer
+from launcher.errors import UserError
+from launcher.store.files import write_atomic
+
+
+def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
+    """The files that were written for a RESULTS file. UserError when it has nothing to deploy."""
+    found = tuned.read(results)
+    texts = render(found, pick=pick, names=names)
+    for warning in warnings(found):
+        print(f"note: {warning}", file=sys.stderr)
+    return [_write(folder_of(results, pick) / name, text) for name, text in texts.items()]
+
+
+def folder_of(results: Path, pick: str) -> Path:
+    """Where the files of a pick go: each has a folder of its own, since a shim and arguments must be of one config."""
+    folder = results.parent / "exports"
+    return folder if pick == "fastest" else folder / pick
+
+
+def warnings(found: Answer) -> list[str]:
+    """What somebody should know before deploying it, a sentence each."""
+    verdict = found.verdict
+    said = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
+    return said + [f"the run is not whole: {lack}" for lack in found.lacks]
+
+
+def _write(file: Path, text: str) -> Path:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    return file

@@ -1,0 +1,184 @@
+"""What sbatch gets: the resources and the shell lines of a job. Submits through submitit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from submitit.core import utils as submitit_utils
+from submitit.slurm import slurm as submitit_slurm
+
+from launcher.config.job_options import SubmititConf
+from launcher.errors import UserError
+from launcher.jobs.slurm import clean_environment
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
+
+    name: str
+    timeout_min: int
+    gpus_per_node: int
+    cpus_per_task: int
+    deadline: str | None = None
+
+
+class SlurmExecutor(submitit_slurm.SlurmExecutor):
+    """submitit's, which refuses to exist without srun; a dry run needs none, and require() has been before the rest."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """As on a login node."""
+        return 2
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        """submitit's, out of reach of Ctrl-C, which might end sbatch when the controller has the job already."""
+        return [
+            "sh",
+            "-c",
+            "trap '' INT TERM; exec \"$@\"",
+            "sh",
+            *super()._make_submission_command(submission_file_path),
+        ]
+
+
+def script(
+    request: Request,
+    settings: SubmititConf,
+    *,
+    folder: Path,
+    setup: Sequence[str],
+    tasks: int = 1,
+    dependency: str | None = None,
+) -> str:
+    """The text that sbatch gets for an array of so many tasks, or for a plain job of one."""
+    executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
+    command = executor._submitit_command_str  # noqa: SLF001  (submitit has no public way to show its script)
+    return executor._make_submission_file_text(command, "dry-run")  # noqa: SLF001
+
+
+def submit(
+    function: Callable[..., None],
+    argument_lists: Sequence[Sequence[Any]],
+    request: Request,
+    settings: SubmititConf,
+    *,
+    folder: Path,
+    setup: Sequence[str],
+    dependency: str | None = None,
+) -> str:
+    """Submits ``function`` once for each list of arguments, as one array; the array's id.
+
+    UserError with Slurm's own words when sbatch refuses; then nothing was submitted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
+    try:
+        with clean_environment():
+            jobs = executor.map_array(function, *zip(*argument_lists, strict=True))
+    except submitit_utils.FailedJobError as error:
+        raise UserError(f"Slurm refused the jobs: {_own_words(str(error))}", hint=_hint(str(error))) from None
+    return str(jobs[0].job_id).split("_")[0]
+
+
+def _executor(
+    request: Request, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
+) -> SlurmExecutor:
+    additional: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
+    if settings.reservation:
+        additional["reservation"] = settings.reservation
+    if settings.mem is not None:
+        additional["mem"] = settings.mem
+    if request.deadline is not None:
+        additional["deadline"] = request.deadline
+    if dependency is not None:
+        additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    srun_args = list(settings.srun_args)
+    python = settings.python
+    if settings.container_image:
+        python = python or "python3"  # this machine's is not in the image
+        run = folder.resolve().parent
+        mounts = [f"{run}:{run}", *filter(None, [settings.container_mounts])]
+        srun_args += [f"--container-image={settings.container_image}", f"--container-mounts={','.join(mounts)}"]
+    elif settings.container_mounts:
+        srun_args.append(f"--container-mounts={settings.container_mounts}")
+    executor = SlurmExecutor(folder, python=python)
+    executor.update_parameters(
+        job_name=request.name,
+        time=request.timeout_min,
+        nodes=1,
+        ntasks_per_node=1,
+        gpus_per_node=request.gpus_per_node or None,
+        cpus_per_task=request.cpus_per_task,
+        partition=settings.partition or os.environ.get("SBATCH_PARTITION"),
+        account=settings.account or os.environ.get("SBATCH_ACCOUNT"),
+        qos=settings.qos or os.environ.get("SBATCH_QOS"),
+        constraint=settings.constraint,
+        nodelist=settings.nodelist,
+        exclude=settings.exclude,
+        exclusive=settings.exclusive or None,
+        setup=[*settings.setup, *setup],  # ours last: a module may set PYTHONPATH too
+        srun_args=srun_args,
+        array_parallelism=settings.array_parallelism,
+        signal_delay_s=settings.signal_delay_s,
+        stderr_to_stdout=True,
+        wckey=None,
+        additional_parameters=additional,
+    )
+    return executor
+
+
+def _own_words(text: str) -> str:
+    """The lines that sbatch itself printed, without submitit's frame."""
+    lines = [line.split("error:", 1)[1].strip() for line in text.splitlines() if "error:" in line]
+    return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())[-300:]
+
+
+def _hint(text: str) -> str:
+    lowered = text.lower()
+    for word, hint in (
+        ("accounting/qos policy", "a limit of your account or qos, which sacctmgr show assoc lists; ask for less"),
+        ("invalid account", "name an account of yours that the partition takes: hydra.launcher.account=NAME"),
+        ("partition", "name one that sinfo lists: hydra.launcher.partition=NAME"),
+        ("account", "name one of yours: hydra.launcher.account=NAME"),
+        ("qos", "name one that sacctmgr show qos lists: hydra.launcher.qos=NAME"),
+        ("node configuration", "no node has what is asked for; dry_run=true prints it"),
+        ("reservation", "scontrol show reservation lists them"),
+        ("unable to contact", "is the Slurm controller up? scontrol ping"),
+    ):
+        if word in lowered:
+            return hint
+    return "dry_run=true prints the script that sbatch got"
+
+
+_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
+
+
+def code_setup(code: Path) -> list[str]:
+    """Shell lines that make the job run the code that was submitted, and put it back into the queue when it asks.
+
+    Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the sweep was started, where the source
+    is that may have changed since. scontrol is called here, since a container may have none, and for a minute, since a
+    controller may be busy or failing over.
+    """
+    quoted = shlex.quote(str(code.resolve()))
+    return [
+        f"export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1",
+        f"export {CODE_VARIABLE}={quoted}",
+        f"trap 'test $? -ne {REQUEUE} || {_REQUEUE}' EXIT",
+    ]
+
+
+REQUEUE = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
+
+
+CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
+"""Where the code lies that the job has to run."""

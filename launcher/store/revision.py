@@ -1,0 +1,87 @@
+"""Which code runs: its commit, its digest, its version, and the copy that jobs run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from bench import records
+from launcher import ROOT
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """The code that ran: its commit, and whether files differed from it, both None outside a git checkout.
+
+    ``code`` is a hash of the program's own files (``code_digest``), which every installation has.
+    """
+
+    commit: str | None
+    dirty: bool | None
+    code: str
+
+
+_NAME = "deepep-sweep"
+
+
+_PROJECT = "pyproject.toml"
+_PACKAGES = ("bench", "launcher", "conf")
+
+
+def revision() -> Revision:
+    """The commit of this source tree, None for both when it is not a git checkout."""
+    code = code_digest()
+    if not (ROOT / ".git").exists():
+        return Revision(None, None, code)
+    try:
+        commit = _git(ROOT, "rev-parse", "HEAD")
+        dirty = bool(_git(ROOT, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return Revision(None, None, code)
+    return Revision(commit, dirty, code)
+
+
+def code_digest() -> str:
+    """A hash over names and contents of the Python and YAML files of bench, launcher and conf."""
+    files = sorted(
+        file for package in _PACKAGES for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".yaml")
+    )
+    return records.digest([[str(file.relative_to(ROOT)), file.read_text()] for file in files])
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def version() -> str:
+    """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
+    checkout = ROOT / _PROJECT
+    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
+    if project.get("name") == _NAME:
+        return str(project["version"])
+    try:
+        return importlib.metadata.version(_NAME)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def snapshot_code(to: Path) -> None:
+    """Copies the packages that a job needs, so that a node runs what was submitted, whatever changes here later.
+
+    The copy that a run began with is kept: a resumed run must not mix two versions of the program.
+    """
+    if to.is_dir():
+        return
+    ignore = shutil.ignore_patterns("__pycache__")
+    partial = to.with_name(f".{to.name}.{os.getpid()}")
+    for package in (*_PACKAGES, "hydra_plugins"):
+        if (ROOT / package).is_dir():
+            shutil.copytree(ROOT / package, partial / package, ignore=ignore, dirs_exist_ok=True)
+    if (ROOT / _PROJECT).is_file():  # it names the version
+        shutil.copy(ROOT / _PROJECT, partial)
+    partial.rename(to)
