@@ -42,7 +42,7 @@ class Fault(msgspec.Struct, frozen=True):
             raise ValueError(f"a fault is written KIND@RANK:TEXT with KIND one of {kinds}, got {text!r}") from None
 
 
-def strike(faults: list[Fault], *, rank: int, label: str) -> None:
+def inject(faults: list[Fault], *, rank: int, label: str) -> None:
     """Does what the faults for this rank and point say, WRONG_TOKEN and SLOW excepted (their callers do them)."""
     for fault in faults:
         if fault.rank != rank or fault.match not in label:
@@ -56,6 +56,6 @@ def strike(faults: list[Fault], *, rank: int, label: str) -> None:
             raise RuntimeError("injected exception")
 
 
-def struck(faults: list[Fault], kind: FaultKind, *, rank: int, label: str) -> Fault | None:
+def matching(faults: list[Fault], kind: FaultKind, *, rank: int, label: str) -> Fault | None:
     """The fault of this kind for this rank and point, if any."""
     return next((f for f in faults if f.kind is kind and f.rank == rank and f.match in label), None)

@@ -30,38 +30,38 @@ _UNKNOWN_STATUS = 256
 """Stands for the status of a child whose nursery died before it could tell."""
 
 
-class Birth(msgspec.Struct, frozen=True, tag="birth"):
-    """A wish for a rank; its asks, answers and log come along as file descriptors."""
+class ForkRequest(msgspec.Struct, frozen=True, tag="birth"):
+    """A wish for a rank; its requests, responses and log come along as file descriptors."""
 
     name: str
     environment: dict[str, str]
 
 
-class Born(msgspec.Struct, frozen=True, tag="born"):
+class Forked(msgspec.Struct, frozen=True, tag="born"):
     """The rank's process id."""
 
     pid: int
 
 
-class Died(msgspec.Struct, frozen=True, tag="died"):
+class Exited(msgspec.Struct, frozen=True, tag="died"):
     """How a rank ended, as subprocess counts: the exit status, or minus the signal."""
 
     pid: int
     status: int
 
 
-_notice: msgspec.json.Decoder[Born | Died] = msgspec.json.Decoder(Born | Died)
+_notice: msgspec.json.Decoder[Forked | Exited] = msgspec.json.Decoder(Forked | Exited)
 
 
-class NurseryFailure(Exception):
+class ForkserverError(Exception):
     """The process that shall fork the ranks is gone, or says nothing."""
 
 
-class Child:
-    """One forked process: what is written to ``asks`` it reads, what it writes can be read from ``answers``."""
+class RankProcess:
+    """One forked process: what is written to ``requests`` it reads, what it writes can be read from ``responses``."""
 
-    def __init__(self, nursery: Nursery, pid: int, asks: IO[bytes], answers: IO[bytes]) -> None:
-        self._nursery, self.pid, self.asks, self.answers = nursery, pid, asks, answers
+    def __init__(self, nursery: Forkserver, pid: int, requests: IO[bytes], responses: IO[bytes]) -> None:
+        self._nursery, self.pid, self.requests, self.responses = nursery, pid, requests, responses
 
     def poll(self) -> int | None:
         """How it ended, None while it runs; 256 where nobody saw it."""
@@ -83,12 +83,12 @@ class Child:
 
     def close(self) -> None:
         """Gives the pipes back."""
-        for pipe in (self.asks, self.answers):
+        for pipe in (self.requests, self.responses):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
-class Nursery:
+class Forkserver:
     """The supervisor's end."""
 
     def __init__(self) -> None:
@@ -129,21 +129,21 @@ class Nursery:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_GRACE_S)
 
-    def fork(self, name: str, log: Path, *, timeout_s: float) -> Child:
-        """A new rank that writes its stderr to ``log``. NurseryFailure when none comes within ``timeout_s``."""
-        asks_read, asks_write = os.pipe()
-        answers_read, answers_write = os.pipe()
-        theirs = [asks_read, answers_write, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)]
+    def fork(self, name: str, log: Path, *, timeout_s: float) -> RankProcess:
+        """A new rank that writes its stderr to ``log``. ForkserverError when none comes within ``timeout_s``."""
+        requests_read, requests_write = os.pipe()
+        responses_read, responses_write = os.pipe()
+        theirs = [requests_read, responses_write, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)]
         try:
-            pid = self._born(Birth(name, _environment()), theirs, timeout_s=timeout_s)
+            pid = self._forked(ForkRequest(name, _environment()), theirs, timeout_s=timeout_s)
         except BaseException:
-            os.close(asks_write)
-            os.close(answers_read)
+            os.close(requests_write)
+            os.close(responses_read)
             raise
         finally:
             for one in theirs:
                 os.close(one)
-        return Child(self, pid, os.fdopen(asks_write, "wb"), os.fdopen(answers_read, "rb", buffering=0))
+        return RankProcess(self, pid, os.fdopen(requests_write, "wb"), os.fdopen(responses_read, "rb", buffering=0))
 
     def status(self, pid: int) -> int | None:
         """How a child ended, None while it runs; 256 where nobody saw it."""
@@ -153,7 +153,7 @@ class Nursery:
             return self._died.get(pid, _UNKNOWN_STATUS)
         return self._died.get(pid)
 
-    def _born(self, birth: Birth, descriptors: list[int], *, timeout_s: float) -> int:
+    def _forked(self, birth: ForkRequest, descriptors: list[int], *, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
         try:
             socket.send_fds(self._control, [msgspec.json.encode(birth)], descriptors)
@@ -162,15 +162,15 @@ class Nursery:
         while not self._gone:
             left_s = deadline - time.monotonic()
             notice = self._receive(timeout_s=left_s) if left_s > 0 else None
-            if isinstance(notice, Born):
+            if isinstance(notice, Forked):
                 self._died.pop(notice.pid, None)  # of an earlier process with this number
                 return notice.pid
             if notice is None and not self._gone:
-                self._kill()  # a late answer must not be taken for that of another question
-                raise NurseryFailure(f"torch was not imported within {timeout_s:.0f} s")
-        raise NurseryFailure(f"the process that forks the ranks has ended: {self._last_words()}")
+                self._kill()  # a late response must not be taken for that of another question
+                raise ForkserverError(f"torch was not imported within {timeout_s:.0f} s")
+        raise ForkserverError(f"the process that forks the ranks has ended: {self._last_words()}")
 
-    def _receive(self, *, timeout_s: float) -> Born | Died | None:
+    def _receive(self, *, timeout_s: float) -> Forked | Exited | None:
         """The next notice, None where none comes in time."""
         self._control.settimeout(timeout_s)
         try:
@@ -183,7 +183,7 @@ class Nursery:
             self._gone = True
             return None
         notice = _notice.decode(message)
-        if isinstance(notice, Died):
+        if isinstance(notice, Exited):
             self._died[notice.pid] = notice.status
         return notice
 
@@ -194,7 +194,7 @@ class Nursery:
 
 
 def _environment() -> dict[str, str]:
-    """What ranks see: they answer on this machine alone, and find this package wherever they start."""
+    """What ranks see: they response on this machine alone, and find this package wherever they start."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order
@@ -203,20 +203,20 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-_of_this_process: list[Nursery] = []
+_of_this_process: list[Forkserver] = []
 
 
-def shared() -> Nursery:
+def shared() -> Forkserver:
     """The one nursery of this process, started on first use and anew when it has died; it ends with this process."""
     if _of_this_process and not _of_this_process[0].is_alive:
         _of_this_process.pop().close()
     if not _of_this_process:
-        _of_this_process.append(Nursery())
+        _of_this_process.append(Forkserver())
         atexit.register(_of_this_process[0].close)
     return _of_this_process[0]
 
 
-class _Home:
+class _Server:
     """The other end: forks on request, and tells who died."""
 
     def __init__(self, control: socket.socket) -> None:
@@ -236,7 +236,7 @@ class _Home:
                 ready = {key.fileobj for key, _ in selector.select()}
                 if self._wakeup in ready:
                     self._wakeup.recv(4096)
-                    self._tell_deaths()
+                    self._report_exits()
                 if self._control in ready and not self._fork():
                     return
 
@@ -244,17 +244,17 @@ class _Home:
         message, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, 3)
         if not message:
             return False
-        birth = msgspec.json.decode(message, type=Birth)
+        birth = msgspec.json.decode(message, type=ForkRequest)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_rank(birth, descriptors, parent=parent)
+            self._run_rank(birth, descriptors, parent=parent)
         for one in descriptors:
             os.close(one)
-        self._control.send(msgspec.json.encode(Born(pid)))
+        self._control.send(msgspec.json.encode(Forked(pid)))
         return True
 
-    def _become_rank(self, birth: Birth, descriptors: list[int], *, parent: int) -> NoReturn:
+    def _run_rank(self, birth: ForkRequest, descriptors: list[int], *, parent: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
@@ -262,17 +262,17 @@ class _Home:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, birth.name.encode())
         for one in (self._control, self._wakeup, self._alarm):
             one.close()
-        asks, answers, log = descriptors
-        os.dup2(log, 1)  # stdout too: whatever a library prints must not mix with answers
+        requests, responses, log = descriptors
+        os.dup2(log, 1)  # stdout too: whatever a library prints must not mix with responses
         os.dup2(log, 2)
         os.close(log)
         os.environ.clear()
         os.environ.update(birth.environment)
         from bench.rank import worker
 
-        worker.run(os.fdopen(asks, "rb"), os.fdopen(answers, "wb"))
+        worker.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
 
-    def _tell_deaths(self) -> None:
+    def _report_exits(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -281,7 +281,7 @@ class _Home:
             if pid == 0:
                 return
             with contextlib.suppress(BrokenPipeError):
-                self._control.send(msgspec.json.encode(Died(pid, os.waitstatus_to_exitcode(status))))
+                self._control.send(msgspec.json.encode(Exited(pid, os.waitstatus_to_exitcode(status))))
 
 
 def _die_with(parent: int) -> None:
@@ -292,11 +292,11 @@ def _die_with(parent: int) -> None:
 
 
 def main() -> None:
-    """The process: imports, then forks until nobody asks any more."""
+    """The process: imports, then forks until nobody requests any more."""
     _die_with(os.getppid())
     from bench.rank import worker  # noqa: F401  (what every rank needs)
 
-    _Home(socket.socket(fileno=int(sys.argv[1]))).serve()
+    _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
 
 
 if __name__ == "__main__":

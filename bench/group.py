@@ -25,10 +25,10 @@ _TERM_GRACE_S = 0.5
 _DEATH_GRACE_S = 0.5
 _READ_BYTES = 1 << 20
 T = TypeVar("T")
-_decoder: msgspec.json.Decoder[protocol.Answer] = msgspec.json.Decoder(protocol.Answer)
+_decoder: msgspec.json.Decoder[protocol.Response] = msgspec.json.Decoder(protocol.Response)
 
 
-class RankFailure(Exception):
+class RankError(Exception):
     """The group is of no more use; ``failed`` says why."""
 
     def __init__(self, failed: Failed) -> None:
@@ -37,7 +37,7 @@ class RankFailure(Exception):
 
 
 class Rank:
-    """One process, its answers so far, and its stderr in a file."""
+    """One process, its responses so far, and its stderr in a file."""
 
     def __init__(self, index: int, log: Path, *, startup_s: float) -> None:
         self.index, self.log = index, log
@@ -45,15 +45,15 @@ class Rank:
         self.process = forkserver.shared().fork(f"rank {index}", log, timeout_s=startup_s)
         self._partial = b""
 
-    def ask(self, line: bytes) -> None:
-        """Sends one line; a rank that is dead is noticed when its answer is read."""
+    def send(self, line: bytes) -> None:
+        """Sends one line; a rank that is dead is noticed when its response is read."""
         with contextlib.suppress(BrokenPipeError):
-            self.process.asks.write(line)
-            self.process.asks.flush()
+            self.process.requests.write(line)
+            self.process.requests.flush()
 
     def read(self) -> bytes | None:
         """A complete line if there is one, None if not yet; EOFError when the process closed its end."""
-        part = os.read(self.process.answers.fileno(), _READ_BYTES)
+        part = os.read(self.process.responses.fileno(), _READ_BYTES)
         if not part:
             raise EOFError
         self._partial += part
@@ -82,7 +82,7 @@ class Group:
     def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
         """Starts every rank and makes them one process group.
 
-        RankFailure, and no rank left, if they have not joined within ``startup_s``.
+        RankError, and no rank left, if they have not joined within ``startup_s``.
         """
         began = time.monotonic()
 
@@ -97,9 +97,9 @@ class Group:
             for index in range(spec.num_ranks):
                 self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=left_s()))
             self.ready = self._join(spec, deadline_s=left_s())
-        except forkserver.NurseryFailure as failure:
+        except forkserver.ForkserverError as failure:
             self.kill()
-            raise RankFailure(Failed(FailureKind.CRASH, str(failure), "startup")) from None
+            raise RankError(Failed(FailureKind.CRASH, str(failure), "startup")) from None
         except BaseException:
             self.kill()
             raise
@@ -108,29 +108,29 @@ class Group:
     def _join(self, spec: protocol.GroupSpec, *, deadline_s: float) -> list[protocol.Ready]:
         store = str(self._scratch / "store")
         setups = [protocol.Setup(spec, rank.index, store) for rank in self._ranks]
-        answers = self._ask_each(setups, deadline_s=deadline_s, phase="startup")
-        return [msgspec.convert(answer, protocol.Ready) for answer in answers]
+        responses = self._request_each(setups, deadline_s=deadline_s, phase="startup")
+        return [msgspec.convert(response, protocol.Ready) for response in responses]
 
     @property
     def pids(self) -> set[int]:
         """Process ids of the ranks."""
         return {rank.process.pid for rank in self._ranks}
 
-    def check(self, ask: protocol.Check, *, deadline_s: float) -> list[protocol.Checked]:
+    def check(self, request: protocol.Check, *, deadline_s: float) -> list[protocol.Checked]:
         """Every rank's verdict on one run of the point."""
-        return self._ask(ask, protocol.Checked, deadline_s=deadline_s, phase="check")
+        return self._request(request, protocol.Checked, deadline_s=deadline_s, phase="check")
 
-    def time(self, ask: protocol.Time, *, deadline_s: float) -> list[protocol.Timed]:
+    def time(self, request: protocol.Time, *, deadline_s: float) -> list[protocol.Timed]:
         """Every rank's samples of the point."""
-        return self._ask(ask, protocol.Timed, deadline_s=deadline_s, phase="time")
+        return self._request(request, protocol.Timed, deadline_s=deadline_s, phase="time")
 
-    def self_test(self, ask: protocol.SelfTest, *, deadline_s: float) -> list[protocol.SelfTested]:
+    def self_test(self, request: protocol.SelfTest, *, deadline_s: float) -> list[protocol.SelfTested]:
         """Every rank's edge routings and empty readings."""
-        return self._ask(ask, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
+        return self._request(request, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
 
-    def move(self, ask: protocol.Copy | protocol.Exchange, *, deadline_s: float) -> list[protocol.Moved]:
+    def move(self, request: protocol.Copy | protocol.Exchange, *, deadline_s: float) -> list[protocol.Moved]:
         """Every rank's samples of a copy or an exchange."""
-        return self._ask(ask, protocol.Moved, deadline_s=deadline_s, phase=ask.label)
+        return self._request(request, protocol.Moved, deadline_s=deadline_s, phase=request.label)
 
     def kill(self) -> None:
         """Ends every rank within a second or so: SIGTERM, then SIGKILL to the whole session of each."""
@@ -144,52 +144,54 @@ class Group:
             rank.process.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _ask(self, ask: protocol.Ask, kind: type[T], *, deadline_s: float, phase: str) -> list[T]:
-        answers = self._ask_each([ask] * len(self._ranks), deadline_s=deadline_s, phase=phase)
-        return [msgspec.convert(answer, kind) for answer in answers]
+    def _request(self, request: protocol.Request, kind: type[T], *, deadline_s: float, phase: str) -> list[T]:
+        responses = self._request_each([request] * len(self._ranks), deadline_s=deadline_s, phase=phase)
+        return [msgspec.convert(response, kind) for response in responses]
 
-    def _ask_each(self, asks: Sequence[protocol.Ask], *, deadline_s: float, phase: str) -> list[protocol.Answer]:
-        """One answer per rank, in order of rank; RankFailure for a death, an exception or a missed deadline."""
-        for rank, ask in zip(self._ranks, asks, strict=True):
-            rank.ask(msgspec.json.encode(ask) + b"\n")
-        answers: dict[int, protocol.Answer] = {}
+    def _request_each(
+        self, requests: Sequence[protocol.Request], *, deadline_s: float, phase: str
+    ) -> list[protocol.Response]:
+        """One response per rank, in order of rank; RankError for a death, an exception or a missed deadline."""
+        for rank, request in zip(self._ranks, requests, strict=True):
+            rank.send(msgspec.json.encode(request) + b"\n")
+        responses: dict[int, protocol.Response] = {}
         deadline = time.monotonic() + deadline_s
         with selectors.DefaultSelector() as selector:
             for rank in self._ranks:
-                selector.register(rank.process.answers, selectors.EVENT_READ, rank)
-            while len(answers) < len(self._ranks):
+                selector.register(rank.process.responses, selectors.EVENT_READ, rank)
+            while len(responses) < len(self._ranks):
                 ready = selector.select(timeout=max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    missing = [rank for rank in self._ranks if rank.index not in answers]
-                    raise RankFailure(self._hang(missing, deadline_s=deadline_s, phase=phase))
+                    missing = [rank for rank in self._ranks if rank.index not in responses]
+                    raise RankError(self._hang(missing, deadline_s=deadline_s, phase=phase))
                 for key, _ in ready:
-                    answer = self._answer(key.data, phase=phase)
-                    if answer is not None:
-                        answers[key.data.index] = answer
-        return [answers[index] for index in range(len(self._ranks))]
+                    response = self._response(key.data, phase=phase)
+                    if response is not None:
+                        responses[key.data.index] = response
+        return [responses[index] for index in range(len(self._ranks))]
 
-    def _answer(self, rank: Rank, *, phase: str) -> protocol.Answer | None:
+    def _response(self, rank: Rank, *, phase: str) -> protocol.Response | None:
         try:
             line = rank.read()
         except EOFError:
-            raise RankFailure(_crash(rank, phase=phase)) from None
+            raise RankError(_crash(rank, phase=phase)) from None
         if line is None:
             return None
-        answer = _decoder.decode(line)
-        if isinstance(answer, protocol.Raised):
+        response = _decoder.decode(line)
+        if isinstance(response, protocol.Raised):
             dead = self._dead_peer(rank)
             if dead is not None:
-                raise RankFailure(_crash(dead, phase=phase))
-            raise RankFailure(
+                raise RankError(_crash(dead, phase=phase))
+            raise RankError(
                 Failed(
-                    failure=FailureKind.CUDA if answer.cuda else FailureKind.ERROR,
-                    message=answer.message,
+                    failure=FailureKind.CUDA if response.cuda else FailureKind.ERROR,
+                    message=response.message,
                     phase=phase,
                     rank=rank.index,
-                    last_words=answer.traceback[-_LAST_WORDS_CHARS:],
+                    last_words=response.traceback[-_LAST_WORDS_CHARS:],
                 )
             )
-        return answer
+        return response
 
     def _dead_peer(self, rank: Rank) -> Rank | None:
         """Another rank that died: an exception here may be no more than the echo of its closed connections."""
@@ -210,7 +212,7 @@ class Group:
         names = ", ".join(str(rank.index) for rank in missing)
         return Failed(
             failure=FailureKind.HANG,
-            message=f"no answer within {deadline_s:.0f} s from rank {names}",
+            message=f"no response within {deadline_s:.0f} s from rank {names}",
             phase=phase,
             rank=missing[0].index,
             last_words="\n".join(f"rank {rank.index}: {rank.last_stack()}" for rank in missing),

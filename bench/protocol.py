@@ -25,7 +25,7 @@ class GroupSpec(msgspec.Struct, frozen=True):
     devices: list[int] = []
 
 
-class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="ask"):
+class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="request"):
     """Join the group. ``store`` is the path of a fresh rendezvous file."""
 
     spec: GroupSpec
@@ -33,20 +33,20 @@ class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="ask"):
     store: str
 
 
-class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="ask"):
+class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="request"):
     """Run the edge routings on this config, and time an empty operation."""
 
     point: Point
     iterations: int
 
 
-class Check(msgspec.Struct, frozen=True, tag="check", tag_field="ask"):
+class Check(msgspec.Struct, frozen=True, tag="check", tag_field="request"):
     """Run the point once and compare every token with the oracle."""
 
     point: Point
 
 
-class Time(msgspec.Struct, frozen=True, tag="time", tag_field="ask"):
+class Time(msgspec.Struct, frozen=True, tag="time", tag_field="request"):
     """Time the point, then compare its last output with the oracle again."""
 
     point: Point
@@ -54,7 +54,7 @@ class Time(msgspec.Struct, frozen=True, tag="time", tag_field="ask"):
     iterations: int
 
 
-class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="ask"):
+class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="request"):
     """Move bytes from one rank's GPU to another's while the other ranks are idle, and check them.
 
     ``engine``: "copy" for the copy engines (peer memcpy), "sm" for a kernel (send and receive of the device's group).
@@ -73,7 +73,7 @@ class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="ask"):
         return f"copy/{self.engine}/{self.source}>{self.target}"
 
 
-class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="ask"):
+class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request"):
     """An all-to-all of the device's group in which each rank sends ``num_bytes`` in all, its own part included."""
 
     num_bytes: int
@@ -86,10 +86,10 @@ class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="ask"):
         return f"exchange/{self.num_bytes}"
 
 
-Ask = Setup | SelfTest | Check | Time | Copy | Exchange
+Request = Setup | SelfTest | Check | Time | Copy | Exchange
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="answer"):
+class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
     """The rank is in the group. ``layout`` is how many tokens it sends to each rank."""
 
     device_name: str
@@ -97,21 +97,21 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="answer"):
     python: str
 
 
-class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="answer"):
+class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="response"):
     """``edge_routings``: "ok" or what was wrong, by name. ``empty_us``: readings of an empty operation."""
 
     edge_routings: dict[str, str]
     empty_us: list[float]
 
 
-class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="answer"):
+class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="response"):
     """``wrong`` says what was, None when every token was right. ``sent``: tokens to each rank, by the library."""
 
     wrong: str | None
     sent: list[int]
 
 
-class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
+class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="response"):
     """This rank's samples, when GEMMs ended in them, the seconds spent, and what was wrong afterwards if anything."""
 
     samples_us: list[float]
@@ -120,14 +120,14 @@ class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="answer"):
     wrong: str | None
 
 
-class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="answer"):
+class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="response"):
     """This rank's samples, none where it had nothing to do, and what was wrong with the bytes that it received."""
 
     samples_us: list[float]
     wrong: str | None
 
 
-class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="answer"):
+class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="response"):
     """A Python exception; ``cuda`` when it came from CUDA, so that the context may be lost."""
 
     message: str
@@ -135,4 +135,4 @@ class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="answer"):
     traceback: str
 
 
-Answer = Ready | SelfTested | Checked | Timed | Moved | Raised
+Response = Ready | SelfTested | Checked | Timed | Moved | Raised

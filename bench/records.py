@@ -240,7 +240,7 @@ _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line, strict=True)
 _version = msgspec.json.Decoder(dict[str, Any])
 
 
-class NewerFormat(ValueError):
+class NewerFormatError(ValueError):
     """A line or file was written by a newer version of this program."""
 
 
@@ -250,16 +250,16 @@ def encode(line: Line) -> bytes:
 
 
 def decode(text: bytes) -> Line:
-    """The value of one line. Raises NewerFormat for a newer version, ValueError for anything else that is wrong."""
+    """The value of one line. NewerFormatError for a newer version, else ValueError for what is wrong with it."""
     try:
         line = _decoder.decode(text)
     except msgspec.DecodeError as error:
         version = _claimed_version(text)
         if version > FORMAT_VERSION:
-            raise NewerFormat(f"record version {version}, this program reads up to {FORMAT_VERSION}") from None
+            raise NewerFormatError(f"record version {version}, this program reads up to {FORMAT_VERSION}") from None
         raise ValueError(str(error)) from None
     if line.v > FORMAT_VERSION:
-        raise NewerFormat(f"record version {line.v}, this program reads up to {FORMAT_VERSION}")
+        raise NewerFormatError(f"record version {line.v}, this program reads up to {FORMAT_VERSION}")
     return line
 
 

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from bench import protocol
-from bench.group import Group, RankFailure
-from bench.nvml import gpus as telemetry
+from bench.group import Group, RankError
+from bench.nvml import gpus as nvml
 from bench.records import (
     Environment,
     Failed,
@@ -67,11 +67,11 @@ class Task(msgspec.Struct, frozen=True):
     references: tuple[Task, ...] = ()
 
 
-class StartFailure(Exception):
+class StartError(Exception):
     """The ranks cannot be started at all, so that nothing more can be measured."""
 
 
-class _Spent(Exception):
+class _BudgetSpentError(Exception):
     """The budget ended before ranks started or answered: says nothing about the point, so that it has no record."""
 
 
@@ -114,14 +114,14 @@ class Supervisor:
     def run(self, tasks: Iterable[Task]) -> Iterable[Record]:
         """Measures each task, hands its record to the sink, and yields it; ends early when the budget is spent.
 
-        StartFailure when no rank can start.
+        StartError when no rank can start.
         """
         try:
             for task in tasks:
                 if self._is_spent:
                     return
                 yield self._measure(task)
-        except _Spent:
+        except _BudgetSpentError:
             return
         finally:
             self.close()
@@ -160,9 +160,9 @@ class Supervisor:
         try:
             assert self._group is not None
             outcome, busy_s = self._trial(self._group, task)
-        except RankFailure as failure:
+        except RankError as failure:
             if self._is_spent and failure.failed.failure is FailureKind.HANG:
-                raise _Spent from None
+                raise _BudgetSpentError from None
             outcome, self._lost = failure.failed, task.point
             self.renew()
         else:
@@ -221,7 +221,7 @@ class Supervisor:
     def _ensure_group(self) -> None:
         while self._group is None:
             if self._starts_without_result >= _MAX_STARTS_WITHOUT_RESULT:
-                raise StartFailure(
+                raise StartError(
                     f"the ranks failed right after {_MAX_STARTS_WITHOUT_RESULT} starts in a row; see the failures "
                     "recorded above"
                 )
@@ -235,11 +235,11 @@ class Supervisor:
         try:
             startup_s = self._within_budget(self._effort.startup_s)
             self._group = Group(self._spec, log_folder=self._log_folder, startup_s=startup_s)
-        except RankFailure as failure:
+        except RankError as failure:
             if self._is_spent:
-                raise _Spent from None
+                raise _BudgetSpentError from None
             detail = f"{failure.failed.message}\n{failure.failed.last_words}"
-            raise StartFailure(f"the ranks did not start: {detail}") from None
+            raise StartError(f"the ranks did not start: {detail}") from None
         environment = environment_of(self._spec, self._group.ready[0])
         self._environment = environment.id
         self._sink(environment)
@@ -249,7 +249,7 @@ class Supervisor:
                 group=self._group_number,
                 started=started,
                 startup_s=self._group.startup_s,
-                gpu_uuids=telemetry.uuids()[: self._spec.num_ranks],
+                gpu_uuids=nvml.uuids()[: self._spec.num_ranks],
                 python=self._group.ready[0].python,
                 shard=self._shard,
                 job_id=self._job_id,
@@ -263,9 +263,9 @@ class Supervisor:
         ask = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
         try:
             answers = group.self_test(ask, deadline_s=self._within_budget(self._effort.startup_s))
-        except RankFailure as failure:
+        except RankError as failure:
             if self._is_spent:
-                raise _Spent from None
+                raise _BudgetSpentError from None
             text = f"{failure.failed.failure}: {failure.failed.message}"
             self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
             self.renew()
@@ -283,7 +283,7 @@ class Supervisor:
             self._sink(Traffic([answer.sent for answer in checked]))
 
     def _note_state(self, group: Group, op: Op) -> None:
-        states = telemetry.states(group.pids)
+        states = nvml.states(group.pids)
         if states:
             self._sink(Telemetry(time.time(), self._sequence, op, states, self._shard))
 
@@ -334,7 +334,7 @@ def _first_wrong(verdicts: list[str | None], *, phase: str) -> Failed | None:
 
 def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environment:
     """What the ranks run on: torch's words for the software, NVML's for the hardware."""
-    gpus = telemetry.inventory() if spec.device == "cuda" else []
+    gpus = nvml.inventory() if spec.device == "cuda" else []
     first = gpus[0] if gpus else None
     return Environment(
         device=ready.device_name,
@@ -345,7 +345,7 @@ def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environme
         memory_bytes=first.memory_bytes if first else None,
         num_links=first.num_links if first else None,
         link_gb_per_s=first.link_gb_per_s if first else None,
-        driver=telemetry.driver() if first else None,
-        topology=telemetry.topology() if first else None,
+        driver=nvml.driver() if first else None,
+        topology=nvml.topology() if first else None,
         versions=ready.versions,
     )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import FAILURE, OK, USAGE, UserError
-from launcher.report.writer import Unlike, aggregate
+from launcher.report.writer import UnlikeEnvironmentsError, aggregate
 from launcher.store.run_folder import RunFolder
 
 _FLAGS = ("strict", "allow_mixed")
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = RunFolder.open(path)
         folder.refuse_packed()
         status = aggregate(folder, **flags)
-    except Unlike as error:
+    except UnlikeEnvironmentsError as error:
         error.show()
         return FAILURE
     except PermissionError as error:

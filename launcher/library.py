@@ -107,11 +107,11 @@ class Loaded(msgspec.Struct, frozen=True):
     file: Path
 
 
-class NotTuned(LookupError):
+class NotTunedError(LookupError):
     """The library has nothing that fits; the message says where it looked and what is there."""
 
 
-class BadFile(ValueError):
+class BadFileError(ValueError):
     """A file of the library that cannot be read, is none of its own, or that a newer version wrote."""
 
 
@@ -140,7 +140,7 @@ def load_tuned_config(
     Everything but ``num_tokens``, ``routing`` and ``deep_ep`` has to be equal. An entry of the same ``deep_ep`` goes
     before one of the same ``routing``, and this before one of nearer tokens; another is taken rather than none, and
     said. Nearest is by ratio. ``deep_ep`` is a version, with its distribution before it or not; without one any is
-    right. NotTuned if nothing fits. A file that cannot be read is warned of and left out.
+    right. NotTunedError if nothing fits. A file that cannot be read is warned of and left out.
 
         found = load_tuned_config("library", gpu=torch.cuda.get_device_name(), ep=4, hidden=7168, num_experts=256,
                                   num_topk=8, num_tokens=4096, deep_ep=installed_deep_ep())
@@ -150,13 +150,13 @@ def load_tuned_config(
     asked = Key(gpu, ep, hidden, num_experts, num_topk, num_tokens, dtype, deep_ep or "")
     folder = Path(library)
     if not folder.is_dir():
-        raise NotTuned(f"no tuned config for {asked} ({pick}): there is no folder {folder}")
+        raise NotTunedError(f"no tuned config for {asked} ({pick}): there is no folder {folder}")
     entries, bad = read_all(folder)
     for error in bad:
         warnings.warn(f"{error}; it is left out", RuntimeWarning, stacklevel=2)
     fitting = [one for one in entries.items() if one[1].key.same_but_tokens(asked) and pick in one[1].picks]
     if not fitting:
-        raise NotTuned(_nothing(asked, pick, folder, list(entries.values()), bad))
+        raise NotTunedError(_nothing(asked, pick, folder, list(entries.values()), bad))
     newest_first = sorted(fitting, key=lambda one: one[1].measured, reverse=True)
     file, entry = min(newest_first, key=lambda one: _distance(asked, routing, one[1]))
     tuned = entry.picks[pick]
@@ -184,19 +184,19 @@ def _match(asked: Key, routing: str, found: Entry) -> str:
     return "; ".join(said) or "exact"
 
 
-def _nothing(asked: Key, pick: str, folder: Path, entries: list[Entry], bad: list[BadFile]) -> str:
+def _nothing(asked: Key, pick: str, folder: Path, entries: list[Entry], bad: list[BadFileError]) -> str:
     known = sorted({f"{entry.key} ({', '.join(entry.picks)})" for entry in entries})
     left_out = f"; left out: {'; '.join(map(str, bad))}" if bad else ""
     return f"no tuned config for {asked} ({pick}); {folder} has {'; '.join(known) or 'nothing'}{left_out}"
 
 
-def read_all(library: Path) -> tuple[dict[Path, Entry], list[BadFile]]:
+def read_all(library: Path) -> tuple[dict[Path, Entry], list[BadFileError]]:
     """Every entry by its file, and what is wrong with the other JSON files."""
     entries, bad = {}, []
     for file in sorted(library.glob("*.json")):
         try:
             entries[file] = read(file)
-        except BadFile as error:
+        except BadFileError as error:
             bad.append(error)
     return entries, bad
 
@@ -206,12 +206,12 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 
 def read(file: Path) -> Entry:
-    """One entry; BadFile when it cannot be read."""
+    """One entry; BadFileError when it cannot be read."""
     try:
         content = file.read_bytes()
         schema = msgspec.json.decode(content, type=_Versioned).schema
         if schema != SCHEMA:
-            raise BadFile(f"{file} has schema {schema!r}, this program reads {SCHEMA!r}")
+            raise BadFileError(f"{file} has schema {schema!r}, this program reads {SCHEMA!r}")
         return msgspec.json.decode(content, type=Entry)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadFile(f"{file} cannot be read: {error}") from error
+        raise BadFileError(f"{file} cannot be read: {error}") from error

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = RunFolder.open(Path(paths[0]))
         folder.refuse_packed()
-        now = run_status.take(folder, folder.plan())
+        now = run_status.run_status(folder, folder.plan())
     except UserError as error:
         error.show()
         return USAGE

@@ -26,14 +26,14 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from launcher.config import job_options, schema
-    from launcher.config.arguments import completed, in_words, made
+    from launcher.config.arguments import complete_arguments, make_output_folder, one_line_message
     from launcher.errors import USAGE, UserError
 
     schema.register()
     job_options.register()
     try:
-        sys.argv[1:] = completed(sys.argv[1:])
-        made(sys.argv[1:])
+        sys.argv[1:] = complete_arguments(sys.argv[1:])
+        make_output_folder(sys.argv[1:])
     except UserError as error:
         error.show()
         sys.exit(USAGE)
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(in_words(error), hint="--help lists groups, choices and keys").show()
+        UserError(one_line_message(error), hint="--help lists groups, choices and keys").show()
         sys.exit(USAGE)
     sys.exit(max(statuses, default=0))
 

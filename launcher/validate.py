@@ -127,7 +127,7 @@ def _run() -> int:
         return _report(sys.argv[1:])
     try:
         sys.argv[1:] = _completed(sys.argv[1:])
-        arguments.made(sys.argv[1:])
+        arguments.make_output_folder(sys.argv[1:])
     except UserError as error:
         error.show()
         return EXIT_USAGE
@@ -141,7 +141,7 @@ def _run() -> int:
     try:
         hydra.main(version_base="1.3", config_path="pkg://conf", config_name="validate")(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(arguments.in_words(error), hint="--help lists the keys").show()
+        UserError(arguments.one_line_message(error), hint="--help lists the keys").show()
         return EXIT_USAGE
     return _here(configs)
 
@@ -152,7 +152,7 @@ def _report(given: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from launcher.config.arguments import in_words
+    from launcher.config.arguments import one_line_message
     from launcher.errors import UserError
     from launcher.validation.codes import EXIT_USAGE
 
@@ -167,7 +167,7 @@ def _report(given: list[str]) -> int:
         with initialize_config_module("conf", version_base="1.3"):
             return _here([compose("validate", overrides=wanted)])
     except (HydraException, OmegaConfBaseException) as error:
-        UserError(in_words(error), hint="--help lists the keys").show()
+        UserError(one_line_message(error), hint="--help lists the keys").show()
         return EXIT_USAGE
 
 

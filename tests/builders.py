@@ -34,7 +34,7 @@ from bench.records import (
 )
 from bench.workload import Workload
 from launcher.config import plan, schema
-from launcher.config.arguments import completed
+from launcher.config.arguments import complete_arguments
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
 from launcher.store.revision import Revision
@@ -89,9 +89,9 @@ def spec(*overrides: str) -> Spec:
     """The Spec of a command line, defaults from conf/, nothing of this machine in it."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        return schema.spec_from(compose("sweep", overrides=completed(["hardware=h200", "backend=deepep", *overrides])))[
-            0
-        ]
+        return schema.spec_from(
+            compose("sweep", overrides=complete_arguments(["hardware=h200", "backend=deepep", *overrides]))
+        )[0]
 
 
 def deepep_plan(**changes: Any) -> Plan:

@@ -19,9 +19,9 @@ from launcher.validation import node as nodes
 from launcher.validation import reference
 from launcher.validation.config import Spec, from_config
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import Row, row_of
-from launcher.validation.judge.layers import LAYERS, conclude, headline, judge, to_drain
-from launcher.validation.node import Attempt, Node, Phase, Preflight, Rate
+from launcher.validation.judge.fleet import NodeRow, row_of
+from launcher.validation.judge.layers import LAYERS, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
@@ -79,12 +79,12 @@ def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: 
     return found + [rate("compute", gpu, "bf16", 220.0) for gpu in GPUS]
 
 
-def attempt(**changes: Any) -> Attempt:
+def attempt(**changes: Any) -> SuiteRun:
     """One run through the phases in which all went well."""
     counters = [Counters(f"GPU-{number}", dict(ZEROS)) for number in range(4)]
     gpu = Gpu("NVIDIA H200", 150_000_000_000, 132, 18, 26.562)
     state = GpuState(1980, 300.0, 40, [], 0)
-    base = Attempt(
+    base = SuiteRun(
         number=0,
         order=[0, 1, 2, 3],
         phases=[Phase("speed", "done", "", 20.0)],
@@ -104,9 +104,9 @@ def grown(gpu: int, **changes: int) -> list[Counters]:
     return [Counters(f"GPU-{at}", ZEROS | (changes if at == gpu else {})) for at in range(4)]
 
 
-def judged(*attempts: Attempt, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
+def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
     """The node as its job would have left it."""
-    found = [judge(one, of) for one in attempts]
+    found = [judge_suite_run(one, of) for one in attempts]
     seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
     findings, confirmation = conclude(seen, confirm=of.confirm)
     layers = found[0][1] | {"confirmation": confirmation}
@@ -133,7 +133,7 @@ def judged(*attempts: Attempt, of: Spec, name: str = "node1", faults: Sequence[s
         attempts=seen,
         faults=list(faults),
     )
-    return replace(made, drain=to_drain(made))
+    return replace(made, drain=drain_reason(made))
 
 
 def said(node: Node) -> tuple[str, str]:
@@ -150,12 +150,12 @@ def there(**changes: Any) -> Preflight:
     return replace(found, **changes)
 
 
-def row(node: Node) -> Row:
+def row(node: Node) -> NodeRow:
     return row_of(node.node, node.job_id, "COMPLETED", node)
 
 
 def fleet_of(*found: Node, spec: Spec) -> fleet.Fleet:
-    return fleet.judge([row(one) for one in found], spec.thresholds)
+    return fleet.judge_fleet([row(one) for one in found], spec.thresholds)
 
 
 def faulty(name: str, spec: Spec) -> Node:

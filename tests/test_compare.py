@@ -26,7 +26,7 @@ from launcher.comparison import compare as comparison
 from launcher.comparison import render
 from launcher.comparison import run as side
 from launcher.comparison.compare import SCHEMA, Comparison, compare
-from launcher.comparison.run import Side
+from launcher.comparison.run import ComparedRun
 from launcher.config.plan import NOT_A_MEASUREMENT
 from launcher.errors import UserError
 from launcher.tuner.racing import DRIFT
@@ -97,7 +97,7 @@ def run(*points: Document, failures: tuple[Document, ...] = (), **changes: Any) 
     return found
 
 
-def sided(document: Document, name: str = "RESULTS_EP2.json") -> Side:
+def sided(document: Document, name: str = "RESULTS_EP2.json") -> ComparedRun:
     return side.decode(Path(name), msgspec.json.encode(document))
 
 

@@ -27,7 +27,7 @@ from bench.records import Op
 from launcher import export
 from launcher.deploy import exporting, tuned
 from launcher.deploy.formats import EXPORTS, SHIM, render
-from launcher.deploy.tuned import PICKS, Answer, provenance
+from launcher.deploy.tuned import PICKS, TunedResults, provenance
 from launcher.errors import UserError
 from launcher.store import results_file
 
@@ -523,7 +523,7 @@ hostile = st.one_of(
 )
 
 
-def with_text(text: str) -> Answer:
+def with_text(text: str) -> TunedResults:
     """The answer with a text wherever a machine, a command or a configuration may put one."""
     replace = msgspec.structs.replace
     return replace(

@@ -32,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from launcher.jobs.slurm import JobState
 from launcher.validation import codes
 from launcher.validation import node as node_files
-from launcher.validation.codes import MEANINGS, Status, Verdict, combined, exit_status
+from launcher.validation.codes import MEANINGS, NodeVerdict, Status, combined, exit_status
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import row_of
@@ -90,24 +90,26 @@ def test_a_slow_node_of_a_fleet_is_found_in_its_file_and_fails_the_command(
 
 
 def test_a_small_fleet_warns_and_a_smaller_one_is_not_judged(spec: Spec):
-    def verdicts(count: int) -> tuple[Verdict, str]:
+    def verdicts(count: int) -> tuple[NodeVerdict, str]:
         of = [
             attempt(rates=rates(scale=A_TENTH_SLOWER if number == 0 else 1.0, seed=number)) for number in range(count)
         ]
-        found = fleet.judge([row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)], spec.thresholds)
+        found = fleet.judge_fleet(
+            [row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)], spec.thresholds
+        )
         return found.rows[0].verdict, next(iter(found.layer.values()))
 
-    assert verdicts(8)[0] is Verdict.FAIL
-    assert verdicts(4)[0] is Verdict.WARN
-    assert verdicts(3) == (Verdict.PASS, "absent: 3 nodes, 4 are needed")
+    assert verdicts(8)[0] is NodeVerdict.FAIL
+    assert verdicts(4)[0] is NodeVerdict.WARN
+    assert verdicts(3) == (NodeVerdict.PASS, "absent: 3 nodes, 4 are needed")
 
 
 def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
     members = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
     odd = judged(attempt(rates=rates(scale=A_TENTH_SLOWER), environment=newer), of=spec, name="odd")
-    found = fleet.judge([row(one) for one in (*members, odd)], spec.thresholds)
-    assert all(one.verdict is Verdict.PASS for one in found.rows)
+    found = fleet.judge_fleet([row(one) for one in (*members, odd)], spec.thresholds)
+    assert all(one.verdict is NodeVerdict.PASS for one in found.rows)
     assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(found, run="r", when="now")
 
 
@@ -152,7 +154,7 @@ def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itse
     new = [
         judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
     ]
-    found = fleet.judge([row(one) for one in (*old, *new)], spec.thresholds)
+    found = fleet.judge_fleet([row(one) for one in (*old, *new)], spec.thresholds)
     assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
     said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
     assert len(said_of) == 6
@@ -242,7 +244,7 @@ def test_hostile_names_and_reasons_break_no_output(spec: Spec):
 def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec: Spec):
     rows = [row(faulty("bad", spec)), row(judged(attempt(), of=spec, name="fine"))]
     rows += [row_of("lost", "9", "NODE_FAIL", None), fleet.skipped("down", "U908", "Slurm has it down")]
-    found = fleet.judge(rows, spec.thresholds)
+    found = fleet.judge_fleet(rows, spec.thresholds)
     file = io.BytesIO(node_reports.junit(found).encode())
     suites = {suite.name: suite for suite in junitparser.JUnitXml.fromfile(file)}
     counts = {name: (suite.failures, suite.errors, suite.skipped) for name, suite in suites.items()}
@@ -277,7 +279,7 @@ def test_prometheus_reads_verdicts_rates_and_the_time(spec: Spec):
     ],
 )
 def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, strict: bool, status: int):
-    assert exit_status([Verdict(one) for one in verdicts], strict=strict) == status
+    assert exit_status([NodeVerdict(one) for one in verdicts], strict=strict) == status
 
 
 @pytest.mark.parametrize(

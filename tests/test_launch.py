@@ -264,7 +264,7 @@ def test_what_slurm_has_forgotten_the_attempt_itself_may_tell(
     folder.note_submission(Submission("shards", "7", [0], 0.0))
     for number in range(11):  # the tenth goes before the second in the order of names
         folder.begin_attempt(0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
-    now = run_status.take(folder, made)
+    now = run_status.run_status(folder, made)
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
 
@@ -283,7 +283,7 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = run_status.take(folder, made)
+    found = run_status.run_status(folder, made)
     assert found.time_left_s is not None
     left = found.planned - found.done
     assert found.time_left_s == pytest.approx(20 / found.done * left, rel=0.2)

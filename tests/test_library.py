@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from launcher import library
 from launcher.deploy import publishing, tuned
-from launcher.deploy.tuned import Answer, Operation, Pair
+from launcher.deploy.tuned import Operation, Pair, TunedResults
 from launcher.errors import UserError
-from launcher.library import Entry, Key, NotTuned, load_tuned_config
+from launcher.library import Entry, Key, NotTunedError, load_tuned_config
 from launcher.store import results_file
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
@@ -48,12 +48,12 @@ def trip(low: float, high: float, *, num_sms: int = 64) -> Pair:
     return Pair(num_sms, half, half, (low + high) / 2)
 
 
-def taking(low: float, high: float, **others: Pair) -> Answer:
+def taking(low: float, high: float, **others: Pair) -> TunedResults:
     """The answer with a fastest pair whose round trip has this interval, and other picks."""
     return replace(ANSWER, picks={"fastest": trip(low, high), **others})
 
 
-def overlapping(fastest: tuple[float, float], beside: tuple[float, float], *, num_sms: int = 32) -> Answer:
+def overlapping(fastest: tuple[float, float], beside: tuple[float, float], *, num_sms: int = 32) -> TunedResults:
     """The answer whose overlapped pick takes 900 us alone, and this long beside GEMMs."""
     pair = trip(900, 900, num_sms=num_sms)
     chunks = tuned.Chunks(8, 128)
@@ -61,7 +61,7 @@ def overlapping(fastest: tuple[float, float], beside: tuple[float, float], *, nu
     return replace(taking(*fastest, overlapped=pair), overlapped=[timed])
 
 
-def with_tokens(num_tokens: int, *, deep_ep: str = DEEP_EP) -> Answer:
+def with_tokens(num_tokens: int, *, deep_ep: str = DEEP_EP) -> TunedResults:
     """The answer for another number of tokens, or another deep_ep."""
     environment = replace(ANSWER.environment, versions={"deep_ep": deep_ep})
     return replace(ANSWER, environment=environment, workload=replace(ANSWER.workload, num_tokens=num_tokens))
@@ -96,7 +96,7 @@ def test_each_pick_of_a_run_can_be_loaded(tmp_path: Path) -> None:
     for name, pair in ANSWER.picks.items():
         found = load_tuned_config(tmp_path, **ASKED, pick=name)
         assert {"dispatch": found.dispatch, "combine": found.combine} == pair.configs
-    with pytest.raises(NotTuned):
+    with pytest.raises(NotTunedError):
         load_tuned_config(tmp_path, **ASKED, pick="slowest")
 
 
@@ -128,7 +128,7 @@ def test_the_nearest_tokens_by_ratio_are_found_and_said(
 def test_nothing_but_tokens_and_the_version_is_ever_waived(other: dict[str, Any], tmp_path: Path) -> None:
     publishing.publish(ANSWER, tmp_path)
     with pytest.raises(
-        NotTuned, match=f"; {tmp_path} has NVIDIA H200, EP=2, hidden 7168, 256 experts, top-8, 4096 tok"
+        NotTunedError, match=f"; {tmp_path} has NVIDIA H200, EP=2, hidden 7168, 256 experts, top-8, 4096 tok"
     ):
         load_tuned_config(tmp_path, **ASKED | other)
 
@@ -139,7 +139,7 @@ def test_an_empty_or_absent_library_is_said(tmp_path: Path) -> None:
         (tmp_path, f"; {tmp_path} has nothing"),
         (tmp_path / "no", f": there is no folder {tmp_path}/no"),
     ):
-        with pytest.raises(NotTuned) as caught:
+        with pytest.raises(NotTunedError) as caught:
             load_tuned_config(folder, **ASKED)
         assert str(caught.value) == asked + said
 
@@ -229,7 +229,7 @@ def test_a_file_that_is_no_entry_is_left_out_and_named_also_where_nothing_else_f
     with pytest.warns(RuntimeWarning, match=r"other\.json .*; it is left out$") as warned:
         assert load_tuned_config(tmp_path, **ASKED).match == "exact"
     assert why in str(warned[0].message)
-    with pytest.warns(RuntimeWarning), pytest.raises(NotTuned) as caught:
+    with pytest.warns(RuntimeWarning), pytest.raises(NotTunedError) as caught:
         load_tuned_config(tmp_path, **ASKED | {"ep": 8})
     assert f"; left out: {tmp_path}/other.json " in str(caught.value)
     assert why in str(caught.value)
@@ -295,7 +295,7 @@ def spoilt() -> list[Any]:
 
 
 @pytest.mark.parametrize(("found", "why"), spoilt())
-def test_a_run_that_is_not_whole_is_not_published(found: Answer, why: str, tmp_path: Path) -> None:
+def test_a_run_that_is_not_whole_is_not_published(found: TunedResults, why: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^only whole runs are published: {why}$"):
         publishing.publish(found, tmp_path)
     assert list(tmp_path.iterdir()) == []

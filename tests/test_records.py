@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import records
-from bench.records import Dtype, Environment, NewerFormat, Op, Point, decode, digest, encode
+from bench.records import Dtype, Environment, NewerFormatError, Op, Point, decode, digest, encode
 
 KINDS = [kind.__struct_config__.tag for kind in typing.get_args(records.Line)]
 
@@ -30,7 +30,7 @@ def test_a_torn_line_is_a_value_error(line: records.Line, data: st.DataObject) -
     cut = data.draw(st.integers(0, len(text) - 1))
     with pytest.raises(ValueError, match=r".") as caught:
         decode(text[:cut])
-    assert not isinstance(caught.value, NewerFormat)
+    assert not isinstance(caught.value, NewerFormatError)
 
 
 def test_every_cut_of_a_record_is_refused() -> None:
@@ -63,7 +63,7 @@ def test_every_cut_of_a_record_is_refused() -> None:
 def test_a_line_that_is_not_ours_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         decode(text)
-    assert not isinstance(caught.value, NewerFormat)
+    assert not isinstance(caught.value, NewerFormatError)
 
 
 def test_a_measurement_that_also_failed_cannot_be_read() -> None:
@@ -78,18 +78,18 @@ def test_a_line_of_a_newer_version_is_refused_by_name(kind: str) -> None:
     newer = records.FORMAT_VERSION + 1
     text = msgspec.json.encode({"type": kind, "v": newer})
     message = rf"^record version {newer}, this program reads up to {records.FORMAT_VERSION}$"
-    with pytest.raises(NewerFormat, match=message):
+    with pytest.raises(NewerFormatError, match=message):
         decode(text)
 
 
 def test_a_newer_line_is_refused_even_if_every_field_fits() -> None:
     newer = msgspec.structs.replace(TRAFFIC, v=records.FORMAT_VERSION + 1)
-    with pytest.raises(NewerFormat, match=r"^record version 2, this program reads up to 1$"):
+    with pytest.raises(NewerFormatError, match=r"^record version 2, this program reads up to 1$"):
         decode(encode(newer))
 
 
 def test_an_unknown_type_of_a_newer_version_is_newer_and_not_damaged() -> None:
-    with pytest.raises(NewerFormat):
+    with pytest.raises(NewerFormatError):
         decode(b'{"type":"something_new","v":99}')
 
 

@@ -61,7 +61,7 @@ from launcher import aggregate
 from launcher import text as markdown
 from launcher.analysis import overlap, results
 from launcher.analysis.choice import Choice
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
@@ -72,7 +72,7 @@ from launcher.deploy import exporting
 from launcher.deploy.formats import EXPORTS
 from launcher.report import findings, html_report, optimal_configs, results_json, writer
 from launcher.store.run_folder import Attempt, Damaged, RunFolder
-from launcher.store.table import evidence
+from launcher.store.table import run_records
 
 MADE = deepep_plan()
 LINES = complete(MADE)
@@ -80,7 +80,7 @@ SCHEMA = msgspec.json.decode((ROOT / "docs" / "results.schema.json").read_bytes(
 
 
 def build(lines: Iterable[Line], *, plan: Plan = MADE, damaged: Iterable[Damaged] = ()) -> Results:
-    return results.build(plan, MANIFEST, evidence(lines), list(damaged))
+    return results.build(plan, MANIFEST, run_records(lines), list(damaged))
 
 
 def with_times(times: Callable[[Planned], list[float] | Failed | None], *, plan: Plan = MADE) -> list[Line]:
@@ -238,7 +238,7 @@ def test_a_slow_shard_is_judged_by_its_own_anchor() -> None:
         assert result.point.knobs["nvl_chunk"] == 8
 
 
-def results_in(found: Results) -> list[OpResult]:
+def results_in(found: Results) -> list[Measurement]:
     pairs = [
         pair
         for pair in (found.choice.optimal, found.choice.default, found.choice.worst, *found.choice.pareto)
@@ -320,12 +320,12 @@ def unlike(**changes: Any) -> list[Line]:
     ],
 )
 def test_unlike_environments_are_named_with_both_values(changes: dict[str, Any], message: list[str]) -> None:
-    assert results.unlike(evidence(unlike(**changes))) == message
-    assert results.unlike(evidence(LINES)) == []
+    assert results.unlike(run_records(unlike(**changes))) == message
+    assert results.unlike(run_records(LINES)) == []
 
 
 def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
-    assert results.unlike(evidence([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
+    assert results.unlike(run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
 
 
 def stored(lines: list[Line], tmp_path: Path) -> RunFolder:
@@ -611,7 +611,7 @@ def hostile(word: str) -> tuple[Results, Results]:
         manifest = msgspec.structs.replace(MANIFEST, command=["deepep-sweep", text], program=text)
         workload = msgspec.structs.replace(MADE.spec.workload, name=text)
         plan = msgspec.structs.replace(MADE, spec=msgspec.structs.replace(MADE.spec, workload=workload))
-        found.append(results.build(plan, manifest, evidence(with_text(text)), [Damaged(text, 1, text)]))
+        found.append(results.build(plan, manifest, run_records(with_text(text)), [Damaged(text, 1, text)]))
     return found[0], found[1]
 
 
@@ -948,10 +948,10 @@ def test_published_exports_are_what_the_published_results_give(again: tuple[Path
 # ---- findings: what is computed from the numbers
 
 
-def timed(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> OpResult:
+def timed(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> Measurement:
     point = Point("deepep", op, Dtype.BF16, knobs)
     interval = Interval(median_us, median_us)
-    return OpResult(
+    return Measurement(
         point, Role.GRID, Stage.FINAL, median_us, interval, 0.0, median_us, {}, None, None, None, unstable=False,
         samples=np.array([median_us]),
     )  # fmt: skip

@@ -19,13 +19,13 @@ from bench.records import Dtype, FailureKind, Line, Measured, Op, Point, Record,
 from bench.stats import UNSTABLE_SPREAD, holm, log_median_errors, paired_ratio_interval, paired_slower_p
 from bench.supervisor import Task
 from launcher.analysis.choice import Choice, choose
-from launcher.analysis.measurements import Failure, OpResult, judge
+from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.pairs import Pair
 from launcher.analysis.verdict import MARGIN
 from launcher.config import plan as planning
 from launcher.config.plan import FINAL, Plan, point_id
 from launcher.store.run_folder import RunFolder
-from launcher.store.table import ordered, visits
+from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing, shard
 from launcher.tuner.racing import Arms
 
@@ -151,8 +151,8 @@ class Machine:
         return min(sum(ops.values()) for ops in by_sms.values() if len(ops) == 2)
 
 
-def judged(plan: Plan, records: Sequence[Record]) -> tuple[list[OpResult], list[Failure]]:
-    return judge(plan, ordered(visits(records)), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
+def judged(plan: Plan, records: Sequence[Record]) -> tuple[list[Measurement], list[Failure]]:
+    return evaluate(plan, in_measured_order(record_table(records)), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
 
 
 def chosen(plan: Plan, records: Sequence[Record]) -> Choice:

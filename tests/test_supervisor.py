@@ -34,7 +34,7 @@ from bench.records import (
     SelfCheck,
     Traffic,
 )
-from bench.supervisor import Effort, StartFailure, Supervisor, Task
+from bench.supervisor import Effort, StartError, Supervisor, Task
 from bench.workload import token_matrix
 from launcher.config import plan
 from launcher.config.plan import FINAL
@@ -250,7 +250,7 @@ def test_no_rank_outlives_its_supervisor(outcome: Outcome) -> None:
 
 def test_ranks_that_raise_when_they_start_are_a_start_failure(tmp_path: Path) -> None:
     lines: list[Line] = []
-    with pytest.raises(StartFailure, match=r"^the ranks did not start: \S"):
+    with pytest.raises(StartError, match=r"^the ranks did not start: \S"):
         supervised(tmp_path, group_spec(device="cuda"), [], lines=lines)
     assert lines == []
     assert children(os.getpid()) == set()
@@ -258,7 +258,7 @@ def test_ranks_that_raise_when_they_start_are_a_start_failure(tmp_path: Path) ->
 
 def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> None:
     hasty = msgspec.structs.replace(EFFORT, startup_s=0.0005)
-    with pytest.raises(StartFailure, match=r"^the ranks did not start: (no answer|torch was not imported) within 0 s"):
+    with pytest.raises(StartError, match=r"^the ranks did not start: (no answer|torch was not imported) within 0 s"):
         supervised(tmp_path, group_spec(), [], effort=hasty)
     deadline = time.monotonic() + 5  # the kernel ends a rank that was just being born after its nursery
     while children(os.getpid()) and time.monotonic() < deadline:
@@ -287,7 +287,7 @@ def test_the_process_that_forks_the_ranks_is_replaced_when_it_dies(tmp_path: Pat
 def test_ranks_that_fail_right_after_each_of_five_starts_end_the_shard(tmp_path: Path) -> None:
     lines: list[Line] = []
     faults = (f"exception@0:num_slices={slices}," for slices in (1, 2))
-    with pytest.raises(StartFailure, match="failed right after 5 starts in a row"):
+    with pytest.raises(StartError, match="failed right after 5 starts in a row"):
         supervised(tmp_path, group_spec(*faults), [task(point(Op.DISPATCH, 2))] * 9, lines=lines)
     kept = [line for line in lines if isinstance(line, Record)]
     assert [one.outcome.failure for one in kept if isinstance(one.outcome, Failed)] == [FailureKind.ERROR] * 5

@@ -13,9 +13,9 @@ from bench.backends import BACKENDS, join_pair
 from bench.records import Dtype, Measured, Op, Point, Record, Stage
 from bench.supervisor import Task
 from launcher.analysis import power_cap
-from launcher.analysis.measurements import OpResult, judge
+from launcher.analysis.measurements import Measurement, evaluate
 from launcher.config.plan import FINAL, Plan
-from launcher.store.table import ordered, visits
+from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final
 
 GEMMS_US = 4700.0
@@ -29,8 +29,8 @@ class Beside(NamedTuple):
     plan: Plan
     records: list[Record]
 
-    def results(self) -> dict[int | None, OpResult]:
-        found, _ = judge(self.plan, ordered(visits(self.records)), [[1] * 4] * 4)
+    def results(self) -> dict[int | None, Measurement]:
+        found, _ = evaluate(self.plan, in_measured_order(record_table(self.records)), [[1] * 4] * 4)
         return {one.point.knobs.get("num_sms"): one for one in found}
 
 
@@ -95,10 +95,10 @@ def plain(beside: Beside) -> Beside:
 
 
 def num_unjudged(beside: Beside) -> int:
-    return power_cap.num_unjudged(ordered(visits(beside.records)).rows)
+    return power_cap.num_unjudged(in_measured_order(record_table(beside.records)).rows)
 
 
-def worst(results: dict[int | None, OpResult]) -> float:
+def worst(results: dict[int | None, Measurement]) -> float:
     return max(abs(results[sms].median_us / truth - 1) for sms, truth in TRUTH.items())
 
 
@@ -129,7 +129,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_only_what_ran_directly_between_two_gemms_has_a_level():
-    rows = visits(simulated(1).records).rows
+    rows = record_table(simulated(1).records).rows
     assert len(power_cap.levels(rows)) == len(TRUTH) * final.PASSES
     assert power_cap.levels(rows[1:-1:2]) == {}
     rows["sequence"] *= 2
@@ -176,7 +176,7 @@ def test_groups_of_the_final_are_told_apart_by_their_processes() -> None:
     records = [visit(first, 100.0, 0, 0), visit(second, 200.0, 0, 0), visit(first, 101.0, 1, 1)]
     records += [visit(first, 110.0, 1, 2), visit(second, 210.0, 1, 2)]
     for order in (records, records[::-1]):
-        found, _ = judge(made, ordered(visits(order)), [[1] * 4] * 4)
+        found, _ = evaluate(made, in_measured_order(record_table(order)), [[1] * 4] * 4)
         assert {one.point.label: one.by_round for one in found} == {
             first.label: {0: 100.0, 1: 101.0, 2: 110.0},
             second.label: {0: 200.0, 2: 210.0},
@@ -189,7 +189,7 @@ def test_visits_that_no_gemms_alone_surround_are_counted() -> None:
     broken = [one for at, one in enumerate(beside.records) if at != alone[3]]  # in the middle of a pass
     assert num_unjudged(Beside(beside.plan, broken)) == 2
     assert num_unjudged(plain(beside)) == len(TRUTH) * final.PASSES
-    assert power_cap.num_unjudged(visits([]).rows) == 0
+    assert power_cap.num_unjudged(record_table([]).rows) == 0
 
 
 def test_gemms_alone_that_failed_once_do_not_take_the_rest_of_the_correction_with_them() -> None:

@@ -42,7 +42,7 @@ from bench.records import Dtype, Gpu, Op, Point
 from launcher.errors import UserError
 from launcher.validation import node as node_files
 from launcher.validation import reference
-from launcher.validation.codes import Verdict
+from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.measure import link_bytes
 from launcher.validation.measure.readings import Nvml
@@ -218,7 +218,7 @@ def test_what_five_good_nodes_do_is_learned_from_their_files_and_judges_the_next
     folder.note(Order(1, 0.0, ["deepep-validate"], ValidationFolder(dry[1]).order().spec, names))
     for name in names:
         made = replace(known, node=name, attempts=[replace(measured, rates=slowly)])
-        made = replace(made, verdict=Verdict.FAIL, code="E301") if name == "gpu6" else made
+        made = replace(made, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else made
         node_files.write(folder.of(name), made)
     file = tmp_path / "reference.json"
     done = run_module("launcher.validate", f"report={folder.path}", f"learn={file}")

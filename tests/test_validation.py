@@ -34,11 +34,11 @@ from bench.records import GpuState
 from launcher.config import hardware as machine
 from launcher.errors import UserError
 from launcher.validation import reference
-from launcher.validation.codes import Verdict
+from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import row_of
-from launcher.validation.judge.layers import certain
+from launcher.validation.judge.layers import certain_faults
 from launcher.validation.node import Node, Rate, Trouble
 from launcher.validation.run import node_reports
 
@@ -96,7 +96,7 @@ def test_slowness_that_only_one_attempt_saw_is_inconclusive_and_never_a_drain(na
         node = judged(*pair, of=spec)
         assert said(node) == ("INCONCLUSIVE", "U911")
         assert TWICE[name][1] in node.reason
-        assert node_reports.drain_lines(fleet.judge([row(node)], spec.thresholds), run="r", when="") == []
+        assert node_reports.drain_lines(fleet.judge_fleet([row(node)], spec.thresholds), run="r", when="") == []
 
 
 def test_one_wrong_token_is_a_fault_at_once_and_names_the_gpu(spec: Spec):
@@ -349,24 +349,24 @@ def test_an_all_to_all_has_a_floor_at_the_size_at_which_it_was_seen_and_dips_by_
 
 def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: Spec):
     cut = replace(faulty("gpu1", spec), complete=False, reason="the validation ended in phase pairs")
-    found = fleet.judge([row_of("gpu1", "7", "TIMEOUT", cut)], spec.thresholds)
-    assert (found.rows[0].verdict, found.rows[0].code) == (Verdict.HANG, "E603")
+    found = fleet.judge_fleet([row_of("gpu1", "7", "TIMEOUT", cut)], spec.thresholds)
+    assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.HANG, "E603")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
 
 def cut_off(**changes: Any) -> Node:
     """The file of a job that ended in its first attempt, as the last checkpoint left it."""
     made = judged(attempt(**changes), of=nodes.spec(), name="gpu1")
-    sure = certain(made.attempts[0], nodes.spec())
+    sure = certain_faults(made.attempts[0], nodes.spec())
     return replace(made, complete=False, findings=sure, reason="the validation ended in phase speed")
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "RUNNING", None])
 def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: str | None, spec: Spec):
     wrong = cut_off(checks={"correctness: combine bf16": "gpu3: 2 of 8158 received tokens are wrong"})
-    found = fleet.judge([row_of("gpu1", "7", state, wrong)], spec.thresholds)
+    found = fleet.judge_fleet([row_of("gpu1", "7", state, wrong)], spec.thresholds)
     (one,) = found.rows
-    assert (one.verdict, one.code, one.where) == (Verdict.FAIL, "E301", "gpu3")
+    assert (one.verdict, one.code, one.where) == (NodeVerdict.FAIL, "E301", "gpu3")
     assert "tokens are wrong; " in one.reason
     ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
     assert "Reason='EPV:E301:gpu3 [" in drain
@@ -381,8 +381,8 @@ def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: s
     ],
 )
 def test_a_doubtful_fault_of_a_job_that_was_cut_off_is_none(changes: dict[str, Any], spec: Spec):
-    found = fleet.judge([row_of("gpu1", "7", "PREEMPTED", cut_off(**changes))], spec.thresholds)
-    assert (found.rows[0].verdict, found.rows[0].code) == (Verdict.SKIPPED, "U906")
+    found = fleet.judge_fleet([row_of("gpu1", "7", "PREEMPTED", cut_off(**changes))], spec.thresholds)
+    assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.SKIPPED, "U906")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
 
@@ -411,7 +411,7 @@ def test_a_certain_fault_beside_an_unconfirmed_one_is_the_reason_to_drain(spec: 
 
 def test_out_of_memory_is_setup_whatever_the_ranks_that_were_killed_made_of_it(spec: Spec):
     found = row_of("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
-    assert (found.verdict, found.code) == (Verdict.SETUP, "U904")
+    assert (found.verdict, found.code) == (NodeVerdict.SETUP, "U904")
 
 
 def test_what_is_not_there_is_said_before_anything_runs(spec: Spec):
@@ -435,7 +435,7 @@ def test_what_is_not_there_is_said_before_anything_runs(spec: Spec):
 )
 def test_a_node_is_never_judged_worse_for_being_faster(slow: dict[str, float], faster: float, seed: int):
     spec = nodes.spec()
-    order = [Verdict.FAIL, Verdict.HANG, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.PASS]
+    order = [NodeVerdict.FAIL, NodeVerdict.HANG, NodeVerdict.INCONCLUSIVE, NodeVerdict.WARN, NodeVerdict.PASS]
     one, other = (
         judged(
             *(

@@ -58,15 +58,15 @@ def _of(handle: Any) -> Counters:
     values["nvlink_tx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS)
     values["nvlink_rx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS)
     values |= {name: _number(handle, field) for name, field in _FIELDS.items()}
-    values["ecc_uncorrectable"] = gpus.said(
+    values["ecc_uncorrectable"] = gpus.nvml_or_none(
         pynvml.nvmlDeviceGetTotalEccErrors,
         handle,
         pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
         pynvml.NVML_VOLATILE_ECC,
     )
-    remapped = gpus.said(pynvml.nvmlDeviceGetRemappedRows, handle)
+    remapped = gpus.nvml_or_none(pynvml.nvmlDeviceGetRemappedRows, handle)
     values["remap_pending"], values["remap_failure"] = (None, None) if remapped is None else map(int, remapped[2:4])
-    values["temperature_c"] = gpus.said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+    values["temperature_c"] = gpus.nvml_or_none(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
     return Counters(str(pynvml.nvmlDeviceGetUUID(handle)), values)
 
 
@@ -83,7 +83,7 @@ def _sum(values: list[int | None]) -> int | None:
 
 def _number(handle: Any, field: int, scope: int = 0) -> int | None:
     """One NVML field as an integer, whatever its type is."""
-    values = gpus.said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
+    values = gpus.nvml_or_none(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
     if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
     value = values[0].value
@@ -106,9 +106,11 @@ class XidWatch:
         handles = gpus.handles()
         if not handles:
             return
-        self._events = gpus.said(pynvml.nvmlEventSetCreate)
+        self._events = gpus.nvml_or_none(pynvml.nvmlEventSetCreate)
         for handle in handles if self._events is not None else []:
-            gpus.said(pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events)
+            gpus.nvml_or_none(
+                pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events
+            )
 
     def heard(self) -> list[str]:
         """``gpu 2: XID 79`` for each since the last look."""
@@ -118,7 +120,7 @@ class XidWatch:
                 event = pynvml.nvmlEventSetWait_v2(self._events, _XID_WAIT_MS)
             except pynvml.NVMLError:
                 break
-            uuid = gpus.said(pynvml.nvmlDeviceGetUUID, event.device)
+            uuid = gpus.nvml_or_none(pynvml.nvmlDeviceGetUUID, event.device)
             known = gpus.uuids()
             found.append(f"gpu {known.index(uuid) if uuid in known else '?'}: XID {int(event.eventData)}")
         return found

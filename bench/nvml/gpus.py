@@ -44,7 +44,7 @@ def _nvml() -> bool:
     return True
 
 
-def said(question: Callable[..., Any], *args: Any) -> Any | None:
+def nvml_or_none(question: Callable[..., Any], *args: Any) -> Any | None:
     """NVML's answer, None where it has none: an unsupported field is never a zero."""
     try:
         return question(*args)
@@ -73,14 +73,14 @@ def handles() -> list[Any]:
 
 def _field(handle: Any, field: int, scope: int = 0) -> int | None:
     """One NVML field value as an integer."""
-    values = said(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
+    values = nvml_or_none(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
     if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
     return int(values[0].value.uiVal)
 
 
 def _gpu(handle: Any) -> Gpu:
-    cores = said(pynvml.nvmlDeviceGetNumGpuCores, handle)
+    cores = nvml_or_none(pynvml.nvmlDeviceGetNumGpuCores, handle)
     speed = _field(handle, _FIELD_LINK_SPEED_MBPS)
     return Gpu(
         name=str(pynvml.nvmlDeviceGetName(handle)),
@@ -139,22 +139,22 @@ def topology() -> str | None:
 
 
 def _pair(one: Any, other: Any) -> str:
-    status = said(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    status = nvml_or_none(pynvml.nvmlDeviceGetP2PStatus, one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
     if status == pynvml.NVML_P2P_STATUS_OK:
         return "NVLINK"
-    level = said(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
+    level = nvml_or_none(pynvml.nvmlDeviceGetTopologyCommonAncestor, one, other)
     return "unknown" if level is None else f"level{level}"
 
 
 def pair_links() -> dict[tuple[int, int], int]:
     """NVLinks between each two visible GPUs, both orders. Through a switch a GPU has all of its links for each peer."""
     gpus = handles()
-    ids = [_bus_id(said(pynvml.nvmlDeviceGetPciInfo, gpu)) for gpu in gpus]
+    ids = [_bus_id(nvml_or_none(pynvml.nvmlDeviceGetPciInfo, gpu)) for gpu in gpus]
     found: dict[tuple[int, int], int] = {}
     for one, handle in enumerate(gpus):
         for link in range(_field(handle, _FIELD_LINK_COUNT) or 0):
-            kind = said(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link)
-            remote = _bus_id(said(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link))
+            kind = nvml_or_none(pynvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link)
+            remote = _bus_id(nvml_or_none(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link))
             for other in range(len(gpus)):
                 switched = kind == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH
                 if other != one and (switched or (remote is not None and remote == ids[other])):
@@ -175,14 +175,14 @@ def states(own_pids: set[int]) -> list[GpuState]:
 
 
 def _state(handle: Any, own_pids: set[int]) -> GpuState:
-    power = said(pynvml.nvmlDeviceGetPowerUsage, handle)
-    reasons = said(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-    processes = said(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    power = nvml_or_none(pynvml.nvmlDeviceGetPowerUsage, handle)
+    reasons = nvml_or_none(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    processes = nvml_or_none(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
     mask = 0 if reasons is None else reasons & ~_IDLE & ~_HARMLESS
     return GpuState(
-        sm_clock_mhz=said(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        sm_clock_mhz=nvml_or_none(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
         power_w=None if power is None else power / 1000,
-        temperature_c=said(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        temperature_c=nvml_or_none(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         throttle=[name for bit, name in _REASONS.items() if mask & bit],
         foreign_processes=None if processes is None else sum(p.pid not in own_pids for p in processes),
     )

@@ -1,4 +1,4 @@
-"""One rank: a disposable process that does what the supervisor asks, line by line, and answers each."""
+"""One rank: a disposable process that does what the supervisor requests, line by line, and responses each."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Worker:
         """Joins the process group; collective."""
         spec = self._spec = setup.spec
         self.rank = setup.rank
-        self._seat = spec.devices[setup.rank] if spec.devices else setup.rank  # a fault belongs to a GPU
+        self._gpu_index = spec.devices[setup.rank] if spec.devices else setup.rank  # a fault belongs to a GPU
         if spec.device == "cuda":
-            self._device = torch.device("cuda", self._seat % torch.cuda.device_count())
+            self._device = torch.device("cuda", self._gpu_index % torch.cuda.device_count())
             torch.cuda.set_device(self._device)
         else:
             torch.set_num_threads(1)
@@ -84,58 +84,67 @@ class Worker:
             python=platform.python_version(),
         )
 
-    def self_test(self, ask: protocol.SelfTest) -> protocol.SelfTested:
+    def self_test(self, request: protocol.SelfTest) -> protocol.SelfTested:
         """Edge routings through the point's backend, and the reading of an empty operation."""
-        session = self._session(ask.point.backend)
+        session = self._session(request.point.backend)
         results = {}
         for name, routings in edge_routings(self._spec.workload, num_ranks=self._spec.num_ranks).items():
             oracle = self._oracle_for(routings, self._spec.workload.dtype)
-            received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=ask.point.knobs)
-            combined = session.combine(oracle.returned, knobs=ask.point.knobs)  # by all ranks, whatever one has seen
+            received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=request.point.knobs)
+            combined = session.combine(
+                oracle.returned, knobs=request.point.knobs
+            )  # by all ranks, whatever one has seen
             results[name] = oracle.wrong_dispatch(received) or oracle.wrong_combine(combined) or "ok"
-        empty = self._timer.series(lambda _: None, warmup=3, iterations=ask.iterations)
+        empty = self._timer.series(lambda _: None, warmup=3, iterations=request.iterations)
         return protocol.SelfTested(results, empty.total_us)
 
-    def check(self, ask: protocol.Check) -> protocol.Checked:
+    def check(self, request: protocol.Check) -> protocol.Checked:
         """Dispatch in full, then what the point times, each against the oracle."""
-        point = ask.point
-        faults.strike(self._spec.faults, rank=self._seat, label=point.label)
+        point = request.point
+        faults.inject(self._spec.faults, rank=self._gpu_index, label=point.label)
         if point.op is not Op.COMPUTE:
             session, oracle = self._session(point.backend), self._oracle(point)
             received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=self._dispatch_knobs(point))
             if point.op is not Op.COMBINE:
                 tokens, scales = received.payload
-                received = received._replace(payload=(self._spoilt(point, tokens), scales))
+                received = received._replace(payload=(self._corrupted(point, tokens), scales))
             layout = session.layout()
             # by all ranks, whatever one has seen: else the others wait for it
             output = self._operation(point)(_no_mark)
             return protocol.Checked(oracle.wrong_dispatch(received) or self._wrong(point, output), layout)
         return protocol.Checked(None, [])
 
-    def time(self, ask: protocol.Time) -> protocol.Timed:
+    def time(self, request: protocol.Time) -> protocol.Timed:
         """Samples of the point; the output of one more call afterwards is checked too."""
         begin = time.perf_counter()
-        operation = self._operation(ask.point)
-        slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.point.label)
+        operation = self._operation(request.point)
+        slow = faults.matching(self._spec.faults, FaultKind.SLOW, rank=self._gpu_index, label=request.point.label)
         timed = operation if slow is None else _after_delay(slow, operation)
-        series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, lead_us=_lead_us(ask.point))
+        series = self._timer.series(
+            timed, warmup=request.warmup, iterations=request.iterations, lead_us=_lead_us(request.point)
+        )
         busy_s = time.perf_counter() - begin
-        wrong = self._wrong(ask.point, operation(_no_mark))
+        wrong = self._wrong(request.point, operation(_no_mark))
         return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
 
-    def move(self, ask: protocol.Copy | protocol.Exchange) -> protocol.Moved:
+    def move(self, request: protocol.Copy | protocol.Exchange) -> protocol.Moved:
         """Samples of bytes that move without any library's dispatch, then whether they came as they were sent."""
-        faults.strike(self._spec.faults, rank=self._seat, label=ask.label)
-        transfer = self._links.transfer(ask)
-        slow = faults.struck(self._spec.faults, FaultKind.SLOW, rank=self._seat, label=ask.label)
-        takes_part = not isinstance(ask, protocol.Copy) or self.rank in (ask.source, ask.target)
+        faults.inject(self._spec.faults, rank=self._gpu_index, label=request.label)
+        transfer = self._links.transfer(request)
+        slow = faults.matching(self._spec.faults, FaultKind.SLOW, rank=self._gpu_index, label=request.label)
+        takes_part = not isinstance(request, protocol.Copy) or self.rank in (request.source, request.target)
         samples_us: list[float] = []
         if transfer.operation is not None:
             timed = _after_delay(slow, transfer.operation) if slow is not None and takes_part else transfer.operation
-            series = self._timer.series(timed, warmup=ask.warmup, iterations=ask.iterations, alone=transfer.alone)
+            series = self._timer.series(
+                timed, warmup=request.warmup, iterations=request.iterations, alone=transfer.alone
+            )
             samples_us = series.total_us
         wrong = transfer.wrong()
-        if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._seat, label=ask.label) and takes_part:
+        if (
+            faults.matching(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._gpu_index, label=request.label)
+            and takes_part
+        ):
             wrong = "injected"
         return protocol.Moved(samples_us, wrong)
 
@@ -224,15 +233,15 @@ class Worker:
             return None
         oracle = self._oracle(point)
         if isinstance(output, Overlapped):
-            return oracle.wrong_payload(output.payload) or oracle.wrong_combine(self._spoilt(point, output.combined))
+            return oracle.wrong_payload(output.payload) or oracle.wrong_combine(self._corrupted(point, output.combined))
         if isinstance(output, torch.Tensor):
-            return oracle.wrong_combine(self._spoilt(point, output))
+            return oracle.wrong_combine(self._corrupted(point, output))
         tokens, scales = output.payload if isinstance(output, Dispatched) else cast("Payload", output)
-        return oracle.wrong_payload((self._spoilt(point, tokens), scales))
+        return oracle.wrong_payload((self._corrupted(point, tokens), scales))
 
-    def _spoilt(self, point: Point, tokens: torch.Tensor) -> torch.Tensor:
+    def _corrupted(self, point: Point, tokens: torch.Tensor) -> torch.Tensor:
         """Swaps the first two tokens where a WRONG_TOKEN fault says so."""
-        if faults.struck(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._seat, label=point.label):
+        if faults.matching(self._spec.faults, FaultKind.WRONG_TOKEN, rank=self._gpu_index, label=point.label):
             tokens = tokens.clone()
             tokens[[0, 1]] = tokens[[1, 0]]
         return tokens
@@ -279,38 +288,38 @@ def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
     return found
 
 
-def _answer(worker: Worker | None, ask: protocol.Ask) -> tuple[Worker | None, protocol.Answer]:
-    if isinstance(ask, protocol.Setup):
-        worker = Worker(ask)
+def _response(worker: Worker | None, request: protocol.Request) -> tuple[Worker | None, protocol.Response]:
+    if isinstance(request, protocol.Setup):
+        worker = Worker(request)
         return worker, worker.ready()
     assert worker is not None
-    if isinstance(ask, protocol.SelfTest):
-        return worker, worker.self_test(ask)
-    if isinstance(ask, protocol.Check):
-        return worker, worker.check(ask)
-    if isinstance(ask, protocol.Copy | protocol.Exchange):
-        return worker, worker.move(ask)
-    return worker, worker.time(ask)
+    if isinstance(request, protocol.SelfTest):
+        return worker, worker.self_test(request)
+    if isinstance(request, protocol.Check):
+        return worker, worker.check(request)
+    if isinstance(request, protocol.Copy | protocol.Exchange):
+        return worker, worker.move(request)
+    return worker, worker.time(request)
 
 
-def serve(asks: BinaryIO, answers: BinaryIO) -> None:
-    """Answers each line until the input ends; an exception is an answer too."""
-    decoder = msgspec.json.Decoder(protocol.Ask)
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
+    """Answers each line until the input ends; an exception is an response too."""
+    decoder = msgspec.json.Decoder(protocol.Request)
     worker: Worker | None = None
-    for line in asks:
+    for line in requests:
         try:
-            worker, answer = _answer(worker, decoder.decode(line))
+            worker, response = _response(worker, decoder.decode(line))
         except Exception as error:  # noqa: BLE001  (the rank's edge: whatever it was becomes a Failed record)
             text = str(error) or type(error).__name__
             is_cuda = isinstance(error, torch.AcceleratorError) or "CUDA" in text
-            answer = protocol.Raised(f"{type(error).__name__}: {text}", is_cuda, traceback.format_exc())
-        answers.write(msgspec.json.encode(answer) + b"\n")
-        answers.flush()
+            response = protocol.Raised(f"{type(error).__name__}: {text}", is_cuda, traceback.format_exc())
+        responses.write(msgspec.json.encode(response) + b"\n")
+        responses.flush()
 
 
-def run(asks: BinaryIO, answers: BinaryIO) -> NoReturn:
+def run(requests: BinaryIO, responses: BinaryIO) -> NoReturn:
     """The whole life of a rank: its stderr is open, and no GPU has been touched yet."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    serve(asks, answers)
+    serve(requests, responses)
     os._exit(0)  # destructors of CUDA libraries may wait for ranks that are already gone

@@ -6,7 +6,7 @@ import msgspec
 
 from bench.records import Op
 from bench.stats import ALPHA, MIN_GROUPS, holm, paired_slower_p
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
 from launcher.analysis.pairs import TIE_COST, Ops, Pair, best_of, groups_of, pair_of, smaller
 from launcher.analysis.verdict import Verdict, best_other, verdict
@@ -39,7 +39,7 @@ class Choice(msgspec.Struct, frozen=True):
     own_tuning: Pair | None
 
 
-def choose(plan: Plan, measurements: list[OpResult]) -> Choice:
+def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
     """The decisions that follow from the results of the plan's backend."""
     groups = groups_of(plan, measurements)
     pairs = [best_of(plan, shared, ops) for shared, ops in groups.items() if ops[Op.DISPATCH] and ops[Op.COMBINE]]

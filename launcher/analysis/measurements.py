@@ -25,12 +25,12 @@ from bench.stats import (
 )
 from launcher.analysis import power_cap
 from launcher.config.plan import Plan
-from launcher.store.table import ROLES, STAGES, Rows, Visits
+from launcher.store.table import ROLES, STAGES, RecordTable, Rows
 
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
 
 
-class OpResult(msgspec.Struct, frozen=True):
+class Measurement(msgspec.Struct, frozen=True):
     """One operation with one config.
 
     ``median_us``: of the final's groups the geometric mean of their medians, without a final the median of all
@@ -75,7 +75,7 @@ class Failure(msgspec.Struct, frozen=True):
     shard: int
 
 
-def judge(plan: Plan, visited: Visits, tokens: list[list[int]]) -> tuple[list[OpResult], list[Failure]]:
+def evaluate(plan: Plan, visited: RecordTable, tokens: list[list[int]]) -> tuple[list[Measurement], list[Failure]]:
     """One result for each point with valid times, fastest first for each operation, and every failure.
 
     A point that gave a wrong token has no result, nor a config that failed in any other way: it cannot be deployed.
@@ -146,7 +146,7 @@ def _ruled_out(failed: Sequence[Record]) -> set[tuple[object, ...]]:
     }
 
 
-_Found = list[tuple[int, OpResult]]
+_Found = list[tuple[int, Measurement]]
 """Results, each with the shard of its first record."""
 
 
@@ -175,7 +175,7 @@ def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
-def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates) -> _Found:
+def _sweep_results(visited: RecordTable, rows: Rows, everything: Rows, rates: _Rates) -> _Found:
     """Points that no final measured: all their samples together, as arrays since there may be a million records."""
     if not len(rows):
         return []
@@ -208,7 +208,7 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
     for index, role, shard, median_us, low_us, high_us, spread, rank, first, last, begin, end in columns:
         point = visited.points[index]
         logical, wire, peak = rates.of(point, median_us)
-        result = OpResult(
+        result = Measurement(
             point=point,
             role=ROLES[role],
             stage=Stage.SWEEP,
@@ -229,7 +229,7 @@ def _sweep_results(visited: Visits, rows: Rows, everything: Rows, rates: _Rates)
 
 
 def _pooled(
-    visited: Visits, rows: Rows, starts: npt.NDArray[np.intp]
+    visited: RecordTable, rows: Rows, starts: npt.NDArray[np.intp]
 ) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """The samples of the rows in their order; where those of each point begin, and how many they are."""
     counts = rows["count"].astype(np.intp)
@@ -253,7 +253,7 @@ def _by_size(
     return found
 
 
-def _final_results(visited: Visits, rows: Rows, rates: _Rates) -> _Found:
+def _final_results(visited: RecordTable, rows: Rows, rates: _Rates) -> _Found:
     """Points that the final measured, by its records alone."""
     if not len(rows):
         return []
@@ -273,14 +273,14 @@ def _final_results(visited: Visits, rows: Rows, rates: _Rates) -> _Found:
 
 
 def _final_result(
-    visited: Visits,
+    visited: RecordTable,
     rows: Rows,
     *,
     places: list[int],
     compute: dict[int, list[float]],
     slowed: dict[int, float],
     rates: _Rates,
-) -> OpResult:
+) -> Measurement:
     """``places``: for each row the number of its round in its process group."""
     point = visited.points[rows[0]["point"]]
     samples = visited.samples_of(rows)
@@ -304,7 +304,7 @@ def _final_result(
         median_us, interval = float(np.median(everything)), median_interval(everything)
     scatter = float(np.median(rows["spread"]))
     logical, wire, peak = rates.of(point, median_us)
-    return OpResult(
+    return Measurement(
         point=point,
         role=ROLES[rows[0]["role"]],
         stage=Stage.FINAL,

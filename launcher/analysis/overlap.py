@@ -8,7 +8,7 @@ import numpy as np
 from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import Dtype, Op, Point
 from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import Pair
 from launcher.config.plan import Plan
 
@@ -54,7 +54,7 @@ class Overlap(msgspec.Struct, frozen=True):
         return self.compute_alone_us / self.pair.round_trip_us
 
 
-def overlaps_of(plan: Plan, measurements: list[OpResult], pairs: list[Pair], default: Pair | None) -> list[Overlap]:
+def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], default: Pair | None) -> list[Overlap]:
     """The overlapped results, fewest of the shared resource first."""
     alone = next((one for one in measurements if one.point.op is Op.COMPUTE), None)
     if alone is None:
@@ -71,7 +71,7 @@ def overlaps_of(plan: Plan, measurements: list[OpResult], pairs: list[Pair], def
     return sorted(found, key=lambda one: (tuple(one.pair.shared.values()), one.makespan_us))
 
 
-def _measured_pair(plan: Plan, result: OpResult, by_point: dict[tuple[object, ...], OpResult]) -> Pair | None:
+def _measured_pair(plan: Plan, result: Measurement, by_point: dict[tuple[object, ...], Measurement]) -> Pair | None:
     """The pair that an overlapped point ran, by the results of its two configs alone."""
     dispatch, combine = split_pair(result.point)
     backend, dtype = plan.spec.backend, plan.spec.workload.dtype
@@ -84,7 +84,7 @@ def _measured_pair(plan: Plan, result: OpResult, by_point: dict[tuple[object, ..
     return Pair({name: dispatch[name] for name in names}, first, second, plan.spec.search.weights, full)
 
 
-def _overlap(pair: Pair, result: OpResult, alone: OpResult) -> Overlap:
+def _overlap(pair: Pair, result: Measurement, alone: Measurement) -> Overlap:
     beside = np.asarray(list(result.compute_by_round.values()))
     middle_us = float(np.exp(np.log(beside).mean()))
     return Overlap(

@@ -7,7 +7,7 @@ import msgspec
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Stage
 from bench.stats import ALPHA, MIN_GROUPS, Interval, paired_ratio_interval, paired_slower_p
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.config.plan import Plan
 
 TIE_COST = 0.001
@@ -22,10 +22,10 @@ class Pair(msgspec.Struct, frozen=True):
     """
 
     shared: dict[str, int]
-    dispatch: OpResult
-    combine: OpResult
+    dispatch: Measurement
+    combine: Measurement
     weights: tuple[float, float] = (1.0, 1.0)
-    full: OpResult | None = None
+    full: Measurement | None = None
 
     @property
     def round_trip_us(self) -> float:
@@ -71,10 +71,10 @@ class Pair(msgspec.Struct, frozen=True):
         return self.dispatch.point == other.dispatch.point and self.combine.point == other.combine.point
 
 
-Ops = dict[Op, list[OpResult]]
+Ops = dict[Op, list[Measurement]]
 
 
-def groups_of(plan: Plan, measurements: list[OpResult]) -> dict[tuple[int, ...], Ops]:
+def groups_of(plan: Plan, measurements: list[Measurement]) -> dict[tuple[int, ...], Ops]:
     """Results of the plan's backend by the values of their shared knobs: those of the final first, fastest first."""
     names = shared_knobs(BACKENDS[plan.spec.backend])
     found: dict[tuple[int, ...], Ops] = {}
@@ -96,7 +96,7 @@ def best_of(plan: Plan, shared: tuple[int, ...], ops: Ops) -> Pair:
     return pair_of(plan, shared, ops, ops[Op.DISPATCH][0], ops[Op.COMBINE][0])
 
 
-def pair_of(plan: Plan, shared: tuple[int, ...], ops: Ops, dispatch: OpResult, combine: OpResult) -> Pair:
+def pair_of(plan: Plan, shared: tuple[int, ...], ops: Ops, dispatch: Measurement, combine: Measurement) -> Pair:
     """The two as a pair, with the whole dispatch of the same config where it was measured."""
     names = shared_knobs(BACKENDS[plan.spec.backend])
     full = next((one for one in ops[Op.DISPATCH_FULL] if one.point.knobs == dispatch.point.knobs), None)
@@ -116,7 +116,7 @@ def smaller(plan: Plan, groups: dict[tuple[int, ...], Ops], pair: Pair) -> Pair:
     return min(found, key=lambda one: (one.buffer_cost, one.score))
 
 
-def _is_tied(one: OpResult, best: OpResult) -> bool:
+def _is_tied(one: Measurement, best: Measurement) -> bool:
     """Whether paired tests over the final's groups cannot tell it from the best, and it is within TIE_COST."""
     common = sorted(one.by_round.keys() & best.by_round.keys())
     if len(common) < MIN_GROUPS or one.relative > (1 + TIE_COST) * best.relative:

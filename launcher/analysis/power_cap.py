@@ -30,7 +30,7 @@ def levels(rows: Rows) -> dict[int, float]:
 
 
 def num_unjudged(rows: Rows) -> int:
-    """Visits beside GEMMs that count as they are, since nothing tells what the power cap did to them.
+    """RecordTable beside GEMMs that count as they are, since nothing tells what the power cap did to them.
 
     ``rows``: all of a run, in the order of ``visits.ordered``.
     """

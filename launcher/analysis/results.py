@@ -12,11 +12,11 @@ from bench import workload as layout
 from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
-from launcher.analysis.measurements import Failure, OpResult, judge
+from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_unjudged
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.store.run_folder import Accounting, Damaged, Manifest
-from launcher.store.table import OPS, ROLES, STAGES, Evidence, Rows, Visits, ordered
+from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows, RunRecords, in_measured_order
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -59,8 +59,8 @@ class Results(msgspec.Struct, frozen=True):
     tokens: list[list[int]]
     peak_gb_per_s: float | None
     choice: Choice
-    baselines: list[OpResult]
-    measurements: list[OpResult]
+    baselines: list[Measurement]
+    measurements: list[Measurement]
     failures: list[Failure]
     self_checks: list[SelfCheck]
     rank_ratio: float | None
@@ -92,10 +92,10 @@ class Results(msgspec.Struct, frozen=True):
         return bool(self.measurements) and self.final_groups < planned
 
 
-def unlike(found: Evidence) -> list[str]:
+def unlike(found: RunRecords) -> list[str]:
     """The fields in which the environments of the records differ, as ``field: value | value``; empty when alike."""
     environments = {line.id: line for line in found.others if isinstance(line, Environment)}
-    plain = [msgspec.to_builtins(one) for name, one in environments.items() if name in found.visits.environments]
+    plain = [msgspec.to_builtins(one) for name, one in environments.items() if name in found.table.environments]
     differing = []
     for field in Environment.__struct_fields__:
         values = {str(one[field]) for one in plain}
@@ -104,9 +104,9 @@ def unlike(found: Evidence) -> list[str]:
     return differing
 
 
-def by_environment(found: Evidence) -> list[Evidence]:
+def by_environment(found: RunRecords) -> list[RunRecords]:
     """The lines of each environment, the one with most records first; shard-wide lines go with the first."""
-    visited = found.visits
+    visited = found.table
     counts = np.bincount(visited.rows["environment"], minlength=len(visited.environments))
     order = sorted(range(len(counts)), key=lambda index: (-counts[index], visited.environments[index]))
     if not order:
@@ -116,20 +116,20 @@ def by_environment(found: Evidence) -> list[Evidence]:
     for line in found.others:
         owner = line.id if isinstance(line, Environment) and line.id in others else names[0]
         others[owner].append(line)
-    return [Evidence(visited.only(index), others[name]) for index, name in zip(order, names, strict=True)]
+    return [RunRecords(visited.only(index), others[name]) for index, name in zip(order, names, strict=True)]
 
 
 def build(
     plan: Plan,
     manifest: Manifest,
-    found: Evidence,
+    found: RunRecords,
     damaged: list[Damaged],
     *,
     accounting: Accounting | None = None,
     unfinished: Sequence[str] = (),
 ) -> Results:
     """The answer of one environment's lines. ``unfinished``: a sentence for each try that did not come to its end."""
-    visited, lines = ordered(found.visits), found.others
+    visited, lines = in_measured_order(found.table), found.others
     rows = visited.rows
     used = {visited.environments[index] for index in np.unique(rows["environment"])}
     environments = [line for line in lines if isinstance(line, Environment)]
@@ -138,7 +138,7 @@ def build(
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = next((line.tokens for line in lines if isinstance(line, Traffic)), None)
     tokens = tokens or layout.token_matrix(plan.spec.workload, num_ranks=plan.spec.ep.size)
-    measurements, failures = judge(plan, visited, tokens)
+    measurements, failures = evaluate(plan, visited, tokens)
     done = {result.point.key for result in measurements}
     failed = {failure.point.key for failure in failures} - done
     every = [(planned, planned.point.key) for planned in plan.every_point]
@@ -177,7 +177,7 @@ def build(
     )
 
 
-def _final_groups(plan: Plan, visited: Visits) -> int:
+def _final_groups(plan: Plan, visited: RecordTable) -> int:
     """Groups of the final in which every point has a record; but those that failed in it, which are not tried again."""
     failed = {record.point.key for record in visited.failed if record.stage is Stage.FINAL}
     out = {at for at, point in enumerate(visited.points) if point.key in failed}

@@ -13,13 +13,13 @@ from scipy import stats as scipy_stats
 
 from bench.records import Op, Stage
 from bench.stats import ALPHA, DRIFT, MIN_GROUPS, Floats, Interval, holm
-from launcher.comparison.run import Measurement, Pick, Side, check_same, facts, hardware_differences
+from launcher.comparison.run import ComparedRun, Pick, SavedMeasurement, check_same, facts, hardware_differences
 from launcher.errors import UserError
 from launcher.store.results_file import unfinished
 
 SCHEMA = "deepep-sweep/comparison/1"
 
-Verdict = Literal[
+PointVerdict = Literal[
     "failed in B",
     "slower",
     "missing in B",
@@ -32,7 +32,7 @@ Verdict = Literal[
     "only in B",
 ]
 
-VERDICTS: tuple[Verdict, ...] = Verdict.__args__  # type: ignore[attr-defined]
+VERDICTS: tuple[PointVerdict, ...] = PointVerdict.__args__  # type: ignore[attr-defined]
 """Worst first."""
 
 _MIN_SAMPLES = 6
@@ -61,7 +61,7 @@ class Difference(msgspec.Struct, frozen=True):
     b: str
 
 
-class Row(msgspec.Struct, frozen=True):
+class PointRow(msgspec.Struct, frozen=True):
     """One point: its medians, ``ratio`` = B / A with its 95 % interval, and the verdict.
 
     An unstable point has no interval, since its ratio says nothing. ``gates``: whether `slower` would count as worse.
@@ -69,7 +69,7 @@ class Row(msgspec.Struct, frozen=True):
     """
 
     point: str
-    verdict: Verdict
+    verdict: PointVerdict
     gates: bool = False
     a_us: float | None = None
     b_us: float | None = None
@@ -124,16 +124,16 @@ class Comparison(msgspec.Struct, frozen=True):
     differences: list[Difference]
     tolerance: float
     gate: Literal["final", "all"]
-    points: list[Row]
+    points: list[PointRow]
     picks: list[Picked]
     geometric_mean: float | None
     num_ratios: int
-    counts: dict[Verdict, int]
+    counts: dict[PointVerdict, int]
     worse: list[str]
     missing: list[str]
 
 
-def compare(a: Side, b: Side, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
+def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
     """What B is beside A. UserError for runs of different things, and for unlike hardware unless that is allowed."""
     check_same(a, b)
     hardware = hardware_differences(a, b)
@@ -166,7 +166,7 @@ def compare(a: Side, b: Side, *, tolerance: float, unlike_hardware: bool = False
     )
 
 
-def _demanded(a: Side) -> set[str]:
+def _demanded(a: ComparedRun) -> set[str]:
     """What B must have measured, or failed: each dispatch and combine of A's final, without one each of A.
 
     The others come with the configs that a final happens to choose, which two equal runs need not share.
@@ -175,13 +175,13 @@ def _demanded(a: Side) -> set[str]:
     return {label for label, one in own.items() if one.is_fresh} or set(own)
 
 
-def _unjudged(rows: list[Row]) -> list[str]:
+def _unjudged(rows: list[PointRow]) -> list[str]:
     """What stands for all that gates where none of it can be judged: then nothing was compared."""
     gating = {row.verdict for row in rows if row.gates}
     return ["a judgement: every point that gates is unstable"] if gating == {"unstable"} else []
 
 
-def _missing_final(a: Side, b: Side) -> list[str]:
+def _missing_final(a: ComparedRun, b: ComparedRun) -> list[str]:
     """Groups of the final that B has to have since A has a final."""
     search = b.document.search
     if not any(one.is_fresh for one in a.measured.values()):
@@ -192,13 +192,13 @@ def _missing_final(a: Side, b: Side) -> list[str]:
     return [f"{lacking} of {search.final_groups} groups of the final"] if lacking > 0 else []
 
 
-def _fresh(a: Side, b: Side) -> set[str]:
+def _fresh(a: ComparedRun, b: ComparedRun) -> set[str]:
     """The points that both sides measured in fresh process groups of a final."""
     timed = a.measured.keys() & b.measured.keys()
     return {label for label in timed if a.measured[label].is_fresh and b.measured[label].is_fresh}
 
 
-def _gating(a: Side, b: Side) -> set[str]:
+def _gating(a: ComparedRun, b: ComparedRun) -> set[str]:
     """What may not be slower in B: points of both finals, and what either run chose; empty without a common final.
 
     What was chosen counts also where the other's final did not choose it, since it may be just for being slower there.
@@ -233,12 +233,12 @@ class _Levels(NamedTuple):
         return np.array([_quantile(freedom) for freedom in self.freedom])
 
 
-def _levels(side: Side, labels: list[str]) -> _Levels:
+def _levels(side: ComparedRun, labels: list[str]) -> _Levels:
     groups = side.document.search.final_groups_measured
     return _Levels(*np.array([_level(side.measured[label], groups) for label in labels]).T)
 
 
-def _level(one: Measurement, groups: int) -> tuple[float, float, float, float]:
+def _level(one: SavedMeasurement, groups: int) -> tuple[float, float, float, float]:
     """The row of _Levels behind a median and its interval in RESULTS.
 
     What processes add is in the interval only where fresh ones were seen; elsewhere, and so in the passes beside GEMMs,
@@ -258,7 +258,7 @@ def _quantile(freedom: float) -> float:
     return float(scipy_stats.t.ppf(0.975, freedom))
 
 
-def _timed(a: Side, b: Side, *, tolerance: float) -> list[Row]:
+def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
     """The points that have a time on both sides."""
     labels = sorted(a.measured.keys() & b.measured.keys())
     if not labels:
@@ -271,7 +271,7 @@ def _timed(a: Side, b: Side, *, tolerance: float) -> list[Row]:
     lows, highs = _interval(old, new)
     is_known = [not math.isnan(low) or not _is_unstable(a, b, label) for low, label in zip(lows, labels, strict=True)]
     return [
-        Row(
+        PointRow(
             point=label,
             verdict=_told(is_slower=is_slower[at], is_faster=is_faster[at], is_known=is_known[at]),
             gates=bool(gates[at]),
@@ -286,13 +286,13 @@ def _timed(a: Side, b: Side, *, tolerance: float) -> list[Row]:
     ]
 
 
-def _told(*, is_slower: bool, is_faster: bool, is_known: bool) -> Verdict:
+def _told(*, is_slower: bool, is_faster: bool, is_known: bool) -> PointVerdict:
     if not is_known:
         return "unstable"
     return "slower" if is_slower else "faster" if is_faster else "same"
 
 
-def _is_unstable(a: Side, b: Side, label: str) -> bool:
+def _is_unstable(a: ComparedRun, b: ComparedRun, label: str) -> bool:
     return a.measured[label].unstable or b.measured[label].unstable
 
 
@@ -332,13 +332,13 @@ def _significant(p_values: Floats, gates: npt.NDArray[np.bool_]) -> npt.NDArray[
     return found
 
 
-def _untimed(a: Side, b: Side) -> list[Row]:
+def _untimed(a: ComparedRun, b: ComparedRun) -> list[PointRow]:
     """The points that failed, or that one side has not."""
     found = []
     demanded = _demanded(a)
     for label in sorted((a.seen | b.seen) - (a.measured.keys() & b.measured.keys())):
         one, other = a.measured.get(label), b.measured.get(label)
-        row = Row(
+        row = PointRow(
             point=label,
             verdict=_verdict(a, b, label, is_demanded=label in demanded),
             a_us=None if one is None else one.median_us,
@@ -351,7 +351,7 @@ def _untimed(a: Side, b: Side) -> list[Row]:
     return found
 
 
-def _verdict(a: Side, b: Side, label: str, *, is_demanded: bool) -> Verdict:
+def _verdict(a: ComparedRun, b: ComparedRun, label: str, *, is_demanded: bool) -> PointVerdict:
     if label not in b.seen:
         return "missing in B" if is_demanded else "only in A"
     if label not in a.seen:
@@ -368,7 +368,7 @@ def _picked(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
     return [msgspec.structs.replace(one, ratio=_ratio(*one.times_us)) for one in found]
 
 
-def _timed_otherwise(a: Side, b: Side) -> bool:
+def _timed_otherwise(a: ComparedRun, b: ComparedRun) -> bool:
     """Whether times beside GEMMs mean two things."""
     return a.document.timing != b.document.timing
 
@@ -377,7 +377,7 @@ def _ratio(a_us: float | None, b_us: float | None) -> float | None:
     return None if a_us is None or b_us is None else b_us / a_us
 
 
-def _source(side: Side) -> Source:
+def _source(side: ComparedRun) -> Source:
     return Source(str(side.file), side.document.started, side.document.ended)
 
 
@@ -386,7 +386,7 @@ def _differences(a: dict[str, str], b: dict[str, str]) -> list[Difference]:
     return [Difference(name, a.get(name, "absent"), b.get(name, "absent")) for name in names]
 
 
-def _notes(a: Side, b: Side, hardware: list[str]) -> list[str]:
+def _notes(a: ComparedRun, b: ComparedRun, hardware: list[str]) -> list[str]:
     """What makes the numbers worth less, a sentence each."""
     found = []
     if a.document.dry_run:

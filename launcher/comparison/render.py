@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launcher import text as markdown
-from launcher.comparison.compare import Comparison, Picked, Row, Source
+from launcher.comparison.compare import Comparison, Picked, PointRow, Source
 from launcher.comparison.run import one_line
 
 _NUMBERS = ("A us", "B us", "B/A", "95 % interval")
@@ -84,7 +84,7 @@ def _run(name: str, source: Source) -> list[str]:
     return [name, source.file, f"{source.started or 'unknown'} to {source.ended or 'unknown'}"]
 
 
-def _point(row: Row) -> list[str]:
+def _point(row: PointRow) -> list[str]:
     stages = dict.fromkeys(stage.value for stage in (row.stage_a, row.stage_b) if stage)
     interval = "" if row.ci95 is None else f"{row.ci95.low:.3f} to {row.ci95.high:.3f}"
     verdict = row.verdict if row.failure is None else f"{row.verdict}: {row.failure}"

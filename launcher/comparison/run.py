@@ -44,7 +44,7 @@ class Numbers(msgspec.Struct, frozen=True):
     peak_fraction: float | None
 
 
-class Measurement(Numbers, frozen=True):
+class SavedMeasurement(Numbers, frozen=True):
     """The numbers of one point."""
 
     backend: str
@@ -111,7 +111,7 @@ class Pick(msgspec.Struct, frozen=True):
     beside_gemms_us: float | None = None
 
 
-class Side(NamedTuple):
+class ComparedRun(NamedTuple):
     """A run. ``measured`` and ``failed`` (the kind of failure) go by the label of the point and share none.
 
     ``optimal``: the labels of the dispatch and the combine that the run chose.
@@ -119,7 +119,7 @@ class Side(NamedTuple):
 
     file: Path
     document: Document
-    measured: dict[str, Measurement]
+    measured: dict[str, SavedMeasurement]
     failed: dict[str, str]
     picks: dict[str, Pick]
     optimal: set[str]
@@ -130,13 +130,13 @@ class Side(NamedTuple):
         return self.measured.keys() | self.failed.keys()
 
 
-def read(path: Path) -> Side:
+def read(path: Path) -> ComparedRun:
     """The run of a folder, or of a RESULTS file. UserError when there is none, or of another schema."""
     file = results_file.locate(path)
     return results_file.parsed(file, lambda content: decode(file, content))
 
 
-def decode(file: Path, content: bytes) -> Side:
+def decode(file: Path, content: bytes) -> ComparedRun:
     """The run in the content of a file. msgspec.DecodeError when it is not of the right form.
 
     A point that failed in any visit counts as failed, though others gave it a time.
@@ -152,7 +152,7 @@ def decode(file: Path, content: bytes) -> Side:
     if _OVERLAPPED in picks:
         beside_us = _beside_gemms_us(document, raws[_OVERLAPPED])
         picks[_OVERLAPPED] = msgspec.structs.replace(picks[_OVERLAPPED], beside_gemms_us=beside_us)
-    return Side(
+    return ComparedRun(
         file,
         document,
         {label: one for label, one in measured.items() if label not in failed},
@@ -174,9 +174,9 @@ def _labels(document: Document, raw: msgspec.Raw) -> set[str]:
     }
 
 
-def _measurement(raw: msgspec.Raw) -> tuple[str, Measurement]:
-    one = msgspec.json.decode(raw, type=Measurement)
-    return Point(one.backend, one.op, one.dtype, _knobs(raw, Measurement)).label, one
+def _measurement(raw: msgspec.Raw) -> tuple[str, SavedMeasurement]:
+    one = msgspec.json.decode(raw, type=SavedMeasurement)
+    return Point(one.backend, one.op, one.dtype, _knobs(raw, SavedMeasurement)).label, one
 
 
 def _beside_gemms_us(document: Document, raw: msgspec.Raw) -> float | None:
@@ -201,7 +201,7 @@ def _knobs(raw: msgspec.Raw, known: type[msgspec.Struct]) -> dict[str, int]:
     return {name: msgspec.json.decode(members[name], type=int) for name in names}
 
 
-def facts(side: Side) -> dict[str, str]:
+def facts(side: ComparedRun) -> dict[str, str]:
     """All that surrounds the numbers, by name: environment, hosts, hardware, code and command."""
     document = side.document
     environment = {} if document.environment is None else msgspec.to_builtins(document.environment)
@@ -218,7 +218,7 @@ def facts(side: Side) -> dict[str, str]:
     return {name: "unknown" if value is None else str(value) for name, value in found.items()}
 
 
-def check_same(a: Side, b: Side) -> None:
+def check_same(a: ComparedRun, b: ComparedRun) -> None:
     """UserError naming what makes a point of A mean something else than the same point of B."""
     unlike = _unlike(a.document, b.document, _MUST_AGREE)
     names = [name for name in Workload.__struct_fields__ if name != "name"]
@@ -229,7 +229,7 @@ def check_same(a: Side, b: Side) -> None:
         )
 
 
-def hardware_differences(a: Side, b: Side) -> list[str]:
+def hardware_differences(a: ComparedRun, b: ComparedRun) -> list[str]:
     """How the machines differ, a phrase for each field; empty for machines of one kind."""
     first, second = a.document.environment, b.document.environment
     if first is None or second is None:

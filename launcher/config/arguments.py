@@ -19,7 +19,7 @@ _MAY_BE_ADDED = ("grid.", "hydra")
 _NUMBER_CHOICE = re.compile(r"^(\+?ep)=(\d+(?:,\d+)*)$")
 
 
-def completed(given: Sequence[str]) -> list[str]:
+def complete_arguments(given: Sequence[str]) -> list[str]:
     """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs the dry run's groups.
 
     UserError for a key that is added, ``+KEY``, and that nothing would read.
@@ -42,7 +42,7 @@ def refuse_added(given: Sequence[str]) -> None:
             raise UserError(f"{argument} adds a key that nothing reads", hint="without +; --help lists the keys")
 
 
-def made(given: Sequence[str]) -> None:
+def make_output_folder(given: Sequence[str]) -> None:
     """Makes the folder that Hydra and new run folders are made in. UserError where that cannot be."""
     if set(given) & set(_ONLY_ASKING):
         return
@@ -56,7 +56,7 @@ def made(given: Sequence[str]) -> None:
         ) from None
 
 
-def in_words(error: Exception) -> str:
+def one_line_message(error: Exception) -> str:
     """One line of what Hydra or OmegaConf says, with the reason that it keeps behind, without advice to add keys."""
     said = " ".join(str(error).split()).partition(" To append to your config")[0].rstrip(".")
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")

@@ -62,7 +62,7 @@ See also
 """
 
 
-class Key(msgspec.Struct, frozen=True):
+class ConfigKey(msgspec.Struct, frozen=True):
     """One configuration key: its type and default as written in the schema, and the comment beside it."""
 
     name: str
@@ -76,7 +76,7 @@ class Section(msgspec.Struct, frozen=True):
 
     prefix: str
     title: str
-    keys: list[Key]
+    keys: list[ConfigKey]
 
 
 _SAID = ("name", "source")
@@ -126,7 +126,7 @@ def _section(file: Path, name: str, prefix: str) -> Section:
             continue
         default = "" if node.value is None else _default(node.value)
         _, _, comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")
-        keys.append(Key(prefix + node.target.id, kind, default, comment))
+        keys.append(ConfigKey(prefix + node.target.id, kind, default, comment))
     return Section(prefix, (ast.get_docstring(found) or "").split("\n")[0], keys)
 
 

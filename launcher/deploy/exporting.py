@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.deploy import tuned
 from launcher.deploy.formats import render
-from launcher.deploy.tuned import Answer
+from launcher.deploy.tuned import TunedResults
 from launcher.errors import UserError
 from launcher.store.files import write_atomic
 
@@ -27,11 +27,11 @@ def folder_of(results: Path, pick: str) -> Path:
     return folder if pick == "fastest" else folder / pick
 
 
-def warnings(found: Answer) -> list[str]:
+def warnings(found: TunedResults) -> list[str]:
     """What somebody should know before deploying it, a sentence each."""
     verdict = found.verdict
     said = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
-    return said + [f"the run is not whole: {lack}" for lack in found.lacks]
+    return said + [f"the run is not whole: {lack}" for lack in found.missing_parts]
 
 
 def _write(file: Path, text: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench.backends.deepep import buffer_bytes
-from launcher.deploy.tuned import Answer, Pair, provenance
+from launcher.deploy.tuned import Pair, TunedResults, provenance
 
 SHIM = "deepep_shim.py"
 ONLY_BY_SHIM = "only by the shim"
@@ -33,7 +33,7 @@ class Export(msgspec.Struct, frozen=True):
 
     framework: str
     file: str
-    text: Callable[[Answer, str], str]
+    text: Callable[[TunedResults, str], str]
     use: str
     num_sms: str = "yes"
     chunk_and_buffer: str = "yes"
@@ -44,7 +44,7 @@ class Export(msgspec.Struct, frozen=True):
         return ONLY_BY_SHIM in (self.num_sms, self.chunk_and_buffer)
 
 
-def render(answer: Answer, *, pick: str, names: list[str]) -> dict[str, str]:
+def render(answer: TunedResults, *, pick: str, names: list[str]) -> dict[str, str]:
     """Texts by file name for some of ``EXPORTS``, the shim among them wherever one needs it."""
     chosen = [EXPORTS[name] for name in names]
     if any(export.needs_shim for export in chosen):
@@ -57,7 +57,7 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _comments(answer: Answer, pick: str, *does: str) -> list[str]:
+def _comments(answer: TunedResults, pick: str, *does: str) -> list[str]:
     said = [f"deepep-sweep, {name}: {one_line(value)}" for name, value in provenance(answer, pick).items()]
     return [f"# {line}".rstrip() for line in [*does, "", *said]]
 
@@ -71,7 +71,7 @@ def _tuples(pair: Pair) -> list[list[int]]:
     return [list(arguments.values())[1:] for arguments in pair.configs.values()]
 
 
-def _sglang(answer: Answer, pick: str) -> str:
+def _sglang(answer: TunedResults, pick: str) -> str:
     configs = answer.pair(pick).configs
     document = {
         "normal_dispatch": configs["dispatch"],
@@ -84,7 +84,7 @@ def _sglang(answer: Answer, pick: str) -> str:
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
-def _shim(answer: Answer, pick: str) -> str:
+def _shim(answer: TunedResults, pick: str) -> str:
     """The template with its two empty tables filled, as literals that repr has escaped."""
     text = resources.files("launcher.deploy").joinpath("templates", SHIM).read_text(encoding="utf-8")
     tables: dict[str, dict[Any, Any]] = {
@@ -99,7 +99,7 @@ def _shim(answer: Answer, pick: str) -> str:
     return text
 
 
-def _megatron(answer: Answer, pick: str) -> str:
+def _megatron(answer: TunedResults, pick: str) -> str:
     num_sms = answer.pair(pick).num_sms
     return _file(
         *_comments(
@@ -115,7 +115,7 @@ def _megatron(answer: Answer, pick: str) -> str:
     )
 
 
-def _vllm(answer: Answer, pick: str) -> str:
+def _vllm(answer: TunedResults, pick: str) -> str:
     hidden_bytes = 2 * answer.workload.hidden
     knobs = answer.pair(pick).knobs.values()
     needed = max(buffer_bytes(one, num_ranks=answer.ep, hidden_bytes=hidden_bytes) for one in knobs)
@@ -136,7 +136,7 @@ def _vllm(answer: Answer, pick: str) -> str:
     )
 
 
-def _verl(answer: Answer, pick: str) -> str:
+def _verl(answer: TunedResults, pick: str) -> str:
     prefix = "+actor_rollout_ref.actor.megatron.override_transformer_config"
     num_sms = answer.pair(pick).num_sms
     return _file(
@@ -153,7 +153,7 @@ def _verl(answer: Answer, pick: str) -> str:
     )
 
 
-def _primus_turbo(answer: Answer, pick: str) -> str:
+def _primus_turbo(answer: TunedResults, pick: str) -> str:
     pair = answer.pair(pick)
     dispatch, combine = (tuple(one) for one in _tuples(pair))
     return _file(
@@ -171,7 +171,7 @@ def _primus_turbo(answer: Answer, pick: str) -> str:
     )
 
 
-def _torchtitan(answer: Answer, pick: str) -> str:
+def _torchtitan(answer: TunedResults, pick: str) -> str:
     pair = answer.pair(pick)
     dispatch, combine = (tuple(one) for one in _tuples(pair))
     return _file(
@@ -190,7 +190,7 @@ def _torchtitan(answer: Answer, pick: str) -> str:
     )
 
 
-def _paddle(answer: Answer, pick: str) -> str:
+def _paddle(answer: TunedResults, pick: str) -> str:
     pair = answer.pair(pick)
     dispatch, combine = _tuples(pair)
     return _file(

@@ -12,17 +12,17 @@ import msgspec
 
 from launcher import library
 from launcher.deploy import tuned
-from launcher.deploy.tuned import Answer
+from launcher.deploy.tuned import TunedResults
 from launcher.errors import UserError
 from launcher.library import Entry, Key, Tuned
 from launcher.store.files import write_atomic
 
 
-def publish(found: Answer, folder: Path) -> tuple[Path, dict[str, str]]:
+def publish(found: TunedResults, folder: Path) -> tuple[Path, dict[str, str]]:
     """Files a whole result; the key's file, and by pick what was done. UserError when it may not be filed."""
-    if found.lacks:
+    if found.missing_parts:
         raise UserError(
-            f"only whole runs are published: {found.lacks[0]}",
+            f"only whole runs are published: {found.missing_parts[0]}",
             hint="python -m launcher.resume RUN completes it; a final needs search.final_groups",
         )
     if not found.search.is_round_trip:
@@ -39,14 +39,14 @@ def publish(found: Answer, folder: Path) -> tuple[Path, dict[str, str]]:
             merged, done = (new, dict.fromkeys(new.picks, "filed")) if old is None else _merged(old, new)
             if merged != old:
                 write_atomic(file, msgspec.json.format(msgspec.json.encode(merged), indent=2) + b"\n")
-    except library.BadFile as error:
+    except library.BadFileError as error:
         raise UserError(str(error), hint="move it away, or use the version of the program that wrote it") from None
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", hint="--library DIR") from None
     return file, done
 
 
-def entry(found: Answer) -> Entry:
+def entry(found: TunedResults) -> Entry:
     """The entry of an answer."""
     workload = found.workload
     return Entry(
@@ -69,7 +69,7 @@ def entry(found: Answer) -> Entry:
     )
 
 
-def _tuned(found: Answer, pick: str) -> Tuned:
+def _tuned(found: TunedResults, pick: str) -> Tuned:
     pair = found.pair(pick)
     beside = found.beside(pair)
     return Tuned(

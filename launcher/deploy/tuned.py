@@ -110,7 +110,7 @@ class Host(msgspec.Struct, frozen=True):
     hostname: str
 
 
-class Answer(msgspec.Struct, frozen=True):
+class TunedResults(msgspec.Struct, frozen=True):
     """One sweep's answer, of real GPUs that no two ranks shared."""
 
     command: list[str]
@@ -137,7 +137,7 @@ class Answer(msgspec.Struct, frozen=True):
         return self.environment.versions.get("deep_ep", "unknown")
 
     @property
-    def lacks(self) -> list[str]:
+    def missing_parts(self) -> list[str]:
         """What keeps this from being a whole result, a phrase each."""
         found = unfinished(self.points, self.search)
         if not self.picks["fastest"].is_final:
@@ -165,12 +165,12 @@ class _Head(msgspec.Struct, frozen=True):
     verdict: msgspec.Raw
 
 
-def read(file: Path) -> Answer:
+def read(file: Path) -> TunedResults:
     """The answer in a RESULTS file. UserError when it is none, of another schema, or not to be deployed."""
 
-    def decode(content: bytes) -> Answer:
+    def decode(content: bytes) -> TunedResults:
         _check_meaning(file, msgspec.json.decode(content, type=_Head))
-        return msgspec.json.decode(content, type=Answer)
+        return msgspec.json.decode(content, type=TunedResults)
 
     return parsed(file, decode)
 
@@ -189,7 +189,7 @@ def _check_meaning(file: Path, head: _Head) -> None:
             raise UserError(f"{file} has no {name}: too little was measured", hint="python -m launcher.resume RUN")
 
 
-def provenance(answer: Answer, pick: str) -> dict[str, str]:
+def provenance(answer: TunedResults, pick: str) -> dict[str, str]:
     """Where a pick comes from, in words; a value may hold anything that a host or a command may be named."""
     workload, pair, verdict = answer.workload, answer.pair(pick), answer.verdict
     found = {
@@ -220,4 +220,4 @@ def provenance(answer: Answer, pick: str) -> dict[str, str]:
         found["beside_gemms"] = (
             f"{beside.makespan_us:.1f} us, 95 % interval {low:.1f} to {high:.1f}, until both are done"
         )
-    return found | {"notes": "; ".join(answer.lacks)} if answer.lacks else found
+    return found | {"notes": "; ".join(answer.missing_parts)} if answer.missing_parts else found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.supervisor import StartFailure
+from bench.supervisor import StartError
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
@@ -23,14 +23,14 @@ def execute(made: Plan, folder: RunFolder, options: Options) -> int:
         try:
             with folder.stamped(index) as stamp:
                 stamp.outcome = "complete" if shard.run(folder, index) else "spent"
-        except StartFailure as error:
+        except StartError as error:
             failed = True
             print(f"error: shard {index}: {error}", file=sys.stderr)
     if options.shard_index is None and not failed and made.has_final:
         try:
             with folder.stamped(FINAL) as stamp:
                 stamp.outcome = "complete" if final.run(folder) else "spent"
-        except StartFailure as error:
+        except StartError as error:
             failed = True
             print(f"error: final: {error}", file=sys.stderr)
     status = report(folder, options)

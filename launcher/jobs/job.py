@@ -42,7 +42,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
         stop.stamp = stamp
         complete = _measure(folder, index, job_id, stop)
         stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
-        stamp.num_visits = _num_visits(folder, index) - before
+        stamp.num_repetitions = _num_visits(folder, index) - before
     stop.stamp = None
     if stamp.outcome == "stopped":
         stuck = _is_stuck(folder.attempts_of(index))
@@ -57,7 +57,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
 
 def _is_stuck(attempts: Sequence[Attempt]) -> bool:
     """Whether two time limits in a row passed without progress: one may be a node's slow start, two are no accident."""
-    return [(attempt.outcome, attempt.num_visits) for attempt in attempts[-2:]] == [("stopped", 0)] * 2
+    return [(attempt.outcome, attempt.num_repetitions) for attempt in attempts[-2:]] == [("stopped", 0)] * 2
 
 
 def _refuse_other_code() -> None:

@@ -15,7 +15,7 @@ from launcher.jobs.slurm import JobState, SlurmSilentError
 from launcher.store.run_folder import RunFolder, Submission
 
 
-class Row(msgspec.Struct, frozen=True):
+class StatusRow(msgspec.Struct, frozen=True):
     """One shard. ``state`` is Slurm's word, DONE when no point is missing, or NOT SUBMITTED."""
 
     shard: int
@@ -27,11 +27,11 @@ class Row(msgspec.Struct, frozen=True):
     failed: int
 
 
-class Picture(msgspec.Struct, frozen=True):
+class RunStatus(msgspec.Struct, frozen=True):
     """All rows, and what is left. ``time_left_s`` is None before the first point."""
 
     run: str
-    rows: list[Row]
+    rows: list[StatusRow]
     final: str
     aggregate: str
     planned: int
@@ -52,8 +52,8 @@ class Picture(msgspec.Struct, frozen=True):
         return "UNKNOWN" not in (self.final, self.aggregate, *(row.state for row in self.rows))
 
 
-def take(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> Picture:
-    """The picture now. ``ended``: how jobs ended that earlier looks saw, since Slurm forgets them; grows."""
+def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> RunStatus:
+    """The status now. ``ended``: how jobs ended that earlier looks saw, since Slurm forgets them; grows."""
     jobs = folder.jobs().submissions
     ended = {} if ended is None else ended
     states: dict[str, JobState] = {}
@@ -67,7 +67,7 @@ def take(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None
     latest = {index: one.job_of(at) for one in jobs if one.kind == "shards" for at, index in enumerate(one.shards)}
     rows = [_row(folder, plan, index, latest.get(index), states) for index in range(plan.spec.num_shards)]
     planned, done = sum(row.planned for row in rows), sum(row.done for row in rows)
-    return Picture(
+    return RunStatus(
         run=str(folder.path),
         rows=rows,
         final=_state_of("final", jobs, states) if jobs else _here(folder, FINAL),
@@ -92,7 +92,7 @@ def _state_of(kind: str, jobs: list[Submission], states: dict[str, JobState]) ->
     return found.state if found else "UNKNOWN"
 
 
-def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> Row:
+def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> StatusRow:
     ids = {planned.id for planned in [*plan.anchors, *plan.baselines, *plan.shard(index)]}
     progress = folder.progress(index)
     done = len(ids & progress.done)
@@ -103,7 +103,7 @@ def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dic
         state = "DONE"
     else:
         state = _stamped(folder, index) if job else _here(folder, index)
-    return Row(index, state, job, found.nodes if found else "", len(ids), done, progress.num_failed)
+    return StatusRow(index, state, job, found.nodes if found else "", len(ids), done, progress.num_failed)
 
 
 def _here(folder: RunFolder, index: int) -> str:
@@ -132,19 +132,19 @@ def _time_left_s(folder: RunFolder, *, points: int, done: int, num_running: int)
     return busy_s / done * (points - done) / len(running)
 
 
-def summary(picture: Picture) -> str:
+def summary(status: RunStatus) -> str:
     """One line."""
-    counts = Counter(row.state for row in picture.rows)
+    counts = Counter(row.state for row in status.rows)
     states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    left = "" if picture.time_left_s is None else f", about {picture.time_left_s:.0f} s left"
-    silent = "; Slurm does not answer" if picture.slurm_silent else ""
-    return f"{picture.done}/{picture.planned} points, {picture.failed} failures; shards: {states}{left}{silent}"
+    left = "" if status.time_left_s is None else f", about {status.time_left_s:.0f} s left"
+    silent = "; Slurm does not answer" if status.slurm_silent else ""
+    return f"{status.done}/{status.planned} points, {status.failed} failures; shards: {states}{left}{silent}"
 
 
 _MAX_ROWS = 30
 
 
-def table(now: Picture) -> Table:
+def table(now: RunStatus) -> Table:
     """The shards, those that are at work or in trouble first."""
     shown = Table(caption=summary(now), title=now.run, title_justify="left")
     for name in ("shard", "state", "job", "node", "points", "failures"):

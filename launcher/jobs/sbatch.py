@@ -17,7 +17,7 @@ from launcher.errors import UserError
 from launcher.jobs.slurm import clean_environment
 
 
-class Request(msgspec.Struct, frozen=True):
+class JobRequest(msgspec.Struct, frozen=True):
     """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
 
     name: str
@@ -47,7 +47,7 @@ class SlurmExecutor(submitit_slurm.SlurmExecutor):
 
 
 def script(
-    request: Request,
+    request: JobRequest,
     settings: SubmititConf,
     *,
     folder: Path,
@@ -66,7 +66,7 @@ def script(
 def submit(
     function: Callable[..., None],
     argument_lists: Sequence[Sequence[Any]],
-    request: Request,
+    request: JobRequest,
     settings: SubmititConf,
     *,
     folder: Path,
@@ -88,7 +88,7 @@ def submit(
 
 
 def _executor(
-    request: Request, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
+    request: JobRequest, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
 ) -> SlurmExecutor:
     additional: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
     if settings.reservation:

@@ -22,7 +22,7 @@ from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import FAILURE, OK, USAGE, UserError
 from launcher.jobs import job as attempt
 from launcher.jobs import local, prepare, sbatch, slurm, watch
-from launcher.jobs.sbatch import Request, code_setup
+from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder, Submission
 from launcher.tuner import final, shard
@@ -103,7 +103,7 @@ def _say_how_to_go_on(folder: RunFolder) -> None:
         print(f"{purpose + ':':13}{command}", file=sys.stderr)
 
 
-def job_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> Request:
+def job_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> JobRequest:
     """What each of some shards asks for: a node's GPUs for the EP group, one task, CPUs and time of the plan."""
     on_gpu = not plan.is_dry
     gpus = settings.gpus_per_node
@@ -111,7 +111,7 @@ def job_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> R
         gpus = plan.spec.ep.size if on_gpu else 0
     longest_s = max(plan.expected_s(index) for index in indices[:_MAX_FORECASTS])
     minutes = math.ceil((_TIME_FACTOR * longest_s + _TIME_EXTRA_S) / 60)
-    return Request(
+    return JobRequest(
         name=f"deepep-ep{plan.spec.ep.size}",
         timeout_min=settings.timeout_min or minutes,
         gpus_per_node=gpus,
@@ -125,8 +125,8 @@ def _aggregate_settings(settings: SubmititConf) -> SubmititConf:
     return dataclasses.replace(settings, exclusive=False, nodelist=None, exclude=None, constraint=None, mem=mem)
 
 
-def _aggregate_request(plan: Plan) -> Request:
-    return Request(
+def _aggregate_request(plan: Plan) -> JobRequest:
+    return JobRequest(
         name=f"deepep-ep{plan.spec.ep.size}-aggregate", timeout_min=_AGGREGATE_MIN, gpus_per_node=0, cpus_per_task=1
     )
 
@@ -155,7 +155,7 @@ class Job(NamedTuple):
     shards: list[int]
     body: Callable[..., None]
     arguments: list[list[object]]
-    request: Request
+    request: JobRequest
     settings: SubmititConf
 
 

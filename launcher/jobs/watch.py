@@ -15,7 +15,7 @@ from launcher.config.job_options import SubmititConf
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
 from launcher.jobs import accounting, run_status, slurm
-from launcher.jobs.run_status import Picture, table
+from launcher.jobs.run_status import RunStatus, table
 from launcher.jobs.slurm import JobState
 from launcher.report.writer import report
 from launcher.store.run_folder import RunFolder
@@ -44,7 +44,7 @@ def wait(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
     return finish(folder, options, last)
 
 
-def finish(folder: RunFolder, options: Options, last: Picture) -> int:
+def finish(folder: RunFolder, options: Options, last: RunStatus) -> int:
     """The report of what there is; FAILURE when a shard failed although no point is missing."""
     accounting.note(folder)
     status = report(folder, options, draw=last.aggregate != "COMPLETED")
@@ -56,13 +56,13 @@ def finish(folder: RunFolder, options: Options, last: Picture) -> int:
     return FAILURE if failed and status == OK else status
 
 
-def _until_over(folder: RunFolder, settings: SubmititConf) -> Picture:
+def _until_over(folder: RunFolder, settings: SubmititConf) -> RunStatus:
     plan = folder.plan()
     lost = 0
     ended: dict[str, JobState] = {}
     with _shown() as show:
         while True:
-            now = run_status.take(folder, plan, ended)
+            now = run_status.run_status(folder, plan, ended)
             show(now)
             if now.is_over and (now.is_known or lost >= _LOST_AFTER):
                 return now
@@ -100,7 +100,7 @@ def shall_cancel(settings: SubmititConf) -> bool:
 
 
 @contextlib.contextmanager
-def _shown() -> Iterator[Callable[[Picture], None]]:
+def _shown() -> Iterator[Callable[[RunStatus], None]]:
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
@@ -115,7 +115,7 @@ class _Lines:
     def __init__(self) -> None:
         self._said, self._states = 0.0, ""
 
-    def __call__(self, now: Picture) -> None:
+    def __call__(self, now: RunStatus) -> None:
         states = ",".join([*(row.state for row in now.rows), str(now.slurm_silent)])
         if states != self._states or time.monotonic() - self._said > _LINE_EVERY_S:
             self._said, self._states = time.monotonic(), states

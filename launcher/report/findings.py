@@ -13,7 +13,7 @@ from bench.backends import BACKENDS
 from bench.records import Op
 from bench.stats import Floats, Interval, combinations, paired_ratio, paired_ratio_interval
 from launcher.analysis.choice import Choice
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
@@ -228,7 +228,7 @@ def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, without: int) -
     return float(np.median(ratios[several])) if several.any() else None
 
 
-def beside(choice: Choice, pair: Pair) -> Overlap | None:
+def overlap_of(choice: Choice, pair: Pair) -> Overlap | None:
     """What was measured beside GEMMs of this pair, or else of the sweep's best with the same shared knobs."""
     same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
     exact = [one for one in same if one.pair.same_configs(pair)]
@@ -270,7 +270,7 @@ def _beside(choice: Choice, overlapped: Pair) -> Iterator[str]:
 
 def _cost_beside(choice: Choice, fastest: Pair) -> Iterator[str]:
     """Against a pick that the compared pass had no part in: who is picked by a pass looks faster in it than it is."""
-    taken = beside(choice, fastest)
+    taken = overlap_of(choice, fastest)
     found = None if taken is None else _ratio(taken.by_round, choice.overlap_held_out)
     if found is None:
         return
@@ -343,7 +343,7 @@ def _baseline(results: Results) -> Iterator[str]:
             )
 
 
-def _of(pair: Pair, op: Op) -> OpResult | None:
+def _of(pair: Pair, op: Op) -> Measurement | None:
     return {Op.DISPATCH: pair.dispatch, Op.COMBINE: pair.combine}.get(op)
 
 

@@ -13,7 +13,7 @@ from bench.backends import BACKENDS
 from bench.records import Point
 from bench.stats import Interval
 from launcher import text
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.results import Results
 from launcher.config import plan
 from launcher.report import findings, optimal_configs
@@ -85,7 +85,7 @@ class Named(NamedTuple):
     name: str
     median_us: float
     ci95_us: Interval | None
-    operation: OpResult | None = None
+    operation: Measurement | None = None
 
 
 def _named(results: Results) -> Iterator[Named]:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from bench.backends import BACKENDS, shared_knobs
 from bench.backends.deepep import buffer_bytes
 from launcher.analysis.choice import Choice
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import TIE_COST, Pair
 from launcher.analysis.results import Results
 from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS
 from launcher.deploy.formats import EXPORTS
 from launcher.report import appendix, findings, literature
-from launcher.report.findings import beside
+from launcher.report.findings import overlap_of
 from launcher.text import knobs_text, table, text
 
 
@@ -143,7 +143,7 @@ def picks(choice: Choice) -> PickTable:
     """The picks of a run, what each takes alone, as a whole dispatch, and beside GEMMs."""
     rows = []
     for name, pair in choice.picks.items():
-        one = beside(choice, pair)
+        one = overlap_of(choice, pair)
         whole_us, beside_us = (pair.full.median_us if pair.full else None), (one.makespan_us if one else None)
         times = ["n/a" if us is None else f"{us:.1f}" for us in (pair.round_trip_us, whole_us, beside_us)]
         rows.append([name, _config(pair), *times])
@@ -436,7 +436,7 @@ def _round_trip_ends(pair: Pair) -> str:
     return "" if ends is None else f"{ends.low:.1f} to {ends.high:.1f}"
 
 
-def _row(name: str, result: OpResult, *, bold: str = "") -> list[str]:
+def _row(name: str, result: Measurement, *, bold: str = "") -> list[str]:
     peak = "n/a" if result.peak_fraction is None else f"{result.peak_fraction:.0%}"
     logical, wire = result.logical_gb_per_s or 0.0, result.wire_gb_per_s or 0.0
     spread = f"{result.spread:.1%}" + (" unstable" if result.unstable else "")
@@ -486,7 +486,7 @@ def _fastest(pairs: list[Pair]) -> int:
     return min(range(len(pairs)), key=lambda index: pairs[index].round_trip_us)
 
 
-def _own(result: OpResult, shared: Sequence[str]) -> dict[str, int]:
+def _own(result: Measurement, shared: Sequence[str]) -> dict[str, int]:
     return {name: value for name, value in result.point.knobs.items() if name not in shared}
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Role
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 
@@ -131,7 +131,7 @@ def _heatmaps(results: Results, op: Op) -> Figure | None:
     return figure
 
 
-def _heatmap(axes: Axes, part: list[OpResult], *, across: str, down: str, norm: Any) -> Any:
+def _heatmap(axes: Axes, part: list[Measurement], *, across: str, down: str, norm: Any) -> Any:
     columns = sorted({one.point.knobs[across] for one in part})
     rows = sorted({one.point.knobs[down] for one in part})
     grid = np.full((len(rows), len(columns)), np.nan)

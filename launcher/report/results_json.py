@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.analysis.measurements import OpResult
+from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
@@ -75,7 +75,7 @@ def _pair(pair: Pair | None) -> dict[str, Any] | None:
     return found
 
 
-def _operation(result: OpResult, *, without: Sequence[str] = ()) -> dict[str, Any]:
+def _operation(result: Measurement, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """The knobs and the numbers; ``without`` leaves out knobs that stand elsewhere."""
     knobs = {name: value for name, value in result.point.knobs.items() if name not in without}
     return knobs | {
@@ -107,7 +107,7 @@ def _overlap(one: Overlap) -> dict[str, Any]:
     }
 
 
-def _labelled(result: OpResult) -> dict[str, Any]:
+def _labelled(result: Measurement) -> dict[str, Any]:
     head = {"backend": result.point.backend, "op": result.point.op.value, "dtype": result.point.dtype.value}
     return head | {"role": result.role.value} | _operation(result)
 

@@ -19,16 +19,18 @@ from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 
 
-class Unlike(UserError):
+class UnlikeEnvironmentsError(UserError):
     """The shards were measured in environments that must not share a ranking."""
 
 
 def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False, draw: bool = True) -> int:
-    """Writes RESULTS_EP{n}.json and the reports in Markdown and HTML; the exit status. Unlike when environments differ.
+    """Writes RESULTS_EP{n}.json and the reports in Markdown and HTML; the exit status.
+
+    UnlikeEnvironmentsError when the records were measured in environments that must not share a ranking.
 
     Without ``draw`` the pictures that are there are shown: drawing takes longer than all the rest.
     """
-    with table.uncollected():
+    with table.without_gc():
         return _aggregate(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
 
 
@@ -42,7 +44,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     found, damaged = folder.evidence()
     differing = results.unlike(found)
     if differing and not allow_mixed:
-        raise Unlike(
+        raise UnlikeEnvironmentsError(
             f"the records were measured in unlike environments: {'; '.join(differing)}",
             hint="allow_mixed=true reports them apart",
         )
@@ -120,6 +122,6 @@ def report(folder: RunFolder, options: Options, *, draw: bool = True) -> int:
     """Aggregates; the exit status, FAILURE with its reason where the environments must not share a ranking."""
     try:
         return aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed, draw=draw)
-    except Unlike as error:
+    except UnlikeEnvironmentsError as error:
         error.show()
         return FAILURE

@@ -22,7 +22,7 @@ from launcher.errors import UserError
 from launcher.store import table
 from launcher.store.files import Appender, decode, fresh, locked, write_atomic
 from launcher.store.revision import Revision, revision, version
-from launcher.store.table import Evidence
+from launcher.store.table import RunRecords
 
 FORMAT_VERSION = 1
 """Version of the run folder. A newer folder is refused by name; history in docs/RECORDS.md."""
@@ -96,7 +96,7 @@ class Attempt(msgspec.Struct, frozen=True):
     ended: float | None = None
     outcome: str | None = None
     num_gpus: int = 0
-    num_visits: int | None = None
+    num_repetitions: int | None = msgspec.field(default=None, name="num_visits")
     """Records it made other than anchors, None if nobody counted."""
 
 
@@ -109,7 +109,7 @@ class Stamp:
 
     write: Callable[[Stamp], None]
     outcome: str = _FAILED
-    num_visits: int | None = None
+    num_repetitions: int | None = None
 
     def terminate(self) -> None:
         """Stamps the end at once: whoever ended the try may not wait until all has been cleared away."""
@@ -246,7 +246,7 @@ class RunFolder:
             self._read(file, found, damaged)
         return found, damaged
 
-    def evidence(self) -> tuple[Evidence, list[Damaged]]:
+    def evidence(self) -> tuple[RunRecords, list[Damaged]]:
         """The same with the records as columns, one file's lines in memory at a time; large runs on two processes."""
         files = sorted(self.shards.glob("*/records.jsonl"))
         if sum(file.stat().st_size for file in files) > _LARGE_BYTES:
@@ -254,16 +254,16 @@ class RunFolder:
                 parts = list(pool.map(self._evidence_of, files, chunksize=max(1, len(files) // (4 * _READERS))))
         else:
             parts = [self._evidence_of(file) for file in files]
-        joined = table.joined([part.visits for part, _ in parts])
+        joined = table.concatenated([part.table for part, _ in parts])
         others = [line for part, _ in parts for line in part.others]
-        return Evidence(joined, others), [line for _, damaged in parts for line in damaged]
+        return RunRecords(joined, others), [line for _, damaged in parts for line in damaged]
 
-    def _evidence_of(self, file: Path) -> tuple[Evidence, list[Damaged]]:
+    def _evidence_of(self, file: Path) -> tuple[RunRecords, list[Damaged]]:
         found: list[Line] = []
         damaged: list[Damaged] = []
-        with table.uncollected():
+        with table.without_gc():
             self._read(file, found, damaged)
-            return table.evidence(found), damaged
+            return table.run_records(found), damaged
 
     def shard_lines(self, index: int) -> list[Line]:
         """The readable lines of one shard."""
@@ -292,7 +292,7 @@ class RunFolder:
                 continue
             try:
                 found.append(records.decode(text))
-            except records.NewerFormat as error:
+            except records.NewerFormatError as error:
                 raise UserError(
                     f"{file} line {number}: {error}", hint="use the version of the program that wrote it"
                 ) from None
@@ -327,7 +327,7 @@ class RunFolder:
 
         def write(stamp: Stamp) -> None:
             ended = msgspec.structs.replace(
-                begun, ended=time.time(), outcome=stamp.outcome, num_visits=stamp.num_visits
+                begun, ended=time.time(), outcome=stamp.outcome, num_repetitions=stamp.num_repetitions
             )
             self.end_attempt(index, number, ended)
 

@@ -22,8 +22,8 @@ _NOTHING = Measured([], [])
 
 ROW = np.dtype(
     [
-        ("point", "i4"),  # index into Visits.points
-        ("environment", "i4"),  # index into Visits.environments
+        ("point", "i4"),  # index into RecordTable.points
+        ("environment", "i4"),  # index into RecordTable.environments
         ("role", "i1"),  # index into ROLES
         ("stage", "i1"),  # index into STAGES
         ("op", "i1"),  # index into OPS
@@ -46,7 +46,7 @@ ROW = np.dtype(
 Rows = npt.NDArray[np.void]
 
 
-class Visits(NamedTuple):
+class RecordTable(NamedTuple):
     """Every record: ``rows`` (dtype ROW), what they point to, and the failures whole.
 
     ``samples``: the samples of all rows, one after the other, in microseconds. ``compute``: by row, when the GEMMs of
@@ -64,7 +64,7 @@ class Visits(NamedTuple):
         """The samples of some rows together."""
         return np.concatenate([self.samples[row["first"] : row["first"] + row["count"]] for row in rows])
 
-    def only(self, environment: int) -> Visits:
+    def only(self, environment: int) -> RecordTable:
         """The records of one environment."""
         if len(self.environments) == 1:
             return self
@@ -78,14 +78,14 @@ class Visits(NamedTuple):
         )
 
 
-class Evidence(NamedTuple):
+class RunRecords(NamedTuple):
     """All that was written down: the records as columns, and every other line."""
 
-    visits: Visits
+    table: RecordTable
     others: list[Line]
 
 
-def evidence(lines: Iterable[Line]) -> Evidence:
+def run_records(lines: Iterable[Line]) -> RunRecords:
     """The columns of some lines."""
     records: list[Record] = []
     others: list[Line] = []
@@ -94,16 +94,16 @@ def evidence(lines: Iterable[Line]) -> Evidence:
             records.append(line)
         else:
             others.append(line)
-    return Evidence(visits(records), others)
+    return RunRecords(record_table(records), others)
 
 
-def visits(records: Sequence[Record]) -> Visits:
+def record_table(records: Sequence[Record]) -> RecordTable:
     """The columns of some records, in their order."""
     rows = np.zeros(len(records), dtype=ROW)
     fields = zip(*map(msgspec.structs.astuple, records), strict=True)
     columns = dict(zip(Record.__struct_fields__, fields, strict=False))  # none at all without records
     if not columns:
-        return Visits(rows, [], [], np.zeros(0), {}, [])
+        return RecordTable(rows, [], [], np.zeros(0), {}, [])
     by_id = dict(zip(columns["point_id"], columns["point"], strict=True))
     numbers = {name: number for number, name in enumerate(by_id)}
     points = list(by_id.values())
@@ -125,7 +125,7 @@ def visits(records: Sequence[Record]) -> Visits:
     _summarise(rows, samples)
     compute = {number: outcome.compute_us for number, outcome in enumerate(outcomes) if outcome.compute_us}
     failed = [record for record in records if isinstance(record.outcome, Failed)]
-    return Visits(rows, points, list(environments), samples, compute, failed)
+    return RecordTable(rows, points, list(environments), samples, compute, failed)
 
 
 def _ratio(medians: list[float]) -> float:
@@ -146,7 +146,7 @@ def _summarise(rows: Rows, samples: Floats) -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Without the search for cycles: records have none, and it would walk a million of them again and again."""
     was = gc.isenabled()
     gc.disable()
@@ -157,7 +157,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def joined(parts: Sequence[Visits]) -> Visits:
+def concatenated(parts: Sequence[RecordTable]) -> RecordTable:
     """Several tables as one, in their order."""
     points: dict[tuple[object, ...], int] = {}
     found: list[Point] = []
@@ -179,7 +179,7 @@ def joined(parts: Sequence[Visits]) -> Visits:
         compute |= {before + row: values for row, values in part.compute.items()}
         tables.append(rows)
         first, before = first + len(part.samples), before + len(rows)
-    return Visits(
+    return RecordTable(
         rows=np.concatenate(tables) if tables else np.zeros(0, dtype=ROW),
         points=found,
         environments=list(environments),
@@ -189,16 +189,16 @@ def joined(parts: Sequence[Visits]) -> Visits:
     )
 
 
-def ordered(visited: Visits) -> Visits:
+def in_measured_order(table: RecordTable) -> RecordTable:
     """The same in the order in which each shard measured, whatever the order of files and lines was.
 
     By process group first: in older runs the sequence began anew with every attempt, but groups of the final did not.
     """
-    rows = visited.rows
+    rows = table.rows
     order = np.lexsort((rows["started"], rows["sequence"], rows["group"], rows["shard"]))
-    place = np.argsort(order) if visited.compute else order
-    return visited._replace(
+    place = np.argsort(order) if table.compute else order
+    return table._replace(
         rows=rows[order],
-        compute={int(place[row]): values for row, values in visited.compute.items()},
-        failed=sorted(visited.failed, key=lambda record: (record.shard, record.group, record.sequence, record.started)),
+        compute={int(place[row]): values for row, values in table.compute.items()},
+        failed=sorted(table.failed, key=lambda record: (record.shard, record.group, record.sequence, record.started)),
     )

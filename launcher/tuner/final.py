@@ -21,7 +21,7 @@ from launcher.tuner.racing import Arms
 from launcher.tuner.shard import Stop, never
 
 PASSES = 9
-"""Visits of each overlapped pair; what is compared is what one pass measured."""
+"""RecordTable of each overlapped pair; what is compared is what one pass measured."""
 
 _PASS_WARMUP = 1
 _PASS_ITERATIONS = 3
@@ -47,7 +47,7 @@ class Programme(NamedTuple):
 def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never) -> bool:
     """Measures the rounds that are not complete yet; whether all are now. True also where there is nothing to compare.
 
-    bench.supervisor.StartFailure when the ranks cannot be started.
+    bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
     programme = contestants(plan, Arms(folder.sweep_records()) if plan.has_final else Arms())

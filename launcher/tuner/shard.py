@@ -30,7 +30,7 @@ def never() -> bool:
 def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never) -> bool:
     """Measures what a shard lacks, until ``stop`` says so; whether nothing is missing now.
 
-    bench.supervisor.StartFailure when the ranks cannot be started.
+    bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
     arms, done = Arms(), Seen()

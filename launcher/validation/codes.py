@@ -9,7 +9,7 @@ import msgspec
 from launcher.text import table
 
 
-class Verdict(StrEnum):
+class NodeVerdict(StrEnum):
     """What a node is. PASS and WARN may work, FAIL and HANG may not, and of the others nothing is known.
 
     SETUP: our or the site's configuration. INCONCLUSIVE: noisy, or two attempts disagree. SKIPPED: not tried, for a
@@ -27,14 +27,14 @@ class Verdict(StrEnum):
 
 
 WORST_FIRST = (
-    Verdict.FAIL,
-    Verdict.HANG,
-    Verdict.NO_RESULT,
-    Verdict.SETUP,
-    Verdict.INCONCLUSIVE,
-    Verdict.WARN,
-    Verdict.SKIPPED,
-    Verdict.PASS,
+    NodeVerdict.FAIL,
+    NodeVerdict.HANG,
+    NodeVerdict.NO_RESULT,
+    NodeVerdict.SETUP,
+    NodeVerdict.INCONCLUSIVE,
+    NodeVerdict.WARN,
+    NodeVerdict.SKIPPED,
+    NodeVerdict.PASS,
 )
 
 
@@ -136,7 +136,7 @@ def codes_table() -> str:
 class Finding(msgspec.Struct, frozen=True):
     """One thing that is wrong, with the verdict that it alone would give. ``where`` is a GPU, a pair, or empty."""
 
-    verdict: Verdict
+    verdict: NodeVerdict
     code: str
     where: str
     message: str
@@ -145,12 +145,12 @@ class Finding(msgspec.Struct, frozen=True):
     @property
     def needs_confirmation(self) -> bool:
         """Whether a second attempt must see it too: everything that noise or bad luck might have caused."""
-        return self.verdict in (Verdict.FAIL, Verdict.HANG) and self.code[1] in "256"
+        return self.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG) and self.code[1] in "256"
 
 
-def worst(verdicts: list[Verdict]) -> Verdict:
+def worst(verdicts: list[NodeVerdict]) -> NodeVerdict:
     """Of several verdicts the one to act on; PASS of none."""
-    return min(verdicts, key=WORST_FIRST.index, default=Verdict.PASS)
+    return min(verdicts, key=WORST_FIRST.index, default=NodeVerdict.PASS)
 
 
 def combined(statuses: list[Status]) -> Status:
@@ -165,13 +165,13 @@ def combined(statuses: list[Status]) -> Status:
     return EXIT_UNKNOWN if worst_one is EXIT_USAGE else worst_one
 
 
-def exit_status(verdicts: list[Verdict], *, strict: bool) -> Status:
+def exit_status(verdicts: list[NodeVerdict], *, strict: bool) -> Status:
     """0 when all may work; 1 for WARN if ``strict``; 2 for FAIL, HANG, NO_RESULT; 3 where nothing is known."""
     seen = set(verdicts)
-    if seen & {Verdict.FAIL, Verdict.HANG, Verdict.NO_RESULT}:
+    if seen & {NodeVerdict.FAIL, NodeVerdict.HANG, NodeVerdict.NO_RESULT}:
         return EXIT_CRITICAL
-    if not seen or seen & {Verdict.SETUP, Verdict.INCONCLUSIVE} or seen == {Verdict.SKIPPED}:
+    if not seen or seen & {NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE} or seen == {NodeVerdict.SKIPPED}:
         return EXIT_UNKNOWN
-    if Verdict.WARN in seen and strict:
+    if NodeVerdict.WARN in seen and strict:
         return EXIT_WARN
     return EXIT_OK

@@ -13,7 +13,7 @@ from bench.records import Environment, Gpu, GpuState
 from launcher.errors import UserError
 from launcher.store.files import write_atomic
 from launcher.store.revision import Revision
-from launcher.validation.codes import Finding, Verdict
+from launcher.validation.codes import Finding, NodeVerdict
 
 SCHEMA: Final = "deepep-sweep/node/1"
 PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
@@ -112,7 +112,7 @@ class LinkBytes(msgspec.Struct, frozen=True):
         return self.nvml_bytes / max(self.wire_bytes, 1)
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class SuiteRun(msgspec.Struct, frozen=True):
     """One run of the suite. ``order`` is the GPU of each rank; ``checks`` what was compared with the oracle."""
 
     number: int
@@ -138,7 +138,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     ``drain``: the short reason to drain the node, for a fault that is certain or was seen twice; else empty.
     """
 
-    verdict: Verdict
+    verdict: NodeVerdict
     reason_short: str
     drain: str = ""
     code: str
@@ -157,7 +157,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     findings: list[Finding] = []
     layers: dict[str, str] = {}
-    attempts: list[Attempt] = []
+    attempts: list[SuiteRun] = []
     faults: list[str] = []
 
     @property

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.nvml.counters import Counters
-from launcher.validation.codes import Finding, Verdict
-from launcher.validation.node import Attempt
+from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.node import SuiteRun
 
 _CRC_PER_S = 100.0
 
@@ -27,7 +27,7 @@ _PENDING: dict[str, tuple[str, str]] = {
 }
 
 
-def findings(attempt: Attempt) -> list[Finding]:
+def findings(attempt: SuiteRun) -> list[Finding]:
     """Of every GPU, and the XID errors that were heard."""
     seconds = max(sum(phase.wall_s for phase in attempt.phases), 1.0)
     found = [_xid(said) for said in attempt.xids]
@@ -43,7 +43,7 @@ def _xid(said: str) -> Finding:
     """``gpu 2: XID 79``. What a program may cause itself, or the end that we put to it, is no fault of the GPU."""
     where, _, number = said.partition(": XID ")
     own = number.split(",")[0] in _OF_PROGRAMS
-    return Finding(Verdict.WARN if own else Verdict.FAIL, "E403", where.replace(" ", ""), said, "counters")
+    return Finding(NodeVerdict.WARN if own else NodeVerdict.FAIL, "E403", where.replace(" ", ""), said, "counters")
 
 
 def _growth(before: Counters, after: Counters) -> Callable[[str], int]:
@@ -54,18 +54,18 @@ def _growth(before: Counters, after: Counters) -> Callable[[str], int]:
     return grown
 
 
-def _of(grown: Callable[[str], int], after: Counters, seconds: float) -> list[tuple[Verdict, str, str]]:
+def _of(grown: Callable[[str], int], after: Counters, seconds: float) -> list[tuple[NodeVerdict, str, str]]:
     found = []
     for name, (code, text) in _ZERO_TOLERANCE.items():
         if grown(name) > 0:
-            found.append((Verdict.FAIL, code, text.format(grown(name))))
+            found.append((NodeVerdict.FAIL, code, text.format(grown(name))))
     for name, (code, text) in _PENDING.items():
         if after.values.get(name):
-            found.append((Verdict.FAIL, code, text.format(after.values[name])))
+            found.append((NodeVerdict.FAIL, code, text.format(after.values[name])))
     if grown("nvlink_crc") / seconds > _CRC_PER_S:
-        found.append((Verdict.FAIL, "E405", f"{grown('nvlink_crc') / seconds:.0f} CRC errors a second"))
+        found.append((NodeVerdict.FAIL, "E405", f"{grown('nvlink_crc') / seconds:.0f} CRC errors a second"))
     if grown("nvlink_replay") > 0:
-        found.append((Verdict.WARN, "E406", f"{grown('nvlink_replay')} replays while it ran"))
+        found.append((NodeVerdict.WARN, "E406", f"{grown('nvlink_replay')} replays while it ran"))
     if grown("links_up") < 0:
-        found.append((Verdict.FAIL, "E103", f"{-grown('links_up')} NVLinks went down while it ran"))
+        found.append((NodeVerdict.FAIL, "E103", f"{-grown('links_up')} NVLinks went down while it ran"))
     return found

@@ -12,9 +12,9 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from launcher.jobs.slurm import ENDED
-from launcher.validation.codes import WORST_FIRST, Finding, Verdict
+from launcher.validation.codes import WORST_FIRST, Finding, NodeVerdict
 from launcher.validation.config import Thresholds
-from launcher.validation.judge.layers import faults_for_certain, headline, to_drain
+from launcher.validation.judge.layers import certain_faults_of, drain_reason, headline
 from launcher.validation.node import Node, Rate
 
 _FAIL_FROM, _WARN_FROM = 8, 4
@@ -26,11 +26,11 @@ _MAD_SCALE = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
 
-class Row(msgspec.Struct, frozen=True):
+class NodeRow(msgspec.Struct, frozen=True):
     """One node of the summary. ``node`` may have no file; then ``result`` is None and the reason is Slurm's."""
 
     name: str
-    verdict: Verdict
+    verdict: NodeVerdict
     code: str
     short: str
     reason: str
@@ -44,24 +44,24 @@ class Row(msgspec.Struct, frozen=True):
         return next((one.where for one in findings if one.code == self.code and one.message in self.reason), "")
 
     @property
-    def to_drain(self) -> str:
+    def drain_reason(self) -> str:
         """The short reason to drain it, as in NODE.json; empty where there is none.
 
         What only the fleet has shown is none: validate these nodes again.
         """
-        if self.result is None or self.verdict not in (Verdict.FAIL, Verdict.HANG):
+        if self.result is None or self.verdict not in (NodeVerdict.FAIL, NodeVerdict.HANG):
             return ""
-        return to_drain(self.result)
+        return drain_reason(self.result)
 
 
 class Fleet(msgspec.Struct, frozen=True):
     """Every row, worst first, and what the fleet layer could do: group of nodes -> what it says."""
 
-    rows: list[Row]
+    rows: list[NodeRow]
     layer: dict[str, str]
 
     @property
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[NodeVerdict]:
         """Of every node."""
         return [row.verdict for row in self.rows]
 
@@ -78,14 +78,14 @@ class Fleet(msgspec.Struct, frozen=True):
     @property
     def medians_by_kind(self) -> dict[tuple[object, ...], dict[str, float]]:
         """The same over the nodes with the same GPUs, links and versions, by Node.fingerprint."""
-        kinds: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+        kinds: dict[tuple[object, ...], list[NodeRow]] = defaultdict(list)
         for row in self.rows:
             if row.result is not None:
                 kinds[row.result.fingerprint].append(row)
         return {kind: _medians(rows) for kind, rows in kinds.items()}
 
 
-def _medians(rows: list[Row]) -> dict[str, float]:
+def _medians(rows: list[NodeRow]) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for key, value in rates_of(row.result).items():
@@ -101,7 +101,7 @@ def rates_of(result: Node | None) -> dict[str, float]:
     return {key: float(np.median([rate.median for rate in rates])) for key, rates in found.items()}
 
 
-def judge(rows: list[Row], thresholds: Thresholds) -> Fleet:
+def judge_fleet(rows: list[NodeRow], thresholds: Thresholds) -> Fleet:
     """Adds what each node is among its fleet: those with the same GPUs, links and versions.
 
     One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). Below -z it is FAIL from 8
@@ -163,10 +163,10 @@ def outliers(rates: list[dict[str, float]], thresholds: Thresholds) -> dict[int,
     return found
 
 
-def _with(row: Row, outlier: Outlier) -> Row:
+def _with(row: NodeRow, outlier: Outlier) -> NodeRow:
     """The row with one finding more; a fault that is known by a better name keeps it."""
     assert row.result is not None
-    verdict = Verdict.FAIL if outlier.num_nodes >= _FAIL_FROM else Verdict.WARN
+    verdict = NodeVerdict.FAIL if outlier.num_nodes >= _FAIL_FROM else NodeVerdict.WARN
     message = (
         f"{outlier.key} is {outlier.ratio:.2f}x the median of {outlier.num_nodes} alike nodes "
         f"(robust z {outlier.z:.1f})"
@@ -176,49 +176,53 @@ def _with(row: Row, outlier: Outlier) -> Row:
     result = msgspec.structs.replace(
         row.result, findings=findings, verdict=new, code=code, reason_short=short, reason=reason
     )
-    return Row(row.name, new, code, short, reason, row.job_id, result)
+    return NodeRow(row.name, new, code, short, reason, row.job_id, result)
 
 
 _BY_STATE = {
-    "TIMEOUT": (Verdict.HANG, "E603", "the job ran into its time limit"),
-    "NODE_FAIL": (Verdict.NO_RESULT, "E604", "the node failed while it was validated"),
-    "BOOT_FAIL": (Verdict.NO_RESULT, "E604", "the node did not boot"),
-    "OUT_OF_MEMORY": (Verdict.SETUP, "U904", "the job was out of memory"),
-    "CANCELLED": (Verdict.SKIPPED, "U905", "the job was cancelled"),
-    "PREEMPTED": (Verdict.SKIPPED, "U906", "the job was preempted"),
-    "DEADLINE": (Verdict.SKIPPED, "U907", "its turn did not come before the deadline"),
+    "TIMEOUT": (NodeVerdict.HANG, "E603", "the job ran into its time limit"),
+    "NODE_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node failed while it was validated"),
+    "BOOT_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node did not boot"),
+    "OUT_OF_MEMORY": (NodeVerdict.SETUP, "U904", "the job was out of memory"),
+    "CANCELLED": (NodeVerdict.SKIPPED, "U905", "the job was cancelled"),
+    "PREEMPTED": (NodeVerdict.SKIPPED, "U906", "the job was preempted"),
+    "DEADLINE": (NodeVerdict.SKIPPED, "U907", "its turn did not come before the deadline"),
 }
 
 
-def _without_result(state: str | None) -> tuple[Verdict, str, str]:
+def _without_result(state: str | None) -> tuple[NodeVerdict, str, str]:
     """What a job's state says of its node; any but the ends that Slurm knows is a job that may yet have a result."""
     if state is not None and state not in ENDED:
-        return Verdict.INCONCLUSIVE, "U916", f"its job is not over yet ({state})"
+        return NodeVerdict.INCONCLUSIVE, "U916", f"its job is not over yet ({state})"
     ended = f"the job ended ({state or 'unknown'}) without a verdict"
-    return _BY_STATE.get(state or "", (Verdict.NO_RESULT, "U901", ended))
+    return _BY_STATE.get(state or "", (NodeVerdict.NO_RESULT, "U901", ended))
 
 
-def row_of(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> Row:
+def row_of(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> NodeRow:
     """A node by its file, or where that is missing or not complete by Slurm's word for its job.
 
     ``began``: whether the job came as far as to run this program, without which nothing is known of the node.
     """
     if result is not None and result.complete and state != "OUT_OF_MEMORY":
-        return Row(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
+        return NodeRow(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
     verdict, code, why = _without_result(state)
     if not began and code == "U901":
-        verdict, code, why = Verdict.SETUP, "U918", f"the job ended ({state or 'unknown'}) before the validation began"
-    sure = faults_for_certain(result.findings) if result is not None else []
+        verdict, code, why = (
+            NodeVerdict.SETUP,
+            "U918",
+            f"the job ended ({state or 'unknown'}) before the validation began",
+        )
+    sure = certain_faults_of(result.findings) if result is not None else []
     if sure:  # no end of the job takes it back
         verdict, code, short, found = headline(sure)
-        return Row(name, verdict, code, short, f"{found}; {why}", job_id, result)
+        return NodeRow(name, verdict, code, short, f"{found}; {why}", job_id, result)
     if result is not None:
         why = f"{why}; {result.reason}"
     place = f" in {result.reason.rpartition('phase ')[2]}" if result is not None and "in phase" in result.reason else ""
-    return Row(name, verdict, code, f"{code}{place}", why, job_id, result)
+    return NodeRow(name, verdict, code, f"{code}{place}", why, job_id, result)
 
 
-def skipped(name: str, code: str, why: str) -> Row:
+def skipped(name: str, code: str, why: str) -> NodeRow:
     """A node that no job was submitted for."""
-    verdict = {"U909": Verdict.NO_RESULT, "U917": Verdict.SETUP}.get(code, Verdict.SKIPPED)
-    return Row(name, verdict, code, code, why)
+    verdict = {"U909": NodeVerdict.NO_RESULT, "U917": NodeVerdict.SETUP}.get(code, NodeVerdict.SKIPPED)
+    return NodeRow(name, verdict, code, code, why)

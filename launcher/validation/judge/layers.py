@@ -11,24 +11,27 @@ import statistics
 from collections import defaultdict
 
 from launcher.validation import reference
-from launcher.validation.codes import Finding, Verdict, worst
+from launcher.validation.codes import Finding, NodeVerdict, worst
 from launcher.validation.config import ALLTOALL_FLOOR_MIB, COPY_FLOOR_MIB, Band, Spec
 from launcher.validation.judge import counter_growth
-from launcher.validation.node import Attempt, Node, Preflight, Rate
+from launcher.validation.node import Node, Preflight, Rate, SuiteRun
 
 _TROUBLE = {
-    "hang": (Verdict.HANG, "E601"),
-    "crash": (Verdict.FAIL, "E602"),
-    "cuda": (Verdict.FAIL, "E602"),
-    "error": (Verdict.SETUP, "U901"),
-    "start": (Verdict.SETUP, "U903"),
-    "timeout": (Verdict.INCONCLUSIVE, "U915"),
-    "driver": (Verdict.HANG, "E605"),
+    "hang": (NodeVerdict.HANG, "E601"),
+    "crash": (NodeVerdict.FAIL, "E602"),
+    "cuda": (NodeVerdict.FAIL, "E602"),
+    "error": (NodeVerdict.SETUP, "U901"),
+    "start": (NodeVerdict.SETUP, "U903"),
+    "timeout": (NodeVerdict.INCONCLUSIVE, "U915"),
+    "driver": (NodeVerdict.HANG, "E605"),
 }
 _SITE = {
-    r"ModuleNotFoundError|ImportError|undefined symbol": (Verdict.SETUP, "U903"),
-    r"(?i)no kernel image is available|driver version is insufficient|invalid device function": (Verdict.SETUP, "U903"),
-    r"(?i)out of memory": (Verdict.SETUP, "U904"),
+    r"ModuleNotFoundError|ImportError|undefined symbol": (NodeVerdict.SETUP, "U903"),
+    r"(?i)no kernel image is available|driver version is insufficient|invalid device function": (
+        NodeVerdict.SETUP,
+        "U903",
+    ),
+    r"(?i)out of memory": (NodeVerdict.SETUP, "U904"),
 }
 """What a rank's last words say of its environment, whatever became of it."""
 
@@ -39,7 +42,7 @@ _SPEED_LAYERS = ("physics", "reference", "inside", "stability", "context", "flee
 LAYERS = ("inventory", "correctness", "physics", "reference", "inside", "fleet", "stability", "context", "confirmation")
 
 
-def judge(attempt: Attempt, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
+def judge_suite_run(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
     """Every finding of one attempt, and what each layer had to say; fleet and confirmation come later."""
     inventory = _inventory(attempt, spec)
     findings = [*inventory, *_correctness(attempt), *counter_growth.findings(attempt)]
@@ -56,13 +59,13 @@ def judge(attempt: Attempt, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
     return findings, layers
 
 
-def certain(attempt: Attempt, spec: Spec) -> list[Finding]:
+def certain_faults(attempt: SuiteRun, spec: Spec) -> list[Finding]:
     """The faults of an attempt, over or not, that stand whatever comes after: wrong tokens, missing GPUs, counters."""
     found = [*_inventory(attempt, spec), *_correctness(attempt), *counter_growth.findings(attempt)]
-    return faults_for_certain(found)
+    return certain_faults_of(found)
 
 
-def to_drain(node: Node) -> str:
+def drain_reason(node: Node) -> str:
     """The short reason to drain a node: a fault that needs no second look, or that had one. Empty where there is none.
 
     Empty too for what was injected on purpose, and for ranks without GPUs.
@@ -73,17 +76,19 @@ def to_drain(node: Node) -> str:
     seen = [
         one
         for one in node.findings
-        if one.verdict in (Verdict.FAIL, Verdict.HANG) and one.code != "E208" and (twice or not one.needs_confirmation)
+        if one.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG)
+        and one.code != "E208"
+        and (twice or not one.needs_confirmation)
     ]
     return headline(seen)[2] if seen else ""
 
 
-def faults_for_certain(findings: list[Finding]) -> list[Finding]:
+def certain_faults_of(findings: list[Finding]) -> list[Finding]:
     """Those that need no second look."""
-    return [one for one in _sure(findings) if one.verdict is Verdict.FAIL]
+    return [one for one in _sure(findings) if one.verdict is NodeVerdict.FAIL]
 
 
-def conclude(attempts: list[Attempt], *, confirm: bool) -> tuple[list[Finding], str]:
+def conclude(attempts: list[SuiteRun], *, confirm: bool) -> tuple[list[Finding], str]:
     """What counts of the attempts, and what the confirmation layer says.
 
     What needs a second look counts if the second attempt saw the same (code and place); else it is INCONCLUSIVE.
@@ -99,7 +104,7 @@ def conclude(attempts: list[Attempt], *, confirm: bool) -> tuple[list[Finding], 
         ), f"absent: {said}"
     second = attempts[1].findings
     left_over = [one for one in second if one.code == "U902" and one.code not in {other.code for other in first}]
-    hung = [one for one in doubtful if one.verdict is Verdict.HANG]
+    hung = [one for one in doubtful if one.verdict is NodeVerdict.HANG]
     if left_over and hung:  # what hung cannot even be killed: no second attempt is needed to believe it
         second = [*hung, *(one for one in second if one not in left_over)]
     kept = [one for one in doubtful if any(_same(one, other) for other in second)]
@@ -125,17 +130,17 @@ def _same(one: Finding, other: Finding) -> bool:
 
 
 def _unconfirmed(one: Finding, why: str) -> Finding:
-    return Finding(Verdict.INCONCLUSIVE, "U911", one.where, f"{one.code}, but {why}: {one.message}", "confirmation")
+    return Finding(NodeVerdict.INCONCLUSIVE, "U911", one.where, f"{one.code}, but {why}: {one.message}", "confirmation")
 
 
-def headline(findings: list[Finding]) -> tuple[Verdict, str, str, str]:
-    """Verdict, code, the short reason that Slurm's 20 columns show best, and the whole reason.
+def headline(findings: list[Finding]) -> tuple[NodeVerdict, str, str, str]:
+    """NodeVerdict, code, the short reason that Slurm's 20 columns show best, and the whole reason.
 
     Of several findings with the worst verdict a wrong one goes before a slow one, and a slow GPU before a slow pair or
     a slow node, which may only follow from it.
     """
     verdict = worst([one.verdict for one in findings])
-    if verdict is Verdict.PASS:
+    if verdict is NodeVerdict.PASS:
         return verdict, "", "ok", "every check passed"
     first = min((one for one in findings if one.verdict is verdict), key=_consequence)
     ratio = re.search(r"\b0\.\d\dx\b", first.message)
@@ -151,18 +156,18 @@ def _consequence(one: Finding) -> tuple[bool, int]:
 # ---- layer 0: what is there
 
 
-def _inventory(attempt: Attempt, spec: Spec) -> list[Finding]:
+def _inventory(attempt: SuiteRun, spec: Spec) -> list[Finding]:
     there = attempt.preflight
     if there is None or (spec.on_cpu and not there.made_up):
         return []
     if not there.gpus:
-        return [_noted(Verdict.SETUP, "U913", f"none of {spec.gpus} GPUs is there for NVML")]
+        return [_noted(NodeVerdict.SETUP, "U913", f"none of {spec.gpus} GPUs is there for NVML")]
     misnamed = _misnamed(there, spec)
-    unlike = [_noted(Verdict.SETUP, "U914", misnamed)] if misnamed else _unlike(there, spec)
+    unlike = [_noted(NodeVerdict.SETUP, "U914", misnamed)] if misnamed else _unlike(there, spec)
     return [*_missing(there, spec), *unlike, *_foreign(there)]
 
 
-def _noted(verdict: Verdict, code: str, message: str, where: str = "") -> Finding:
+def _noted(verdict: NodeVerdict, code: str, message: str, where: str = "") -> Finding:
     return Finding(verdict, code, where, message, "inventory")
 
 
@@ -170,10 +175,10 @@ def _missing(there: Preflight, spec: Spec) -> list[Finding]:
     """Where nobody said how many belong here a container may show fewer than PCI on purpose."""
     seen = len(there.gpus)
     if seen < spec.gpus:
-        return [_noted(Verdict.FAIL, "E101", f"{seen} of {spec.gpus} GPUs are there")]
+        return [_noted(NodeVerdict.FAIL, "E101", f"{seen} of {spec.gpus} GPUs are there")]
     if not spec.gpus_named and (there.pci_gpus or 0) > seen:
         message = f"PCI shows {there.pci_gpus} NVIDIA GPUs, NVML {seen}; gpus=N says how many are meant"
-        return [_noted(Verdict.WARN, "E101", message)]
+        return [_noted(NodeVerdict.WARN, "E101", message)]
     return []
 
 
@@ -198,20 +203,22 @@ def _unlike(there: Preflight, spec: Spec) -> list[Finding]:
     """GPUs, links and connections that are not as the others or as the hardware file says."""
     expected = spec.hardware.num_links
     found = [
-        _noted(Verdict.FAIL, "E102", f"it is a {there.gpus[number].name}, not a {spec.hardware.name}", f"gpu{number}")
+        _noted(
+            NodeVerdict.FAIL, "E102", f"it is a {there.gpus[number].name}, not a {spec.hardware.name}", f"gpu{number}"
+        )
         for number in _others(there, spec)
     ]
     found += [
-        _noted(Verdict.FAIL, "E103", f"{up} of {expected} NVLinks are up", f"gpu{number}")
+        _noted(NodeVerdict.FAIL, "E103", f"{up} of {expected} NVLinks are up", f"gpu{number}")
         for number, up in enumerate(there.links_up)
         if up is not None and expected is not None and up < expected
     ]
     if there.topology and len(there.gpus) > 1 and expected and there.topology != "NVLINK":
-        found.append(_noted(Verdict.FAIL, "E104", f"the pairs are connected by {there.topology}"))
+        found.append(_noted(NodeVerdict.FAIL, "E104", f"the pairs are connected by {there.topology}"))
     return found
 
 
-def _inventory_layer(attempt: Attempt, spec: Spec) -> str:
+def _inventory_layer(attempt: SuiteRun, spec: Spec) -> str:
     there = attempt.preflight
     if there is None or not there.gpus:
         return "absent: no GPUs were seen"
@@ -224,7 +231,9 @@ def _inventory_layer(attempt: Attempt, spec: Spec) -> str:
 
 def _foreign(there: Preflight) -> list[Finding]:
     return [
-        Finding(Verdict.SETUP, "U902", f"gpu{number}", f"{state.foreign_processes} other processes use it", "inventory")
+        Finding(
+            NodeVerdict.SETUP, "U902", f"gpu{number}", f"{state.foreign_processes} other processes use it", "inventory"
+        )
         for number, state in enumerate(there.states)
         if state.foreign_processes
     ]
@@ -233,10 +242,10 @@ def _foreign(there: Preflight) -> list[Finding]:
 # ---- layer 1: correctness, and ranks that could not go on
 
 
-def _correctness(attempt: Attempt) -> list[Finding]:
+def _correctness(attempt: SuiteRun) -> list[Finding]:
     found = [
         Finding(
-            Verdict.FAIL,
+            NodeVerdict.FAIL,
             _WRONG.get(name.split(":")[0], "E301"),
             _place(f"{name}: {said}"),
             f"{name}: {said}",
@@ -263,7 +272,7 @@ def _place(name: str) -> str:
 # ---- layers 2 to 6: speed
 
 
-def _speed(attempt: Attempt, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
+def _speed(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
     rates = attempt.rates
     layers = {
         "physics": "judged" if any(rate.peak for rate in rates) else "absent: no link whose peak is known",
@@ -290,7 +299,7 @@ def _physics(rates: list[Rate], spec: Spec) -> list[Finding]:
         share = rate.median / rate.peak
         if share > 1:
             message = f"{rate.key} of {rate.median:.0f} {rate.unit} is {share:.0%} of the link's peak"
-            found.append(Finding(Verdict.INCONCLUSIVE, "U912", rate.where, message, "physics"))
+            found.append(Finding(NodeVerdict.INCONCLUSIVE, "U912", rate.where, message, "physics"))
         elif share < band[0]:
             message = (
                 f"{rate.key} of {rate.median:.0f} {rate.unit} is {share:.0%} of the link's peak, "
@@ -318,8 +327,8 @@ def _mib(rate: Rate) -> int:
     return int(size) if size.isdigit() else 0
 
 
-def _banded(value: float, band: Band) -> Verdict:
-    return Verdict.FAIL if value < band[1] else Verdict.WARN
+def _banded(value: float, band: Band) -> NodeVerdict:
+    return NodeVerdict.FAIL if value < band[1] else NodeVerdict.WARN
 
 
 def _limits(band: Band) -> str:
@@ -334,7 +343,7 @@ def _dips(rates: list[Rate], spec: Spec) -> list[Finding]:
         ratio = larger.median / smaller.median
         if ratio < spec.thresholds.dip:
             message = f"{larger.key} reaches {ratio:.2f}x the bandwidth of {smaller.per}"
-            found.append(Finding(Verdict.WARN, "E205", "", message, "physics"))
+            found.append(Finding(NodeVerdict.WARN, "E205", "", message, "physics"))
     return found
 
 
@@ -401,7 +410,7 @@ def _merged(findings: list[Finding]) -> list[Finding]:
         groups[one.code, one.where].append(one)
     merged = []
     for group in groups.values():
-        first = min(group, key=lambda one: one.verdict is not Verdict.FAIL)
+        first = min(group, key=lambda one: one.verdict is not NodeVerdict.FAIL)
         more = f" (and {len(group) - 1} more of the same)" if len(group) > 1 else ""
         merged.append(Finding(first.verdict, first.code, first.where, first.message + more, first.layer))
     return merged
@@ -416,10 +425,10 @@ def _stability(rates: list[Rate], spec: Spec) -> list[Finding]:
         f"{worst_one.key} {worst_one.where}".strip()
         + f" scatters by {worst_one.variation:.1%} over {len(worst_one.blocks)} blocks, twice as many as planned"
     )
-    return [Finding(Verdict.INCONCLUSIVE, "U910", worst_one.where, message, "stability")]
+    return [Finding(NodeVerdict.INCONCLUSIVE, "U910", worst_one.where, message, "stability")]
 
 
-def _by_reference(attempt: Attempt, spec: Spec) -> tuple[list[Finding], str]:
+def _by_reference(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], str]:
     if not spec.references:
         return [], "absent: no stored reference (learn=FILE makes one, reference=FILE uses it)"
     if attempt.environment is None:
@@ -457,7 +466,7 @@ def _against(rate: Rate, known: reference.Reference, spec: Spec) -> list[Finding
         found.append(Finding(_banded(ratio, band), code, rate.where, message, "reference"))
     distance = reference.distance(rate.blocks, known) if len(rate.blocks) >= 5 else 0.0
     if distance > spec.thresholds.shape[0]:
-        verdict = Verdict.FAIL if distance > spec.thresholds.shape[1] else Verdict.WARN
+        verdict = NodeVerdict.FAIL if distance > spec.thresholds.shape[1] else NodeVerdict.WARN
         message = f"{rate.key} has slow blocks: {distance:.1%} below the reference's deciles"
         found.append(Finding(verdict, code, rate.where, message, "reference"))
     return found
@@ -466,7 +475,7 @@ def _against(rate: Rate, known: reference.Reference, spec: Spec) -> list[Finding
 # ---- layers 7 and the counters
 
 
-def _with_context(slow: list[Finding], attempt: Attempt) -> list[Finding]:
+def _with_context(slow: list[Finding], attempt: SuiteRun) -> list[Finding]:
     """Thermal throttling is named as the cause of slowness; a power cap under load is how GPUs work."""
     found = []
     for one in slow:
@@ -474,7 +483,7 @@ def _with_context(slow: list[Finding], attempt: Attempt) -> list[Finding]:
             {reason for gpu, said in attempt.throttled.items() for reason in said if gpu in one.where or not one.where}
             & set(_THERMAL)
         )
-        if reasons and one.verdict in (Verdict.FAIL, Verdict.WARN):
+        if reasons and one.verdict in (NodeVerdict.FAIL, NodeVerdict.WARN):
             found.append(Finding(one.verdict, "E501", one.where, f"{', '.join(reasons)}: {one.message}", "context"))
         else:
             found.append(one)
@@ -483,11 +492,11 @@ def _with_context(slow: list[Finding], attempt: Attempt) -> list[Finding]:
         hot = sorted(set(said) & set(_THERMAL))
         if hot and gpu not in named:
             message = f"{', '.join(hot)}, though nothing was slow beside the others"
-            found.append(Finding(Verdict.WARN, "E501", gpu, message, "context"))
+            found.append(Finding(NodeVerdict.WARN, "E501", gpu, message, "context"))
     return found
 
 
-def _two_counts(attempt: Attempt) -> str:
+def _two_counts(attempt: SuiteRun) -> str:
     """What NVML's link counters say of the bytes that the rates stand on."""
     ratios: dict[str, list[float]] = defaultdict(list)
     for one in attempt.link_bytes:
@@ -496,7 +505,7 @@ def _two_counts(attempt: Attempt) -> str:
     return f"NVML's link counters over the bytes of the tokens: {said}"
 
 
-def _context_layer(attempt: Attempt) -> str:
+def _context_layer(attempt: SuiteRun) -> str:
     if not attempt.after:
         return "absent: no counters of GPUs"
     said = "; ".join(f"{gpu} {', '.join(reasons)}" for gpu, reasons in attempt.throttled.items() if reasons)

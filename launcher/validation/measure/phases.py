@@ -15,7 +15,7 @@ import msgspec
 from bench import protocol, workload
 from bench.backends import BACKENDS
 from bench.faults import Fault
-from bench.group import Group, RankFailure
+from bench.group import Group, RankError
 from bench.protocol import GroupSpec
 from bench.records import (
     Dtype,
@@ -31,11 +31,11 @@ from bench.records import (
     SelfCheck,
     digest,
 )
-from bench.supervisor import Effort, StartFailure, Supervisor, Task, environment_of
+from bench.supervisor import Effort, StartError, Supervisor, Task, environment_of
 from launcher.validation.config import Spec
 from launcher.validation.measure import link_bytes
-from launcher.validation.measure.readings import Readings, SilentDriver, answered
-from launcher.validation.node import PHASES, Attempt, LinkBytes, Phase, Rate, Trouble
+from launcher.validation.measure.readings import Readings, SilentDriverError, answered
+from launcher.validation.node import PHASES, LinkBytes, Phase, Rate, SuiteRun, Trouble
 
 _MIB = 2**20
 _CPU_ALLTOALL_MIB = (1, 4)
@@ -43,7 +43,7 @@ _COPY_BLOCKS, _COPY_ITERATIONS, _COPY_WARMUP = 5, 3, 2
 _CHECK_ITERATIONS = 3
 _THROTTLED_SHARE = 0.01
 _DRIVER_SHARE = 0.5
-"""Of the preflight's limit: how long NVML may take for one answer, in any phase."""
+"""Of the preflight's limit: how long NVML may take for one response, in any phase."""
 
 _THROTTLE = {
     "throttle_hardware_thermal_ns": "hardware thermal slowdown",
@@ -56,7 +56,7 @@ _THROTTLE = {
 T = TypeVar("T")
 
 
-class _OutOfTime(Exception):
+class _OutOfTimeError(Exception):
     """A phase has used up its limit."""
 
 
@@ -72,33 +72,33 @@ class _Clock:
         return time.monotonic() >= self._ends
 
     def left(self, wanted_s: float = math.inf) -> float:
-        """At most ``wanted_s``; _OutOfTime when nothing is left."""
+        """At most ``wanted_s``; _OutOfTimeError when nothing is left."""
         if self.is_over:
             raise self.out_of_time()
         return min(wanted_s, self._ends - time.monotonic())
 
-    def out_of_time(self) -> _OutOfTime:
+    def out_of_time(self) -> _OutOfTimeError:
         """To be raised."""
-        return _OutOfTime(f"not done within its {self._limit_s:.3g} s")
+        return _OutOfTimeError(f"not done within its {self._limit_s:.3g} s")
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
         """Around what waits for ranks: one that only the end of the phase calls hung may be merely slow."""
         try:
             yield
-        except RankFailure as failure:
+        except RankError as failure:
             is_late = failure.failed.failure is FailureKind.HANG or failure.failed.phase == "startup"
             if is_late and self.is_over:
                 raise self.out_of_time() from None
             raise
 
 
-def _slowest(answers: list[protocol.Moved]) -> list[float]:
+def _slowest(responses: list[protocol.Moved]) -> list[float]:
     """Of each iteration the slowest rank's time."""
-    return [max(values) for values in zip(*(answer.samples_us for answer in answers), strict=True)]
+    return [max(values) for values in zip(*(response.samples_us for response in responses), strict=True)]
 
 
-class AttemptRun:
+class PhaseRunner:
     """One run through the phases. What it finds grows, and ``checkpoint`` gets it before and after each phase."""
 
     def __init__(
@@ -111,7 +111,7 @@ class AttemptRun:
         faults: list[Fault],
         folder: Path,
         sink: Callable[[Line], None],
-        checkpoint: Callable[[Attempt], None],
+        checkpoint: Callable[[SuiteRun], None],
         say: Callable[[str], None],
     ) -> None:
         """``order`` is the GPU of each rank; ``faults`` strike the ranks; ``folder`` gets their logs."""
@@ -120,14 +120,14 @@ class AttemptRun:
         self._began = time.monotonic()
         self._group: Group | None = None
         self._phases = {name: Phase(name, "pending") for name in PHASES}
-        self._made = Attempt(number=number, order=order, phases=[])
+        self._made = SuiteRun(number=number, order=order, phases=[])
         self._rates: list[Rate] = []
         self._checks: dict[str, str] = {}
         self._troubles: list[Trouble] = []
         self._usable = True
         self._is_driver_silent = False
 
-    def run(self) -> Attempt:
+    def run(self) -> SuiteRun:
         """Every phase in turn: what one cannot do never keeps the next from trying."""
         limits = self._spec.limits
         bodies = {
@@ -145,7 +145,7 @@ class AttemptRun:
             self._end_group()
         return self._snapshot()
 
-    def _snapshot(self) -> Attempt:
+    def _snapshot(self) -> SuiteRun:
         return msgspec.structs.replace(
             self._made,
             phases=list(self._phases.values()),
@@ -163,18 +163,18 @@ class AttemptRun:
         skipped = None
         try:
             if self._is_driver_silent:
-                skipped = "the driver does not answer"
+                skipped = "the driver does not response"
             elif self._usable or name == "counters":
                 skipped = body(_Clock(limit_s))
             else:
                 skipped = "the preflight found that it cannot run here"
-        except RankFailure as failure:
+        except RankError as failure:
             self._trouble(name, failure.failed)
-        except StartFailure as failure:
+        except StartError as failure:
             self._troubles.append(Trouble(name, "start", "", str(failure).splitlines()[0], str(failure)))
-        except _OutOfTime as late:
+        except _OutOfTimeError as late:
             self._troubles.append(Trouble(name, "timeout", "", str(late)))
-        except SilentDriver as silent:
+        except SilentDriverError as silent:
             self._troubles.append(Trouble(name, "driver", "", str(silent)))
             self._is_driver_silent, self._usable = True, False
         wall_s = round(time.monotonic() - began, 3)
@@ -196,12 +196,12 @@ class AttemptRun:
     # ---- phase 0
 
     def _asked(self, clock: _Clock, question: Callable[[], T]) -> T:
-        """The driver's answer; _OutOfTime where the phase left it less time than it may take."""
+        """The driver's response; _OutOfTimeError where the phase left it less time than it may take."""
         may_take_s = _DRIVER_SHARE * self._spec.limits.preflight_s
         given_s = clock.left(may_take_s)
         try:
             return answered(question, within_s=given_s)
-        except SilentDriver:
+        except SilentDriverError:
             if given_s < may_take_s:
                 raise clock.out_of_time() from None
             raise
@@ -231,24 +231,24 @@ class AttemptRun:
         return None
 
     def _pair(self, clock: _Clock, engine: str, source: int, target: int, size: int) -> None:
-        ask = protocol.Copy(source, target, engine, size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
+        request = protocol.Copy(source, target, engine, size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
         where = f"gpu{self._order[source]}>gpu{self._order[target]}"
         peak = self._pair_peak(self._order[source], self._order[target])
         empty = Rate(f"pair_{engine}", where, f"{self._spec.copy_mib} MiB", "GB/s", [], peak)
         timed = source if engine == "copy" else target
         self._move(
             clock,
-            ask,
+            request,
             empty,
             label=f"pairs: {engine} {where}",
             size=size,
-            samples_of=lambda answers: answers[timed].samples_us,
+            samples_of=lambda responses: responses[timed].samples_us,
         )
 
     def _move(
         self,
         clock: _Clock,
-        ask: protocol.Copy | protocol.Exchange,
+        request: protocol.Copy | protocol.Exchange,
         empty: Rate,
         *,
         label: str,
@@ -260,11 +260,11 @@ class AttemptRun:
         for _ in range(2):
             group = self._running(clock)
             with clock.awaited():
-                answers = group.move(ask, deadline_s=clock.left(self._spec.measure.startup_s))
-            samples = samples_of(answers)
+                responses = group.move(request, deadline_s=clock.left(self._spec.measure.startup_s))
+            samples = samples_of(responses)
             blocks = [statistics.median(samples[at::_COPY_BLOCKS]) for at in range(_COPY_BLOCKS)]
             rate = msgspec.structs.replace(rate, blocks=rate.blocks + [size / block / 1000 for block in blocks])
-            said = next((answer.wrong for answer in answers if answer.wrong), said)
+            said = next((response.wrong for response in responses if response.wrong), said)
             if rate.variation <= self._spec.thresholds.noise(rate.test):
                 break
         self._rates.append(rate)
@@ -295,11 +295,11 @@ class AttemptRun:
         ranks = self._spec.gpus
         for size_mib in _CPU_ALLTOALL_MIB if self._spec.on_cpu else self._spec.alltoall_mib:
             size = size_mib * _MIB // ranks * ranks
-            ask = protocol.Exchange(size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
+            request = protocol.Exchange(size, _COPY_WARMUP, _COPY_BLOCKS * _COPY_ITERATIONS)
             self._running(clock)
             empty = Rate("all_to_all", "", f"{size_mib} MiB", "GB/s", [], self._peak())
             crossing = size * (ranks - 1) / ranks
-            self._move(clock, ask, empty, label=f"alltoall: {size_mib} MiB", size=crossing, samples_of=_slowest)
+            self._move(clock, request, empty, label=f"alltoall: {size_mib} MiB", size=crossing, samples_of=_slowest)
         return None
 
     def _running(self, clock: _Clock) -> Group:
@@ -308,9 +308,9 @@ class AttemptRun:
             try:
                 with clock.awaited():
                     self._group = Group(spec, log_folder=self._logs, startup_s=startup_s)
-            except RankFailure as failure:
+            except RankError as failure:
                 said = f"{failure.failed.message}\n{failure.failed.last_words}"
-                raise StartFailure(f"the ranks did not start: {said}") from None
+                raise StartError(f"the ranks did not start: {said}") from None
             environment = environment_of(self._group_spec(self._spec.workload.dtype), self._group.ready[0])
             self._made = msgspec.structs.replace(self._made, environment=environment)
             self._sink(environment)
@@ -402,7 +402,7 @@ class AttemptRun:
         self._rates += self._speeds(visits)
         counted = any(one.values.get("nvlink_tx_kib") is not None for one in self._made.before)
         if counted and not self._phases_failed():
-            with contextlib.suppress(_OutOfTime):  # it informs, and what it would say is not missed
+            with contextlib.suppress(_OutOfTimeError):  # it informs, and what it would say is not missed
                 self._count_link_bytes(clock)
             self._end_group()
         return None

@@ -20,31 +20,31 @@ from launcher.validation.node import Preflight
 T = TypeVar("T")
 
 
-class SilentDriver(Exception):
+class SilentDriverError(Exception):
     """NVML does not come back."""
 
 
 def answered(question: Callable[[], T], *, within_s: float) -> T:
-    """What the driver answers. SilentDriver when it does not in time.
+    """What the driver responses. SilentDriverError when it does not in time.
 
     Nothing ends a call that is stuck in the kernel: the thread that waits for it is left behind.
     """
-    answers: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+    responses: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answers.put(question())
+            responses.put(question())
         except BaseException as error:  # noqa: BLE001  (it is raised again where it was asked)
-            answers.put(error)
+            responses.put(error)
 
-    threading.Thread(target=ask, name="NVML", daemon=True).start()
+    threading.Thread(target=request, name="NVML", daemon=True).start()
     try:
-        answer = answers.get(timeout=within_s)
+        response = responses.get(timeout=within_s)
     except queue.Empty:
-        raise SilentDriver(f"NVML does not answer within {within_s:.3g} s") from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+        raise SilentDriverError(f"NVML does not response within {within_s:.3g} s") from None
+    if isinstance(response, BaseException):
+        raise response
+    return response
 
 
 class Readings(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.validation.codes import EXIT_OK, EXIT_UNKNOWN, Status, Verdict
+from launcher.validation.codes import EXIT_OK, EXIT_UNKNOWN, NodeVerdict, Status
 from launcher.validation.config import Spec
 from launcher.validation.measure.suite import Suite
 
@@ -22,7 +22,7 @@ class Case(msgspec.Struct, frozen=True):
 
     name: str
     faults: list[str]
-    verdict: Verdict
+    verdict: NodeVerdict
     code: str
     where: str = ""
 
@@ -32,20 +32,24 @@ def cases(spec: Spec) -> list[Case]:
     last = spec.gpus - 1
     gpu = f"gpu{last}"
     return [
-        Case("healthy", [], Verdict.PASS, ""),
-        Case("wrong token", [f"wrong_token@{last}:dispatch"], Verdict.FAIL, "E301"),
-        Case("wrong bytes", [f"wrong_token@{last}:exchange"], Verdict.FAIL, "E303"),
-        Case("slow GPU", [f"slow={_SLOW_US}@{last}:compute"], Verdict.FAIL, "E203", gpu),
-        Case("hang", [f"hang@{last}:combine"], Verdict.HANG, "E601"),
-        Case("crash", [f"segfault@{last}:combine"], Verdict.FAIL, "E602", gpu),
-        Case("missing GPU", [f"missing_gpu@{last}:"], Verdict.FAIL, "E101"),
-        Case("GPU that falls off the bus", [f"lost_gpu@{last}:"], Verdict.FAIL, "E101"),
-        Case("GPUs in use", [f"foreign@{last}:"], Verdict.SETUP, "U902", gpu),
-        Case("memory error", [f"ecc@{last}:"], Verdict.FAIL, "E401", gpu),
-        Case("row remapping", [f"remap@{last}:"], Verdict.FAIL, "E402", gpu),
-        Case("XID", [f"xid@{last}:"], Verdict.FAIL, "E403", gpu),
+        Case("healthy", [], NodeVerdict.PASS, ""),
+        Case("wrong token", [f"wrong_token@{last}:dispatch"], NodeVerdict.FAIL, "E301"),
+        Case("wrong bytes", [f"wrong_token@{last}:exchange"], NodeVerdict.FAIL, "E303"),
+        Case("slow GPU", [f"slow={_SLOW_US}@{last}:compute"], NodeVerdict.FAIL, "E203", gpu),
+        Case("hang", [f"hang@{last}:combine"], NodeVerdict.HANG, "E601"),
+        Case("crash", [f"segfault@{last}:combine"], NodeVerdict.FAIL, "E602", gpu),
+        Case("missing GPU", [f"missing_gpu@{last}:"], NodeVerdict.FAIL, "E101"),
+        Case("GPU that falls off the bus", [f"lost_gpu@{last}:"], NodeVerdict.FAIL, "E101"),
+        Case("GPUs in use", [f"foreign@{last}:"], NodeVerdict.SETUP, "U902", gpu),
+        Case("memory error", [f"ecc@{last}:"], NodeVerdict.FAIL, "E401", gpu),
+        Case("row remapping", [f"remap@{last}:"], NodeVerdict.FAIL, "E402", gpu),
+        Case("XID", [f"xid@{last}:"], NodeVerdict.FAIL, "E403", gpu),
         Case(
-            "slow while throttled", [f"throttle@{last}:", f"slow={_SLOW_US}@{last}:compute"], Verdict.FAIL, "E501", gpu
+            "slow while throttled",
+            [f"throttle@{last}:", f"slow={_SLOW_US}@{last}:compute"],
+            NodeVerdict.FAIL,
+            "E501",
+            gpu,
         ),
     ]
 

@@ -20,12 +20,12 @@ from launcher.store import revision
 from launcher.store.files import Appender
 from launcher.text import utc
 from launcher.validation import node as nodes
-from launcher.validation.codes import Finding, Verdict
+from launcher.validation.codes import Finding, NodeVerdict
 from launcher.validation.config import Spec
-from launcher.validation.judge.layers import LAYERS, certain, conclude, headline, judge, to_drain
-from launcher.validation.measure.phases import AttemptRun
+from launcher.validation.judge.layers import LAYERS, certain_faults, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.measure.phases import PhaseRunner
 from launcher.validation.measure.readings import Doctored, Nvml, Readings
-from launcher.validation.node import Attempt, Node
+from launcher.validation.node import Node, SuiteRun
 from launcher.validation.node_faults import DIE, MACHINE_FAULTS, gpu_of, kind_of, own_faults
 
 
@@ -52,7 +52,7 @@ class Suite:
         self._deadly = {text.split(":", 1)[1] for text in own if kind_of(text) == DIE}
         injected = [(kind_of(text), gpu_of(text)) for text in own if kind_of(text) in MACHINE_FAULTS]
         self._injected = injected
-        self._seen: list[Attempt] = []
+        self._seen: list[SuiteRun] = []
 
     def run(self) -> Node:
         """The node with its verdict, which also stands in NODE.json."""
@@ -73,7 +73,7 @@ class Suite:
         """What is said when the suite itself cannot go on: a GPU that fell off the bus, or our own mistake."""
         said = f"{type(error).__name__}: {error}"
         lost = isinstance(error, pynvml.NVMLError_GpuIsLost)
-        verdict, code = (Verdict.FAIL, "E101") if lost else (Verdict.SETUP, "U901")
+        verdict, code = (NodeVerdict.FAIL, "E101") if lost else (NodeVerdict.SETUP, "U901")
         broke = Finding(verdict, code, "", said, "inventory" if lost else "correctness")
         findings = [*self._certain(self._seen), broke]
         verdict, code, short, reason = headline(findings)
@@ -84,7 +84,7 @@ class Suite:
 
     def _written(self, made: Node) -> Node:
         """The node as it now stands in its file."""
-        made = msgspec.structs.replace(made, drain=to_drain(made))
+        made = msgspec.structs.replace(made, drain=drain_reason(made))
         nodes.write(self._folder, made)
         return made
 
@@ -92,7 +92,7 @@ class Suite:
         spec, readings = self._spec, self._real
         if self._injected:
             readings = Doctored(readings, self._injected, gpus=spec.gpus, hardware=spec.hardware)
-        attempts: list[Attempt] = []
+        attempts: list[SuiteRun] = []
         layers: dict[str, str] = {}
         order = list(range(self._spec.gpus))
         for number, devices in enumerate((order, order[::-1])):
@@ -100,7 +100,7 @@ class Suite:
                 break
             if number:
                 self._say("a second attempt, in fresh processes and with the GPUs in another order")
-            made = AttemptRun(
+            made = PhaseRunner(
                 self._spec,
                 devices,
                 number=number,
@@ -111,7 +111,7 @@ class Suite:
                 checkpoint=lambda so_far: self._checkpoint([*attempts, so_far]),
                 say=self._say,
             ).run()
-            findings, found = judge(made, self._spec)
+            findings, found = judge_suite_run(made, self._spec)
             layers = layers or found
             attempts.append(msgspec.structs.replace(made, findings=findings))
         findings, layers["confirmation"] = conclude(attempts, confirm=self._spec.confirm)
@@ -121,19 +121,19 @@ class Suite:
         made_node = msgspec.structs.replace(made_node, complete=True, findings=findings, layers=said)
         return self._written(made_node)
 
-    def _needs_second(self, first: Attempt) -> bool:
+    def _needs_second(self, first: SuiteRun) -> bool:
         return self._spec.confirm and any(finding.needs_confirmation for finding in first.findings)
 
-    def _certain(self, attempts: list[Attempt]) -> list[Finding]:
+    def _certain(self, attempts: list[SuiteRun]) -> list[Finding]:
         """What no cut-off and no break of ours takes back, each once."""
-        found = [one for attempt in attempts for one in certain(attempt, self._spec)]
+        found = [one for attempt in attempts for one in certain_faults(attempt, self._spec)]
         return list({(one.code, one.where): one for one in found}.values())
 
-    def _checkpoint(self, attempts: list[Attempt]) -> None:
+    def _checkpoint(self, attempts: list[SuiteRun]) -> None:
         """What NODE.json shall say if this process is never heard of again."""
         self._seen = attempts
         running = next((phase.name for phase in attempts[-1].phases if phase.status == "running"), None)
-        verdict, code = Verdict.NO_RESULT, "U901"
+        verdict, code = NodeVerdict.NO_RESULT, "U901"
         short = f"U901 in {running}" if running else "U901 between phases"
         reason = f"the validation ended {f'in phase {running}' if running else 'between two phases'}"
         findings = self._certain(attempts)
@@ -145,7 +145,7 @@ class Suite:
         if running in self._deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _node_of(self, verdict: Verdict, code: str, short: str, reason: str, attempts: list[Attempt]) -> Node:
+    def _node_of(self, verdict: NodeVerdict, code: str, short: str, reason: str, attempts: list[SuiteRun]) -> Node:
         return Node(
             verdict=verdict,
             reason_short=short,

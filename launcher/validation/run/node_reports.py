@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from launcher.text import code, table, text
 from launcher.validation import reference
-from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, Verdict, exit_status
-from launcher.validation.judge.fleet import Fleet, Row, rates_of
+from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, NodeVerdict, exit_status
+from launcher.validation.judge.fleet import Fleet, NodeRow, rates_of
 from launcher.validation.node import Node
 from launcher.validation.reference import Reference
 
@@ -43,7 +43,7 @@ def markdown(fleet: Fleet, *, run: str, when: str, references: Sequence[Referenc
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: NodeRow) -> list[str]:
     return [text(row.name), row.verdict, row.code, text(row.where), text(row.reason), text(row.job_id or "")]
 
 
@@ -141,7 +141,7 @@ def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
     """
     found = []
     for row in fleet.rows:
-        short = row.to_drain
+        short = row.drain_reason
         if not short or not _HOST_NAME.fullmatch(row.name):
             continue
         words = f"EPV:{short} [{when[:10].replace('-', '')} run {PurePath(run).name.rpartition('-')[2]}]"
@@ -203,13 +203,13 @@ def junit(fleet: Fleet) -> str:
         suite = junitparser.TestSuite(_xml(row.name))
         case = junitparser.TestCase("verdict", classname=_xml(row.name))
         message = _xml(f"{row.short}: {row.reason}")
-        if row.verdict in (Verdict.FAIL, Verdict.HANG):
+        if row.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG):
             case.result = [junitparser.Failure(message, row.code)]
-        elif row.verdict in (Verdict.SETUP, Verdict.INCONCLUSIVE, Verdict.NO_RESULT):
+        elif row.verdict in (NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE, NodeVerdict.NO_RESULT):
             case.result = [junitparser.Error(message, row.code)]
-        elif row.verdict is Verdict.SKIPPED:
+        elif row.verdict is NodeVerdict.SKIPPED:
             case.result = [junitparser.Skipped(message)]
-        elif row.verdict is Verdict.WARN:
+        elif row.verdict is NodeVerdict.WARN:
             case.system_out = message
         if row.result is not None:
             case.time = row.result.wall_s
@@ -248,7 +248,7 @@ def prometheus(fleet: Fleet) -> str:
         "deepep_node_drain", "1 where a certain or confirmed fault is a reason to drain", ["node"], registry=registry
     )
     for row in fleet.rows:
-        drain.labels(row.name).set(bool(row.to_drain))
+        drain.labels(row.name).set(bool(row.drain_reason))
         verdict.labels(row.name, row.verdict.value, row.code).set(1)
         if row.result is not None:  # what was never validated has no age
             last.labels(row.name).set(datetime.fromisoformat(row.result.ended).timestamp())
@@ -262,15 +262,15 @@ def nagios(fleet: Fleet, *, strict: bool) -> str:
     status = exit_status(fleet.verdicts, strict=strict)
     if status == EXIT_OK:
         dry = any(row.result is not None and row.result.dry_run for row in fleet.rows)
-        passed = sum(verdict in (Verdict.PASS, Verdict.WARN) for verdict in fleet.verdicts)
+        passed = sum(verdict in (NodeVerdict.PASS, NodeVerdict.WARN) for verdict in fleet.verdicts)
         said = f"{'dry run without GPUs: ' if dry else ''}{passed} {'node passes' if passed == 1 else 'nodes pass'}"
-        warned = fleet.verdicts.count(Verdict.WARN)
-        skipped = fleet.verdicts.count(Verdict.SKIPPED)
+        warned = fleet.verdicts.count(NodeVerdict.WARN)
+        skipped = fleet.verdicts.count(NodeVerdict.SKIPPED)
         said += f", {warned} with warnings" if warned else ""
         said += f", {skipped} skipped" if skipped else ""
     else:
         said = ", ".join(f"{row.name} {row.verdict} {row.short}" for row in fleet.rows[:3] if row.verdict != "PASS")
-        more = sum(row.verdict is not Verdict.PASS for row in fleet.rows) - 3
+        more = sum(row.verdict is not NodeVerdict.PASS for row in fleet.rows) - 3
         said += f", {more} more" if more > 0 else ""
     data = " ".join(f"{verdict.value.lower()}={fleet.verdicts.count(verdict)}" for verdict in WORST_FIRST)
     line = f"DEEPEP {_NAGIOS[status]} - {said} | {data}"

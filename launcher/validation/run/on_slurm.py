@@ -25,7 +25,7 @@ from launcher.config import arguments
 from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 from launcher.jobs import sbatch, slurm, watch
-from launcher.jobs.sbatch import Request, code_setup
+from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.jobs.slurm import JobState
 from launcher.store.revision import snapshot_code
 from launcher.validation.codes import EXIT_OK, EXIT_USAGE, Status, combined
@@ -171,7 +171,7 @@ def expanded(text: str) -> list[str]:
     return [str(name) for name in found]
 
 
-def _request(run: str, order: Order, node: str) -> Request:
+def _request(run: str, order: Order, node: str) -> JobRequest:
     """One lane for each of ``max_in_flight``.
 
     Slurm's deadline, by which a job must be over, lies one time limit behind the order's, by which it must have begun.
@@ -179,7 +179,7 @@ def _request(run: str, order: Order, node: str) -> Request:
     spec, settings = order.spec, SubmititConf(**order.settings)
     assert order.deadline is not None
     timeout_min = settings.timeout_min or spec.limits.job_min
-    return Request(
+    return JobRequest(
         name=f"epv-{run}-lane-{order.lanes[node]}",
         timeout_min=timeout_min,
         gpus_per_node=(0 if spec.on_cpu else spec.gpus) if settings.gpus_per_node is None else settings.gpus_per_node,

@@ -15,10 +15,10 @@ from launcher.jobs.slurm import JobState, SlurmSilentError
 from launcher.store import revision
 from launcher.store.files import write_atomic
 from launcher.validation import reference
-from launcher.validation.codes import EXIT_UNKNOWN, EXIT_USAGE, Status, Verdict, exit_status
+from launcher.validation.codes import EXIT_UNKNOWN, EXIT_USAGE, NodeVerdict, Status, exit_status
 from launcher.validation.config import Options
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import Fleet, Row
+from launcher.validation.judge.fleet import Fleet, NodeRow
 from launcher.validation.node import Node
 from launcher.validation.node_faults import own_faults
 from launcher.validation.run import node_reports
@@ -36,7 +36,7 @@ def collect(folder: ValidationFolder) -> Fleet:
         if state not in slurm.ENDED:
             state = states[job].state if job in states else state or silent
         rows.append(_row(folder, name, job, state))
-    return fleet.judge(rows, order.spec.thresholds)
+    return fleet.judge_fleet(rows, order.spec.thresholds)
 
 
 def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
@@ -51,13 +51,13 @@ def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
         return {}, "Slurm does not answer"
 
 
-def _row(folder: ValidationFolder, name: str, job: str | None, state: str | None) -> Row:
+def _row(folder: ValidationFolder, name: str, job: str | None, state: str | None) -> NodeRow:
     if job is None and folder.is_running(name):
         state = "RUNNING"
     try:
         return fleet.row_of(name, job, state, _result(folder, name), began=folder.began(name))
     except UserError as error:
-        return Row(name, Verdict.NO_RESULT, "U901", "U901 unreadable", str(error), job)
+        return NodeRow(name, NodeVerdict.NO_RESULT, "U901", "U901 unreadable", str(error), job)
 
 
 def _result(folder: ValidationFolder, name: str) -> Node | None:
@@ -122,7 +122,7 @@ def _learn(found: Fleet, file: Path, when: str) -> None:
     good = [
         row.result
         for row in found.rows
-        if row.result is not None and row.verdict in (Verdict.PASS, Verdict.WARN) and not row.result.faults
+        if row.result is not None and row.verdict in (NodeVerdict.PASS, NodeVerdict.WARN) and not row.result.faults
     ]
     learned = reference.learn(good, learned=when, program=revision.version())
     try:
