@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from scipy import stats as scipy_stats
 
 from bench.records import Stage
-from bench.stats import Interval, median_interval, paired_ratio_interval
+from bench.stats import DRIFT, Interval, median_interval, paired_ratio_interval
 from launcher import compare as command
 from launcher.comparison import compare as comparison
 from launcher.comparison import render
@@ -29,7 +29,7 @@ from launcher.comparison.compare import SCHEMA, Comparison, compare
 from launcher.comparison.run import ComparedRun
 from launcher.config.plan import NOT_A_MEASUREMENT
 from launcher.errors import UserError
-from launcher.tuner.racing import DRIFT
+from launcher.store import results_file
 
 PUBLISHED = ROOT / "outputs" / "published"
 REAL: dict[str, Any] = msgspec.json.decode((PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json").read_bytes())
@@ -68,6 +68,10 @@ def measurement(
     }
 
 
+LABELS = ("backend", "op", "dtype", "role", "num_sms")
+"""Members of a measurement that an operation of a pair does not have."""
+
+
 def failure(chunk: int, kind: str = "hang", *, op: str = "dispatch") -> Document:
     point = {"backend": "deepep", "op": op, "dtype": "bf16", "knobs": {"num_sms": 24, "nvl_chunk": chunk}}
     return {
@@ -98,7 +102,8 @@ def run(*points: Document, failures: tuple[Document, ...] = (), **changes: Any) 
 
 
 def sided(document: Document, name: str = "RESULTS_EP2.json") -> ComparedRun:
-    return side.decode(Path(name), msgspec.json.encode(document))
+    file = Path(name)
+    return side.compared_run(file, results_file.decode(file, msgspec.json.encode(document)))
 
 
 def compared(a: Document, b: Document, *, tolerance: float = 0.02, unlike_hardware: bool = False) -> Comparison:
@@ -156,7 +161,7 @@ environment.driver         580.159.04  590.1
 environment.versions.nccl  2.28.9      2.29.1
 
 Points, worst first, those that gate before the others
-point                                          A us   B us    B/A   95 % interval  stage  verdict
+point                                          A us   B us    B/A         95 % CI  stage  verdict
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=10  230.0                                final  failed in B: hang
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=4   200.0  210.0  1.050  1.047 to 1.053  final  slower
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=12  240.0  264.0  1.100  1.090 to 1.110  sweep  slower
@@ -165,17 +170,17 @@ deepep/dispatch/bf16/num_sms=24,nvl_chunk=6   210.0  200.0  0.952  0.950 to 0.95
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=16         260.0                         final  failed in A: crash
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=14  250.0                                sweep  only in A
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=18         270.0                         final  only in B
-A us, B us: medians. B/A: above 1 where B is slower, with its 95 % interval.
+A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI.
 slower, faster: by significantly more than 2 %, at 5 % for all points together.
-unstable: the samples scatter too much to say anything.
-Points that gate: 3, measured by both runs in the fresh process groups of a final, or chosen by one. The others (the sweep, the passes beside GEMMs) are shown: one set of processes measured them, on one side at least.
+unstable: the samples scatter too much for a verdict.
+Points that gate: 3, measured by both runs in the fresh process groups of a final, or picked by one. The others (the sweep, overlapped passes) are shown only: at least one run measured them in one set of processes.
 
 Picks
 pick         A us   B us    B/A  config in A                                                                              config in B
 default     958.3  958.3  1.000  num_sms 20; dispatch nvl_chunk 24, nvl_buffer 256; combine nvl_chunk 10, nvl_buffer 256  the same
 optimal     412.4  420.0  1.018  num_sms 128; dispatch nvl_chunk 8, nvl_buffer 128; combine nvl_chunk 14, nvl_buffer 256  num_sms 64; dispatch nvl_chunk 8, nvl_buffer 128; combine nvl_chunk 14, nvl_buffer 256
 overlapped  436.4  436.4  1.000  num_sms 80; dispatch nvl_chunk 6, nvl_buffer 128; combine nvl_chunk 8, nvl_buffer 256    the same
-Times are round trips, without GEMMs, of the configs that each run picked.
+Times are round trips, isolated, of the configs that each run picked.
 
 Result
 Points: 1 failed in B, 2 slower, 1 same, 1 faster, 1 failed in A, 1 only in A, 1 only in B.
@@ -276,8 +281,8 @@ def test_what_b_lacks_of_what_a_is_judged_by_does_not_pass_unless_it_is_allowed(
     assert compared(*pair).missing == lacks
     for flags, status in (([], 3), (["--allow-missing"], 0)):
         last = last_line(*pair, *flags, folder=tmp_path, capsys=capsys)
-        assert last == f"{status} Nothing that was measured is worse."
-    assert f"B lacks what A is judged by: {', '.join(lacks)}.\n" in render.plain(compared(*pair))
+        assert last == f"{status} Nothing is worse among the points that B has."
+    assert f"B lacks: {', '.join(lacks)}.\n" in render.plain(compared(*pair))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,7 @@ def test_a_point_that_is_missing_stands_before_those_that_are_not_worse() -> Non
 
 def test_a_long_list_of_what_is_missing_is_cut() -> None:
     found = compared(run(SWEPT, *(measurement(chunk, 200.0) for chunk in range(10, 18))), run(SWEPT))
-    line = f"B lacks what A is judged by: {', '.join(label(chunk) for chunk in range(10, 15))} and 4 more."
+    line = f"B lacks: {', '.join(label(chunk) for chunk in range(10, 15))} and 4 more."
     assert line in render.plain(found).splitlines()
 
 
@@ -337,19 +342,21 @@ def test_where_nothing_that_gates_can_be_judged_nothing_passes() -> None:
     calm, wild = SWEPT, measurement(6, 600.0, stage="sweep", count=48, unstable=True)
     found = compared(run(calm), run(wild))
     assert (found.worse, found.missing) == ([], ["a judgement: every point that gates is unstable"])
-    assert "B lacks what A is judged by: a judgement: " in render.plain(found)
+    assert "B lacks: a judgement: " in render.plain(found)
 
 
 def test_the_output_says_which_points_gate() -> None:
     with_final = render.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
-    assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or c" in with_final
+    assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or p" in with_final
     without = render.plain(compared(run(SWEPT), run(FINAL, SWEPT)))
-    assert "\nPoints that gate: all 1 with two times, since no final measured one of them in both runs.\n" in without
+    assert "\nPoints that gate: all 1 with two times, since no point is in the finals of both runs.\n" in without
 
 
 def test_what_a_run_chose_gates_also_where_the_other_s_final_left_it_out() -> None:
-    pair = {"num_sms": 24, "round_trip_us": 400.0, "dispatch": {"nvl_chunk": 8}, "combine": {"nvl_chunk": 10}}
-    a = run(FINAL, measurement(8, 200.0), measurement(10, 200.0, op="combine"), optimal=pair)
+    dispatch, combine = measurement(8, 200.0), measurement(10, 200.0, op="combine")
+    numbers = [{name: value for name, value in one.items() if name not in LABELS} for one in (dispatch, combine)]
+    pair = {"num_sms": 24, "round_trip_us": 400.0, "dispatch": numbers[0], "combine": numbers[1]}
+    a = run(FINAL, dispatch, combine, optimal=pair)
     swept = [measurement(8, 300.0, stage="sweep"), measurement(10, 200.0, op="combine", stage="sweep")]
     found = compared(a, run(FINAL, *swept))
     assert found.worse == [label(8)]
@@ -384,7 +391,7 @@ def test_times_beside_gemms_share_their_processes_and_do_not_gate() -> None:
         (
             {"workload__num_tokens": 1, "workload__routing": "a\nb\x1b[2J"},
             "the two runs measured different things: workload.num_tokens is 4096 in A, 1 in B; "
-            "workload.routing is uniform in A, a b [2J in B",
+            "workload.routing is uniform in A, a\\nb\\x1b[2J in B",
         ),
         ({"workload__seed": 2}, "the two runs measured different things: workload.seed is 1 in A, 2 in B"),
     ],
@@ -446,8 +453,14 @@ def test_runs_without_a_common_point_are_refused(a: Document, b: Document) -> No
     [
         (["A.json"], "the following arguments are required: b"),
         (["A.json", "C.json"], "C.json is no run folder: it has no run.json"),
-        (["A.json", "bad.json"], "bad.json is no RESULTS file: Expected `float`, got `str` - at `$.median_us`"),
-        (["A.json", "newer.json"], "newer.json has schema deepep-sweep/results/2, this program reads"),
+        (
+            ["A.json", "bad.json"],
+            "bad.json is not a RESULTS file: Expected `float`, got `str` - at `$.measurements[0].median_us`",
+        ),
+        (
+            ["A.json", "newer.json"],
+            "newer.json has schema deepep-sweep/results/3, this program reads up to deepep-sweep/results/2",
+        ),
         (["A.json", "A.json", "--tolerance", "1"], "--tolerance must be at least 0 and below 1, got 1"),
         (["A.json", "A.json", "--tolerance", "-0.1"], "--tolerance must be at least 0 and below 1, got -0.1"),
         (["A.json", "A.json", "--tolerance", "nan"], "--tolerance must be at least 0 and below 1, got nan"),
@@ -464,7 +477,7 @@ def test_a_bad_command_is_one_line_a_hint_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, A=run(FINAL), bad=run(FINAL | {"median_us": "1"}), newer=run(schema="deepep-sweep/results/2"))
+    written(tmp_path, A=run(FINAL), bad=run(FINAL | {"median_us": "1"}), newer=run(schema="deepep-sweep/results/3"))
     assert command.main(arguments) == 2
     output, (first, second) = (capsys.readouterr()), ("error: ", "hint: ")
     assert output.out == ""
@@ -730,14 +743,14 @@ def test_two_dry_runs_are_compared_and_said_to_be_no_measurements(run_module: Co
     assert (process.returncode, process.stderr) == (0, "")
     lines = process.stdout.splitlines()
     assert "not a measurement of DeepEP" in NOT_A_MEASUREMENT
-    assert lines[0] == "Both are dry runs on CPUs: what is compared are no measurements of DeepEP."
+    assert lines[0] == "Both are dry runs on CPUs: the times are not measurements of DeepEP."
     assert lines[-1] == "Nothing is worse."
 
 
 def test_shared_gpus_are_said_first() -> None:
     one = run(FINAL, shared_gpus=True)
     assert render.github(compared(one, one)).splitlines()[0] == (
-        "**In both several ranks shared a GPU: the times mean nothing.**"
+        "**In both runs several ranks shared a GPU: the times mean nothing.**"
     )
 
 
@@ -789,10 +802,10 @@ def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points
         assert 0 < found.counts.get("faster", 0) + found.counts.get("slower", 0) < 0.01 * found.counts["same"]
         assert found.geometric_mean == pytest.approx(1, abs=0.005)
         assert [one.name for one in found.picks] == ["default", "optimal"]
-        assert any("taken in two ways (timing " in note for note in found.notes)
+        assert any("in different ways (timing " in note for note in found.notes)
         same = compare(a, a, tolerance=0.02)
         (overlapped,) = [one for one in same.picks if one.name == "overlapped"]
-        assert overlapped.is_beside_gemms
+        assert overlapped.is_overlapped
         assert (overlapped.ratio, same.notes) == (1.0, [])
 
 

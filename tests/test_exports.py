@@ -172,13 +172,13 @@ def test_a_wrong_argument_is_one_line_that_lists_the_right_ones(
         ({"optimal": None, "picks": {}}, "has no optimal pair: too little was measured"),
         ({"verdict": None}, "has no verdict on the default: too little was measured"),
         (
-            {"schema": "deepep-sweep/results/2"},
-            "has schema deepep-sweep/results/2, this program reads deepep-sweep/results/1",
+            {"schema": "deepep-sweep/results/3"},
+            "has schema deepep-sweep/results/3, this program reads up to deepep-sweep/results/2",
         ),
-        ({"schema": "other"}, "is no RESULTS file: its schema is not deepep-sweep/results/1"),
-        ({"schema": 7}, "is no RESULTS file: Expected `str`, got `int` - at `$.schema`"),
-        ({"picks": {}}, "is no RESULTS file: picks has no fastest"),
-        ({"ep": "two"}, "is no RESULTS file: Expected `int`, got `str` - at `$.ep`"),
+        ({"schema": "other"}, "is not a RESULTS file: its schema is not deepep-sweep/results/2"),
+        ({"schema": 7}, "is not a RESULTS file: Expected `str`, got `int` - at `$.schema`"),
+        ({"picks": {}}, "is not a RESULTS file: picks has no fastest"),
+        ({"ep": "two"}, "is not a RESULTS file: Expected `int`, got `str` - at `$.ep`"),
     ],
 )
 def test_what_must_not_be_deployed_is_refused_in_one_line(
@@ -194,7 +194,7 @@ def test_what_must_not_be_deployed_is_refused_in_one_line(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"text"', b"{}"])
 def test_a_file_that_is_no_results_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "RESULTS_EP2.json").write_bytes(content)
-    with pytest.raises(UserError, match="is no RESULTS file"):
+    with pytest.raises(UserError, match="is not a RESULTS file"):
         tuned.read(tmp_path / "RESULTS_EP2.json")
 
 
@@ -318,8 +318,9 @@ def test_vllm_s_environment_is_sourced_and_holds_the_config(exports: Path) -> No
 
 def test_vllm_s_buffer_grows_where_the_config_needs_more_than_vllm_gives() -> None:
     pair = ANSWER.picks["fastest"]
-    large = msgspec.structs.replace(pair, combine=msgspec.structs.replace(pair.combine, nvl_buffer=1024))
-    found = msgspec.structs.replace(ANSWER, picks={"fastest": large})
+    combine = msgspec.structs.replace(pair.combine, knobs=pair.combine.knobs | {"nvl_buffer": 1024})
+    large = msgspec.structs.replace(pair, combine=combine)
+    found = ANSWER._replace(library=msgspec.structs.replace(ANSWER.library, picks={"fastest": large}))
     # 64 channels * 2 ranks * (20 + 1024 * (14336 + 8 + 1024 + 512 + 512)) bytes = 2049.0 MiB
     assert bare(render(found, pick="fastest", names=["vllm"])["vllm.env"]) == ["VLLM_DEEPEP_BUFFER_SIZE_MB=2050"]
 
@@ -432,7 +433,8 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
     exports: Path, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | {"ep": 4}, tmp_path, "RESULTS_EP4.json")
-    wanted = {name: tuple(knobs.values()) for name, knobs in tuned.read(RESULTS).pair("overlapped").knobs.items()}
+    pair = tuned.read(RESULTS).pair("overlapped")
+    wanted = {name: tuple(operation.knobs.values()) for name, operation in pair.operations.items()}
     holds(
         "import deepep_shim\n"
         f"active = deepep_shim.apply({str(file)!r}, pick='overlapped')\n"
@@ -450,15 +452,15 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"dry_run": True}, "is no measurement of DeepEP"),
-        ({"shared_gpus": True}, "is no measurement of DeepEP"),
-        ({"schema": "deepep-sweep/results/2"}, "this file reads 'deepep-sweep/results/1'"),
+        ({"dry_run": True}, "is not a measurement of DeepEP"),
+        ({"shared_gpus": True}, "is not a measurement of DeepEP"),
+        ({"schema": "deepep-sweep/results/3"}, "this file reads 'deepep-sweep/results/1' and 'deepep-sweep/results/2'"),
         ({"picks": {}}, "has no pick 'fastest'; it has none"),
         ({"picks": 7}, "is malformed"),
         ({"picks": {"fastest": None}}, "is malformed"),
         ({"picks": {"fastest": {"num_sms": 24, "dispatch": {}, "combine": {}}}}, "is malformed: no 'nvl_chunk'"),
         ({"ep": "four"}, "is malformed"),
-        ({"shared_gpus": None, "backend": None}, "is no measurement of DeepEP"),
+        ({"shared_gpus": None, "backend": None}, "is not a measurement of DeepEP"),
     ],
 )
 def test_apply_refuses_what_export_refuses(
@@ -525,14 +527,17 @@ hostile = st.one_of(
 
 def with_text(text: str) -> TunedResults:
     """The answer with a text wherever a machine, a command or a configuration may put one."""
-    replace = msgspec.structs.replace
-    return replace(
-        ANSWER,
-        command=["deepep-sweep", text, f"run={text}"],
-        ended=text,
-        hosts=[tuned.Host(text)],
-        workload=replace(ANSWER.workload, name=text, routing=text),
-        environment=replace(ANSWER.environment, device=text, versions={"deep_ep": text}),
+    replace, results = msgspec.structs.replace, ANSWER.results
+    return ANSWER._replace(
+        results=replace(
+            results,
+            command=["deepep-sweep", text, f"run={text}"],
+            ended=text,
+            hosts=[replace(results.hosts[0], hostname=text)],
+            workload=replace(results.workload, name=text, routing=text),
+        ),
+        library=replace(ANSWER.library, version=text),
+        device=text,
         verdict=replace(ANSWER.verdict, meaning=text),
     )
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.process import BaseProcess
 
-import msgspec
-
 from launcher.analysis import results
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, MISSING, OK, UserError
 from launcher.report import findings, html_report, optimal_configs, results_json
-from launcher.store import table
+from launcher.store import results_file, table
 from launcher.store.files import write_atomic
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
@@ -57,8 +55,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     drawing = _drawing(folder, parts[0]) if draw else None
     for number, part in enumerate(parts):
         file = folder.path / optimal_configs.file_name(folder.results_file(plan.spec.ep.size).name, number)
-        encoded = msgspec.json.encode(results_json.to_json(part))
-        write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
+        write_atomic(file, results_file.encode(results_json.document(part)))
     all_said = [findings.findings(part) for part in parts]
     if drawing is not None:
         drawing.join()

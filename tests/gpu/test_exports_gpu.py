@@ -79,14 +79,16 @@ def test_sglang_s_objects_are_arguments_of_the_real_config(exports: Path) -> Non
 
 
 def tuned_hints() -> list[int]:
-    return [buffer_bytes(knobs, num_ranks=2, hidden_bytes=HIDDEN_BYTES) for knobs in PAIR.knobs.values()]
+    return [
+        buffer_bytes(operation.knobs, num_ranks=2, hidden_bytes=HIDDEN_BYTES) for operation in PAIR.operations.values()
+    ]
 
 
 def test_the_shim_replaces_the_defaults_of_the_measured_ranks(seen: dict[str, Any]) -> None:
     assert seen["after"]["2"] == tuned_hints()
     assert seen["before"]["2"] != tuned_hints()
     assert seen["num_sms"] == PAIR.num_sms
-    assert seen["active"] == {"2": PAIR.configs}
+    assert seen["active"] == {"2": tuned.configs(PAIR)}
 
 
 def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> None:
