@@ -34,8 +34,10 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m launcher.config.manual docs/CONFIGS.md
-	$(BIN)/python -c "from pathlib import Path; from launcher.validation import node; \
-	  Path('docs/node.schema.json').write_bytes(node.schema())"
+	$(BIN)/python -c "from pathlib import Path; from launcher import library; from launcher.store import results_file; \
+	  from launcher.validation import node; \
+	  schemas = {'node': node, 'results': results_file, 'library': library}; \
+	  [Path(f'docs/{name}.schema.json').write_bytes(of.schema()) for name, of in schemas.items()]"
 
 # On four, and eight, GPUs of one host, in an environment that has torch and deep_ep: PY=python3. The first took 444 and 467 s
 # on four H200s; the second, not run yet, has two sweeps for the first one's four. With ARGS nothing is exported:
