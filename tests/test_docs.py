@@ -97,3 +97,23 @@ def test_every_column_of_a_report_stands_in_the_methodology() -> None:
         found = columns((ROOT / "outputs" / "published" / run / "OPTIMAL_CONFIGS.md").read_text())
         assert {"overlapped us", "GEMM slowdown", "saved ms", "speed", "measured"} <= found
         assert found - {name.strip() for name in known} == set()
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a Markdown file's headings, as GitHub makes them; code blocks have none."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
+    """Links only: the pictures of a published report are made from its records and not all are kept."""
+    broken = []
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("outputs/published/**/*.md")]:
+        for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", file.read_text()):
+            path, _, anchor = link.partition("#")
+            target = file.parent / path if path else file
+            leads_there = target.exists() and (not anchor or anchor in anchors(target.read_text()))
+            if ":" not in link and not leads_there:
+                broken.append(f"{file.relative_to(ROOT)}: {link}")
+    assert broken == []
