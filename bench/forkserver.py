@@ -268,9 +268,9 @@ class _Server:
         os.close(log)
         os.environ.clear()
         os.environ.update(birth.environment)
-        from bench.rank import worker
+        from bench.rank import process
 
-        worker.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
+        process.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
 
     def _report_exits(self) -> None:
         while True:
@@ -294,7 +294,7 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     """The process: imports, then forks until nobody requests any more."""
     _die_with(os.getppid())
-    from bench.rank import worker  # noqa: F401  (what every rank needs)
+    from bench.rank import process  # noqa: F401  (what every rank needs)
 
     _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
 

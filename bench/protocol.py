@@ -24,6 +24,11 @@ class GroupSpec(msgspec.Struct, frozen=True):
     faults: list[Fault] = []
     devices: list[int] = []
 
+    @property
+    def has_own_gpus(self) -> bool:
+        """Whether each rank has a GPU of its own."""
+        return self.device == "cuda" and not self.shared_gpus
+
 
 class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="request"):
     """Join the group. ``store`` is the path of a fresh rendezvous file."""

@@ -81,8 +81,8 @@ def combined(ranks: list[Oracle], rank: int) -> torch.Tensor:
 def test_the_truth_is_accepted_on_every_rank(dtype: Dtype, num_ranks: int) -> None:
     ranks = oracles([route(LAYER, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)], dtype)
     for rank, oracle in enumerate(ranks):
-        assert oracle.wrong_dispatch(dispatched(ranks, rank)) is None
-        assert oracle.wrong_combine(combined(ranks, rank)) is None
+        assert oracle.check_dispatch(dispatched(ranks, rank)) is None
+        assert oracle.check_combine(combined(ranks, rank)) is None
 
 
 @DTYPES
@@ -90,8 +90,8 @@ def test_the_truth_is_accepted_on_every_rank(dtype: Dtype, num_ranks: int) -> No
 def test_the_truth_of_every_edge_routing_is_accepted(dtype: Dtype, name: str) -> None:
     ranks = oracles(edge_routings(LAYER, num_ranks=NUM_RANKS)[name], dtype)
     for rank, oracle in enumerate(ranks):
-        assert oracle.wrong_dispatch(dispatched(ranks, rank)) is None
-        assert oracle.wrong_combine(combined(ranks, rank)) is None
+        assert oracle.check_dispatch(dispatched(ranks, rank)) is None
+        assert oracle.check_combine(combined(ranks, rank)) is None
 
 
 def swap(tokens: torch.Tensor) -> None:
@@ -118,8 +118,8 @@ def test_a_wrong_row_is_named_by_source_and_token(dtype: Dtype, spoil: Callable[
     first, count = {swap: (0, 2), flip: (3, 1), shift_columns: (5, 1)}[spoil]
     sent = goes_to(ranks[0].inputs.topk_idx, 1, 8).nonzero()[:, 0].tolist()
     message = f"{count} of {len(got.payload[0])} received tokens are wrong, first token {sent[first]} of rank 0"
-    assert ranks[1].wrong_dispatch(got) == message
-    assert ranks[1].wrong_payload(got.payload) == message
+    assert ranks[1].check_dispatch(got) == message
+    assert ranks[1].check_payload(got.payload) == message
 
 
 def test_a_token_of_the_wrong_source_is_noticed() -> None:
@@ -127,7 +127,7 @@ def test_a_token_of_the_wrong_source_is_noticed() -> None:
     got = dispatched(ranks, 0)
     from_rank_0 = int(goes_to(ranks[0].inputs.topk_idx, 0, 8).sum())
     got.payload[0][0] = got.payload[0][from_rank_0]
-    assert "first token" in (ranks[0].wrong_dispatch(got) or "")
+    assert "first token" in (ranks[0].check_dispatch(got) or "")
 
 
 def test_sources_in_the_wrong_order_are_noticed() -> None:
@@ -135,7 +135,7 @@ def test_sources_in_the_wrong_order_are_noticed() -> None:
     got = dispatched(ranks, 0)
     cut = int(goes_to(ranks[0].inputs.topk_idx, 0, 8).sum())
     turned = torch.cat([got.payload[0][cut:], got.payload[0][:cut]])
-    assert ranks[0].wrong_payload((turned, None)) is not None
+    assert ranks[0].check_payload((turned, None)) is not None
 
 
 def test_a_negative_zero_is_not_a_zero() -> None:
@@ -143,7 +143,7 @@ def test_a_negative_zero_is_not_a_zero() -> None:
     got = dispatched(ranks, 0)
     ranks[0].expected.payload[0][0, 0] = 0.0
     got.payload[0][0, 0] = -0.0
-    assert ranks[0].wrong_payload(got.payload) is not None
+    assert ranks[0].check_payload(got.payload) is not None
 
 
 def test_a_wrong_scale_is_noticed() -> None:
@@ -152,16 +152,16 @@ def test_a_wrong_scale_is_noticed() -> None:
     scales = got.payload[1]
     assert scales is not None
     scales[2, 1] *= 1.0001
-    assert "1 of" in (ranks[1].wrong_dispatch(got) or "")
-    assert "scales are wrong" in (ranks[1].wrong_dispatch(got) or "")
-    assert ranks[1].wrong_payload((got.payload[0], None)) == "scales are missing"
+    assert "1 of" in (ranks[1].check_dispatch(got) or "")
+    assert "scales are wrong" in (ranks[1].check_dispatch(got) or "")
+    assert ranks[1].check_payload((got.payload[0], None)) == "scales are missing"
 
 
 def test_a_missing_token_is_noticed() -> None:
     ranks = uniform()
     got = dispatched(ranks, 1)
     count, hidden = got.payload[0].shape
-    assert ranks[1].wrong_payload((got.payload[0][1:], None)) == (
+    assert ranks[1].check_payload((got.payload[0][1:], None)) == (
         f"tokens have shape ({count - 1}, {hidden}), expected ({count}, {hidden})"
     )
 
@@ -171,15 +171,15 @@ def test_wrong_counts_weights_and_experts_are_noticed() -> None:
     got = dispatched(ranks, 1)
     counts = [*got.tokens_per_expert]
     counts[0], counts[1] = counts[0] - 1, counts[1] + 1
-    assert ranks[1].wrong_dispatch(got._replace(tokens_per_expert=counts)) == (
+    assert ranks[1].check_dispatch(got._replace(tokens_per_expert=counts)) == (
         f"tokens per expert are {counts}, expected {got.tokens_per_expert}"
     )
     weights = got.topk_weights.clone()
     weights[weights > 0] *= 1.001
-    assert ranks[1].wrong_dispatch(got._replace(topk_weights=weights)) == "expert weights of received tokens differ"
+    assert ranks[1].check_dispatch(got._replace(topk_weights=weights)) == "expert weights of received tokens differ"
     idx = got.topk_idx.clone()
     idx[0] = idx[0].roll(1)
-    assert ranks[1].wrong_dispatch(got._replace(topk_idx=idx)) == "expert indices of received tokens differ"
+    assert ranks[1].check_dispatch(got._replace(topk_idx=idx)) == "expert indices of received tokens differ"
 
 
 @pytest.mark.parametrize("steps", [-2, 2])
@@ -189,7 +189,7 @@ def test_a_combine_off_by_two_bf16_steps_in_any_element_is_noticed(steps: int) -
     for column in (truth[9].abs() > 0.05).nonzero()[:, 0].tolist():
         got = right.clone()
         got.view(torch.int16)[9, column] += steps
-        assert ranks[0].wrong_combine(got) == f"1 of {len(got)} combined tokens are wrong, first token 9"
+        assert ranks[0].check_combine(got) == f"1 of {len(got)} combined tokens are wrong, first token 9"
 
 
 def test_a_combine_may_round_the_exact_sum_to_either_neighbour() -> None:
@@ -200,7 +200,7 @@ def test_a_combine_may_round_the_exact_sum_to_either_neighbour() -> None:
     other.view(torch.int16).add_(torch.where(inward, -1, 1).to(torch.int16))
     near = (other.float() - truth).abs() < 2.0**-8 * truth.abs()
     assert near.any()
-    assert ranks[0].wrong_combine(torch.where(near, other, right)) is None
+    assert ranks[0].check_combine(torch.where(near, other, right)) is None
 
 
 def test_a_combine_that_misses_one_rank_or_is_not_a_number_is_noticed() -> None:
@@ -209,16 +209,16 @@ def test_a_combine_that_misses_one_rank_or_is_not_a_number_is_noticed() -> None:
     for value in (0.0, float("nan"), float("inf")):
         got = right.clone()
         got[7] = value
-        assert ranks[1].wrong_combine(got) == f"1 of {len(right)} combined tokens are wrong, first token 7"
-    assert ranks[1].wrong_combine(right.float()) is not None
-    assert ranks[1].wrong_combine(right[1:]) is not None
+        assert ranks[1].check_combine(got) == f"1 of {len(right)} combined tokens are wrong, first token 7"
+    assert ranks[1].check_combine(right.float()) is not None
+    assert ranks[1].check_combine(right[1:]) is not None
 
 
 def test_a_combine_that_swaps_two_tokens_is_noticed() -> None:
     ranks = uniform()
     got = combined(ranks, 0)
     got[[2, 3]] = got[[3, 2]]
-    assert ranks[0].wrong_combine(got) == f"2 of {len(got)} combined tokens are wrong, first token 2"
+    assert ranks[0].check_combine(got) == f"2 of {len(got)} combined tokens are wrong, first token 2"
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])

@@ -107,52 +107,54 @@ class Oracle:
         mask = self._in_rank[self.rank]
         total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
         for destination in range(self.num_ranks):
-            before = sum(self.tokens[source][destination] for source in range(self.rank))
-            mine = self.tokens[self.rank][destination]
+            first = sum(self.tokens[source][destination] for source in range(self.rank))
+            last = first + self.tokens[self.rank][destination]
             rows = mask[:, destination].nonzero()[:, 0]
-            total.index_add_(0, rows, self._returned_by(destination)[before : before + mine].float())
+            total.index_add_(0, rows, self._returned_by(destination)[first:last].float())
         return total
 
-    def wrong_dispatch(self, got: Dispatched) -> str | None:
-        """What differs from the expected dispatch, or None."""
-        wrong = self.wrong_payload(got.payload)
-        if wrong:
-            return wrong
-        want = self.expected
-        for name, value, wanted in (
-            ("expert indices", got.topk_idx.to(torch.int64), want.topk_idx),
-            ("expert weights", got.topk_weights, want.topk_weights),
+    def check_dispatch(self, received: Dispatched) -> str | None:
+        """What differs from the expected dispatch, None where nothing does."""
+        mismatch = self.check_payload(received.payload)
+        if mismatch:
+            return mismatch
+        expected = self.expected
+        for name, tensor, expected_tensor in (
+            ("expert indices", received.topk_idx.to(torch.int64), expected.topk_idx),
+            ("expert weights", received.topk_weights, expected.topk_weights),
         ):
-            if not torch.equal(value, wanted):
+            if not torch.equal(tensor, expected_tensor):
                 return f"{name} of received tokens differ"
-        if list(got.tokens_per_expert) != want.tokens_per_expert:
-            return f"tokens per expert are {got.tokens_per_expert}, expected {want.tokens_per_expert}"
+        if list(received.tokens_per_expert) != expected.tokens_per_expert:
+            return f"tokens per expert are {received.tokens_per_expert}, expected {expected.tokens_per_expert}"
         return None
 
-    def wrong_payload(self, got: Payload) -> str | None:
-        """Which received tokens are not bitwise what was sent, or None."""
-        for name, value, wanted in zip(("token", "scale"), got, self.expected.payload, strict=True):
-            if value is None or wanted is None:
-                if value is not wanted:
+    def check_payload(self, received: Payload) -> str | None:
+        """Which received tokens or scales are not bit for bit those that were sent, None where all are."""
+        for name, rows, expected in zip(("token", "scale"), received, self.expected.payload, strict=True):
+            if rows is None or expected is None:
+                if rows is not expected:
                     return f"{name}s are missing"
                 continue
-            if value.shape != wanted.shape:
-                return f"{name}s have shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
-            if not torch.equal(value.view(torch.uint8), wanted.view(torch.uint8)):
-                rows = (value.view(torch.uint8) != wanted.view(torch.uint8)).any(dim=1).nonzero()[:, 0]
-                return f"{len(rows)} of {len(value)} received {name}s are wrong, first {self._origin(int(rows[0]))}"
+            if rows.shape != expected.shape:
+                return f"{name}s have shape {tuple(rows.shape)}, expected {tuple(expected.shape)}"
+            if not torch.equal(rows.view(torch.uint8), expected.view(torch.uint8)):
+                wrong = (rows.view(torch.uint8) != expected.view(torch.uint8)).any(dim=1).nonzero()[:, 0]
+                return f"{len(wrong)} of {len(rows)} received {name}s are wrong, first {self._origin(int(wrong[0]))}"
         return None
 
-    def wrong_combine(self, got: torch.Tensor) -> str | None:
-        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, or None."""
-        want = self.combined
-        if got.shape != want.shape or got.dtype is not torch.bfloat16:
-            return f"combined tensor is {got.dtype} {tuple(got.shape)}, expected bfloat16 {tuple(want.shape)}"
-        bad = (got.float() - want).abs() > _BF16_HALF_ULP * want.abs() + _FP32_SLACK
-        bad |= ~torch.isfinite(got)
-        if bool(bad.any()):
-            rows = bad.any(dim=1).nonzero()[:, 0]
-            return f"{len(rows)} of {len(got)} combined tokens are wrong, first token {int(rows[0])}"
+    def check_combine(self, combined: torch.Tensor) -> str | None:
+        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, None where none does."""
+        total = self.combined
+        if combined.shape != total.shape or combined.dtype is not torch.bfloat16:
+            return (
+                f"combined tensor is {combined.dtype} {tuple(combined.shape)}, expected bfloat16 {tuple(total.shape)}"
+            )
+        outside = (combined.float() - total).abs() > _BF16_HALF_ULP * total.abs() + _FP32_SLACK
+        outside |= ~torch.isfinite(combined)
+        if bool(outside.any()):
+            wrong = outside.any(dim=1).nonzero()[:, 0]
+            return f"{len(wrong)} of {len(combined)} combined tokens are wrong, first token {int(wrong[0])}"
         return None
 
     def _inputs_of(self, rank: int) -> Inputs:

@@ -37,18 +37,19 @@ class Series(NamedTuple):
 class Timer(Protocol):
     """Times an operation that all ranks start together."""
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
-        """Times it ``iterations`` times, after ``warmup`` untimed ones; the host has ``lead_us`` to queue each.
+        """Times the operation ``iterations`` times after ``warmup`` untimed runs.
 
-        Collective, but where this rank is ``alone``: then no rank waits for another, on the host or on a GPU.
+        ``lead_us``: how long a GPU spins before each run while the host queues it. ``collective``: all ranks call this
+        at once and start each run together; without it no rank waits for another, on the host or on a GPU.
         """
 
 
@@ -65,13 +66,13 @@ class GpuTimer:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
         self._token = torch.ones(1, device=device)
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
         """See Timer."""
@@ -80,7 +81,7 @@ class GpuTimer:
             start, mark, stop = _event(), _event(), _event()
             self._flush.zero_()
             spin(lead_us)
-            if not alone:
+            if collective:
                 dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
             operation(mark.record)
@@ -111,28 +112,28 @@ class HostTimer:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
         """See Timer."""
-        totals, marks = [], []
+        total_us, marked_us = [], []
         for _ in range(warmup + iterations):
-            if not alone:
+            if collective:
                 dist.barrier(group=self._group)
-            seen: list[int] = []
-            begin = time.perf_counter_ns()
-            operation(lambda seen=seen: seen.append(time.perf_counter_ns()))
+            marks_ns: list[int] = []
+            begin_ns = time.perf_counter_ns()
+            operation(lambda marks_ns=marks_ns: marks_ns.append(time.perf_counter_ns()))
             if self._on_gpu:
                 torch.cuda.synchronize()
-            totals.append((time.perf_counter_ns() - begin) / 1000.0)
-            marks += [(at - begin) / 1000.0 for at in seen]
-        return Series(totals[warmup:], marks[warmup:])
+            total_us.append((time.perf_counter_ns() - begin_ns) / 1000.0)
+            marked_us += [(mark_ns - begin_ns) / 1000.0 for mark_ns in marks_ns]
+        return Series(total_us[warmup:], marked_us[warmup:])
 
 
 def _was_recorded(event: torch.cuda.Event) -> bool:
