@@ -69,10 +69,10 @@ def group_spec(*faults: str, device: str = "cpu", dtype: Dtype = Dtype.BF16) -> 
 
 
 def children(parent: int) -> set[int]:
-    """The ranks that run for this process: children of the nursery that it started."""
+    """The ranks that run for this process: children of its forkserver."""
     states = {int(folder.name): state_of(folder) for folder in Path("/proc").iterdir() if folder.name.isdigit()}
-    nurseries = {pid for pid, state in states.items() if state.parent == parent}
-    return {pid for pid, state in states.items() if state.is_rank and state.parent in nurseries}
+    forkservers = {pid for pid, state in states.items() if state.parent == parent}
+    return {pid for pid, state in states.items() if state.is_rank and state.parent in forkservers}
 
 
 class State(NamedTuple):
@@ -174,11 +174,11 @@ def test_points_beside_the_faulty_ones_are_measured(outcome: Outcome) -> None:
 def test_a_silent_rank_is_a_hang_with_the_stacks_of_the_silent(outcome: Outcome) -> None:
     failed = outcome.failed(Op.DISPATCH, 2)
     assert (failed.failure, failed.phase) == (FailureKind.HANG, "check")
-    assert re.fullmatch(r"no answer within \d+ s from rank 0, 1", failed.message)
+    assert re.fullmatch(r"no response within \d+ s from rank 0, 1", failed.message)
     stacks = dict(re.findall(r"^rank (\d): (.*)$", failed.last_words, re.MULTILINE))
-    assert "in strike" in stacks["1"]
-    assert "in strike" not in stacks["0"]
-    assert "alltoall_session.py" in stacks["0"]
+    assert "in inject" in stacks["1"]
+    assert "in inject" not in stacks["0"]
+    assert "sessions/alltoall.py" in stacks["0"]
 
 
 def test_a_rank_that_dies_is_a_crash_with_its_last_words(outcome: Outcome) -> None:
@@ -186,7 +186,7 @@ def test_a_rank_that_dies_is_a_crash_with_its_last_words(outcome: Outcome) -> No
     assert (failed.failure, failed.phase, failed.rank) == (FailureKind.CRASH, "check", 1)
     assert failed.message == "rank 1 was killed by SIGSEGV"
     assert "Fatal Python error: Segmentation fault" in failed.last_words
-    assert "in strike" in failed.last_words
+    assert "in inject" in failed.last_words
 
 
 def test_an_exception_in_a_rank_is_an_error_with_its_traceback(outcome: Outcome) -> None:
@@ -194,7 +194,7 @@ def test_an_exception_in_a_rank_is_an_error_with_its_traceback(outcome: Outcome)
     assert (failed.failure, failed.phase, failed.rank) == (FailureKind.ERROR, "check", 1)
     assert failed.message == "RuntimeError: injected exception"
     assert failed.last_words.endswith("RuntimeError: injected exception\n")
-    assert "in strike" in failed.last_words
+    assert "in inject" in failed.last_words
 
 
 @pytest.mark.parametrize(("op", "rank"), [(Op.DISPATCH, 1), (Op.COMBINE, 0)])
@@ -258,9 +258,9 @@ def test_ranks_that_raise_when_they_start_are_a_start_failure(tmp_path: Path) ->
 
 def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> None:
     hasty = msgspec.structs.replace(EFFORT, startup_s=0.0005)
-    with pytest.raises(StartError, match=r"^the ranks did not start: (no answer|torch was not imported) within 0 s"):
+    with pytest.raises(StartError, match=r"^the ranks did not start: (no response|torch was not imported) within 0 s"):
         supervised(tmp_path, group_spec(), [], effort=hasty)
-    deadline = time.monotonic() + 5  # the kernel ends a rank that was just being born after its nursery
+    deadline = time.monotonic() + 5  # the kernel ends a freshly forked rank only after its forkserver
     while children(os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert children(os.getpid()) == set()
