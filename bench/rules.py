@@ -46,9 +46,9 @@ class Knob(msgspec.Struct, frozen=True):
 def workload_violations(facts: Facts) -> list[Violation]:
     """The rules that hold for every backend."""
     workload, ranks = facts.workload, facts.num_ranks
-    found = []
+    violations = []
     if workload.num_experts % ranks:
-        found.append(
+        violations.append(
             Violation(
                 key="workload.num_experts",
                 rule=f"be divisible by ep.size={ranks}",
@@ -57,7 +57,7 @@ def workload_violations(facts: Facts) -> list[Violation]:
             )
         )
     if not 1 <= workload.num_topk <= workload.num_experts:
-        found.append(
+        violations.append(
             Violation(
                 key="workload.num_topk",
                 rule=f"lie in 1..{workload.num_experts} (workload.num_experts)",
@@ -66,7 +66,7 @@ def workload_violations(facts: Facts) -> list[Violation]:
             )
         )
     if workload.routing == "grouped" and (workload.num_experts % 8 or workload.num_topk > workload.num_experts // 2):
-        found.append(
+        violations.append(
             Violation(
                 key="workload.routing",
                 rule="not be 'grouped' unless 8 groups divide the experts and 4 of them hold num_topk",
@@ -76,7 +76,7 @@ def workload_violations(facts: Facts) -> list[Violation]:
         )
     unit = 128 if workload.dtype is Dtype.FP8 else 8
     if workload.hidden % unit:
-        found.append(
+        violations.append(
             Violation(
                 key="workload.hidden",
                 rule=f"be a multiple of {unit} for {workload.dtype} (FP8 scales span 128, rows 16 bytes)",
@@ -84,4 +84,4 @@ def workload_violations(facts: Facts) -> list[Violation]:
                 hint="use workload.dtype=bf16" if unit == 128 else f"the next one is {workload.hidden // 8 * 8 + 8}",
             )
         )
-    return found
+    return violations

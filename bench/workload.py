@@ -77,9 +77,9 @@ def _trace(workload: Workload, *, rank: int, num_ranks: int) -> TopK:
         raise ValueError("the file is empty") from None
     if not isinstance(trace, np.ndarray) or not np.issubdtype(trace.dtype, np.integer):
         raise ValueError("a routing trace is one saved array of integers")
-    wanted = (num_ranks, workload.num_tokens, workload.num_topk)
-    if trace.shape != wanted:
-        raise ValueError(f"routing trace has shape {trace.shape}, the workload needs {wanted}")
+    shape = (num_ranks, workload.num_tokens, workload.num_topk)
+    if trace.shape != shape:
+        raise ValueError(f"routing trace has shape {trace.shape}, the workload needs {shape}")
     if trace.min() < -1 or trace.max() >= workload.num_experts:
         raise ValueError(f"routing trace names experts outside -1..{workload.num_experts - 1}")
     return np.asarray(trace[rank], dtype=np.int64)
@@ -118,8 +118,8 @@ def volume(tokens: list[list[int]], *, bytes_per_token: int) -> Volume:
     rank counts (wire), and the fuller direction of the busiest link is what bounds the time.
     """
     matrix = np.asarray(tokens, dtype=np.int64)
-    received, sent, own = matrix.sum(axis=0), matrix.sum(axis=1), matrix.diagonal()
+    received, sent, local = matrix.sum(axis=0), matrix.sum(axis=1), matrix.diagonal()
     return Volume(
         logical=int(np.maximum(received, sent).max()) * bytes_per_token,
-        wire=int(np.maximum(received - own, sent - own).max()) * bytes_per_token,
+        wire=int(np.maximum(received - local, sent - local).max()) * bytes_per_token,
     )

@@ -183,7 +183,7 @@ def test_an_unsupported_counter_is_no_zero_and_no_fault(spec: Spec):
     ],
 )
 def test_links_that_are_active_or_asleep_are_up_and_counted_by_link(states: list[int | None], number: int | None):
-    assert counters.up(states) == number
+    assert counters.count_links_up(states) == number
 
 
 @pytest.mark.parametrize(("number", "verdict_"), [(79, "FAIL"), (48, "FAIL"), (13, "WARN"), (31, "WARN"), (45, "WARN")])

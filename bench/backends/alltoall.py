@@ -37,13 +37,13 @@ class AllToAll:
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Bounds on slices and on how many are in flight."""
         slices, in_flight = knobs["num_slices"], knobs["num_in_flight"]
-        found = []
+        violations = []
         if not 1 <= slices <= _MAX_SLICES:
-            found.append(
+            violations.append(
                 Violation("grid.num_slices", f"lie in 1..{_MAX_SLICES}", str(slices), "1 is a plain all-to-all")
             )
         if not 1 <= in_flight <= max(slices, 1):
-            found.append(
+            violations.append(
                 Violation(
                     key="grid.num_in_flight",
                     rule=f"lie in 1..{slices} (num_slices={slices})",
@@ -51,7 +51,7 @@ class AllToAll:
                     hint="no more can be under way than there are",
                 )
             )
-        return found
+        return violations
 
     def workload_violations(self, facts: Facts) -> list[Violation]:
         """At least two ranks."""

@@ -78,10 +78,10 @@ class DeepEP:
         """Each rule of the kernels that the config breaks."""
         sms, chunk, buffer = knobs["num_sms"], knobs["nvl_chunk"], knobs["nvl_buffer"]
         hidden_bytes = 2 * facts.workload.hidden
-        found = []
+        violations = []
 
         def refuse(key: str, rule: str, value: object, hint: str) -> None:
-            found.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
+            violations.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
 
         if sms < 2 or sms % 2:
             refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "take an even number")
@@ -110,16 +110,18 @@ class DeepEP:
                 f"{buffer} ({needed / 1e9:.1f} GB)",
                 "take a smaller nvl_buffer or fewer SMs",
             )
-        return found
+        return violations
 
     def workload_violations(self, facts: Facts) -> list[Violation]:
         """Limits on ranks, experts, top-k and hidden size that DeepEP asserts or traps on."""
         workload, ranks = facts.workload, facts.num_ranks
-        found = []
+        violations = []
         if ranks not in DEFAULT_NVL_CHUNK:
-            found.append(Violation("ep.size", "be 2, 4 or 8 (DeepEP intranode)", str(ranks), "use ep=2, ep=4 or ep=8"))
+            violations.append(
+                Violation("ep.size", "be 2, 4 or 8 (DeepEP intranode)", str(ranks), "use ep=2, ep=4 or ep=8")
+            )
         if workload.num_experts // ranks > _MAX_LOCAL_EXPERTS:
-            found.append(
+            violations.append(
                 Violation(
                     key="workload.num_experts",
                     rule=f"be at most {_MAX_LOCAL_EXPERTS * ranks} at ep.size={ranks} ({_MAX_LOCAL_EXPERTS} a rank)",
@@ -128,11 +130,11 @@ class DeepEP:
                 )
             )
         if workload.num_topk > _MAX_TOPK:
-            found.append(
+            violations.append(
                 Violation("workload.num_topk", f"be at most {_MAX_TOPK}", str(workload.num_topk), "DeepEP has 32 lanes")
             )
         if workload.hidden > _MAX_BF16_HIDDEN:
-            found.append(
+            violations.append(
                 Violation(
                     key="workload.hidden",
                     rule=f"be at most {_MAX_BF16_HIDDEN} (combine is BF16)",
@@ -140,7 +142,7 @@ class DeepEP:
                     hint="larger rows trap in the kernel",
                 )
             )
-        return found
+        return violations
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A Buffer as large as the largest config needs; imports deep_ep."""

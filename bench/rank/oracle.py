@@ -97,9 +97,9 @@ class Oracle:
         tokens = torch.cat([part[0] for part in parts])
         scales = torch.cat([part[1] for part in parts if part[1] is not None]) if self.dtype is Dtype.FP8 else None
         idx, weights = torch.cat([part[2] for part in parts]), torch.cat([part[3] for part in parts])
-        elsewhere = (idx < 0) | (idx >= local)
-        counts = torch.bincount(idx[~elsewhere], minlength=local).tolist()
-        return Dispatched((tokens, scales), idx.masked_fill(elsewhere, -1), weights.masked_fill(elsewhere, 0.0), counts)
+        is_remote = (idx < 0) | (idx >= local)
+        counts = torch.bincount(idx[~is_remote], minlength=local).tolist()
+        return Dispatched((tokens, scales), idx.masked_fill(is_remote, -1), weights.masked_fill(is_remote, 0.0), counts)
 
     @cached_property
     def combined(self) -> torch.Tensor:
