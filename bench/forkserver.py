@@ -1,6 +1,16 @@
-"""A process that has imported torch once and forks the ranks, so that a fresh rank costs milliseconds; no CUDA in it.
+"""Forks ranks from a process that has imported torch once: a fresh rank costs milliseconds instead of seconds.
 
-A process may fork as long as it has not touched a GPU: each rank makes a CUDA context of its own.
+The process never touches a GPU, since a CUDA context does not survive a fork: each rank creates its own.
+
+``multiprocessing.forkserver`` with ``set_forkserver_preload`` does the same in general. Ranks need more:
+
+* A deadline for the fork. The first one waits for the import of torch, which a file system that hangs never ends.
+* A session for each rank, to signal all processes that a rank has started, and no others.
+* A log for each rank, which holds stdout and stderr from the first byte, also those of C libraries.
+* An unambiguous exit status: ``multiprocessing`` reports 255 where its server died, which a rank can return too.
+* PR_SET_PDEATHSIG: ranks die with the forkserver and the forkserver with its parent, also by SIGKILL.
+* An environment for each rank, the parent's at the time of the fork.
+* No import of ``__main__`` in the ranks: it may be Hydra, pytest or a user's script without a guard.
 """
 
 from __future__ import annotations
