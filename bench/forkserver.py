@@ -110,7 +110,7 @@ class Forkserver:
         self._gone = False
         with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.forkserver", str(server_end.fileno())],
+                [sys.executable, "-P", "-m", "bench.forkserver", str(server_end.fileno())],  # -P: see _environment
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -208,12 +208,17 @@ class Forkserver:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of the ranks: they talk over the loopback interface and import this package from any folder."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    """The environment of the forkserver and its ranks, which communicate over the loopback interface.
+
+    Their search path leaves out the working directory, where a folder ``bench`` or a file ``torch.py`` would hide ours:
+    PYTHONSAFEPATH removes it, and we drop empty entries of PYTHONPATH, which stand for it.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order
     package_root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    search_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join([package_root, *filter(None, search_path)])
     return environment
 
 

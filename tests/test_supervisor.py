@@ -432,6 +432,24 @@ def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str
     wait_until(lambda: not any(state_of(Path(f"/proc/{pid}")).is_rank for pid in ranks))
 
 
+@pytest.mark.parametrize("search_path", [str(ROOT), os.pathsep.join([str(ROOT), ""])])
+def test_ranks_measure_in_a_folder_with_packages_of_our_names(tmp_path: Path, search_path: str) -> None:
+    """The supervisor imports us without the working directory, and so must its ranks."""
+    for name in ("bench", "launcher", "conf", "torch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a package of somebody else')\n")
+    spec = msgspec.json.encode(group_spec()).decode()
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", SUPERVISOR, spec, str(tmp_path / "logs")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": search_path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout) == (0, "measured\nmeasured\n"), process.stderr
+
+
 @pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.jobs.inline", "launcher.aggregate"])
 def test_what_supervises_never_imports_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
