@@ -1,4 +1,4 @@
-"""Which configs and workloads a library accepts: facts in, violations out; pure, so that planning can refuse."""
+"""Rules for configs and workloads: facts in, violations out; pure, for planning on any machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INT32_LIMIT = 2**31
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a rule may depend on; ``num_sms`` and ``memory_bytes`` of one GPU are None on CPUs."""
+    """What a rule may depend on. ``num_sms`` and ``memory_bytes`` are those of one GPU, None where unknown."""
 
     num_ranks: int
     workload: Workload
@@ -20,7 +20,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A broken rule in the words of an error message: ``key must rule, got value`` and what to do about it."""
+    """A broken rule, worded for an error message: ``KEY must RULE, got VALUE``, and a hint at the remedy."""
 
     key: str
     rule: str
@@ -32,10 +32,10 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 class Knob(msgspec.Struct, frozen=True):
-    """One number that a backend lets you choose.
+    """A tuning parameter of a backend, an integer.
 
-    ``shared`` knobs must have one value for a dispatch and its combine (they belong to the handle); the others are
-    free for each operation.
+    ``shared``: it belongs to the handle, so a dispatch and its combine must have the same value. Other knobs may differ
+    between the two.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Knob(msgspec.Struct, frozen=True):
 
 
 def workload_violations(facts: Facts) -> list[Violation]:
-    """The rules that hold for every backend."""
+    """The rules of every backend that the workload breaks on this number of ranks; empty when it may run."""
     workload, ranks = facts.workload, facts.num_ranks
     violations = []
     if workload.num_experts % ranks:

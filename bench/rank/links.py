@@ -1,4 +1,4 @@
-"""Bytes between two GPUs, and between all of them, without any library's dispatch: what the links themselves give."""
+"""Copies between two GPUs and exchanges between all of them, to measure the links without any library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Transfer(NamedTuple):
 
 
 class Links:
-    """One rank's end. ``devices`` is the GPU of each rank."""
+    """One rank's end of every transfer. ``devices``: the index of each rank's GPU."""
 
     def __init__(self, context: Context, devices: list[int]) -> None:
         self._context, self._devices = context, devices
@@ -40,10 +40,10 @@ class Links:
         return self._copy_by_engine(request) if request.engine == "copy" else self._copy_by_kernel(request)
 
     def _copy_by_engine(self, request: protocol.Copy) -> Transfer:
-        """The source's process writes into the target's memory: a peer copy, which no SM takes part in.
+        """A peer copy: the process of the source writes into the target's memory, without SMs.
 
-        A kernel of the target's own process that waits for its peers would share the target GPU with this process by
-        time slices: seen to cut the copy to a third of its speed.
+        The process of the target stays idle. With a kernel of its own, for instance one that waits for its peers, both
+        processes would take turns on the target GPU, which cut the speed of the copy to a third.
         """
         if self._context.rank != request.source:
             return Transfer(None, lambda: None, collective=False)
@@ -58,7 +58,7 @@ class Links:
         )
 
     def _copy_by_kernel(self, request: protocol.Copy) -> Transfer:
-        """A send and a receive, which on GPUs are kernels that read and write over the link."""
+        """A send and a receive of the device group: on GPUs, kernels that read and write over the link."""
         group, rank = self._context.device_group, self._context.rank
         if rank not in (request.source, request.target):
             return Transfer(lambda _: None, lambda: None)
@@ -95,7 +95,7 @@ class Links:
         return Transfer(exchange, check)
 
     def _noise(self, num_bytes: int, *, stream: int) -> torch.Tensor:
-        """Bytes that every rank can draw again."""
+        """Random bytes that every rank can draw again [num_bytes]."""
         device = self._context.device
         generator = torch.Generator(device).manual_seed(self._context.workload.seed * _PRIME + stream)
         return torch.randint(0, 256, (num_bytes,), generator=generator, device=device, dtype=torch.uint8)

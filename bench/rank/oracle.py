@@ -1,8 +1,9 @@
-"""What dispatch and combine must give, computed from the seed alone: no library that is measured has a part in it.
+"""The expected output of dispatch and combine, computed from the seed without any library that is measured.
 
-Every element of every payload is random and its own, so that a token from the wrong source, a wrong token of the
-right source, or a shifted column cannot compare equal. Received tokens must be equal bit by bit; a combined token
-must lie within one BF16 rounding of the FP32 sum.
+Every element of every payload is drawn independently: a token of the wrong source, a wrong token of the right source
+or a shifted column does not compare equal. Received tokens must be equal bit for bit. A combined token must lie within
+one BF16 rounding of the FP32 sum: |combined - sum| <= 2^-8 |sum| + 1e-5, where the constant allows for other orders of
+the FP32 additions.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _FP32_SLACK = 1e-5
 
 
 def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]]:
-    """Small routings that have broken dispatch kernels before, each as one [tokens, top-k] array per rank.
+    """Small routings at the edges of dispatch kernels, by name; each is one [tokens, top-k] array per rank.
 
-    ``one_token``: a single token on each rank. ``empty_source``: the first rank has no token to send.
-    ``empty_destination``: nobody chooses the last rank's experts. ``all_to_one``: everybody chooses the first rank's.
-    ``odd``: sizes that no tile divides, with every fifth choice dropped (-1).
+    ``one_token``: a single token on each rank. ``empty_source``: the first rank sends no token. ``empty_destination``:
+    no token goes to the last rank. ``all_to_one``: every token goes to the first rank alone. ``odd``: numbers of tokens
+    that no tile divides, with every fifth choice dropped (-1).
     """
     experts, topk = workload.num_experts, workload.num_topk
     local = experts // num_ranks
@@ -55,15 +56,15 @@ def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]
 
 
 class Oracle:
-    """Inputs and expected outputs of one exchange on one rank.
-
-    ``routings``: for each rank its experts [tokens, top-k]. Payloads are drawn on ``device``; ranks must be
-    alike, since each draws the others' payloads again.
-    """
+    """Inputs and expected outputs of one dispatch and its combine on one rank."""
 
     def __init__(
         self, workload: Workload, routings: list[TopK], *, rank: int, dtype: Dtype, device: torch.device
     ) -> None:
+        """``routings``: the experts of each rank's tokens, one [tokens, top-k] array per rank.
+
+        Payloads are drawn on ``device``. Every rank draws those of the others too, so all devices must be of one kind.
+        """
         self.workload, self.rank, self.dtype, self.device = workload, rank, dtype, device
         self.num_ranks = len(routings)
         self._routings = [torch.from_numpy(array).to(device) for array in routings]
@@ -73,6 +74,7 @@ class Oracle:
             ).to(device)
             for array in routings
         ]
+        # for each source, how many tokens go to each destination
         self.tokens = [[int(count) for count in mask.sum(dim=0).tolist()] for mask in self._in_rank]
 
     @cached_property
@@ -82,7 +84,7 @@ class Oracle:
 
     @cached_property
     def returned(self) -> torch.Tensor:
-        """What this rank's experts give back: fresh noise [tokens received, hidden], BF16."""
+        """What this rank's experts return: fresh noise in BF16 [received tokens, hidden]."""
         return self._returned_by(self.rank)
 
     @cached_property
@@ -103,7 +105,7 @@ class Oracle:
 
     @cached_property
     def combined(self) -> torch.Tensor:
-        """FP32 sums [tokens sent, hidden] over the ranks that each token went to."""
+        """For each token of this rank the FP32 sum over the ranks that it went to [tokens, hidden]."""
         mask = self._in_rank[self.rank]
         total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
         for destination in range(self.num_ranks):
@@ -189,7 +191,7 @@ class Oracle:
 
 
 def quantise(tokens: torch.Tensor) -> Payload:
-    """FP8 e4m3 with an FP32 scale for each 128 columns of a token: amax / 448, as DeepEP's users do."""
+    """FP8 e4m3 [tokens, hidden] and FP32 scales [tokens, hidden / 128]: amax / 448, as DeepEP's tests do."""
     blocks = tokens.float().view(len(tokens), tokens.shape[1] // _SCALE_COLUMNS, _SCALE_COLUMNS)
     scales = blocks.abs().amax(dim=2).clamp(1e-4) / _FP8_MAX
     return (blocks / scales[:, :, None]).to(torch.float8_e4m3fn).view(tokens.shape), scales

@@ -1,4 +1,4 @@
-"""Times one operation on one rank so that neither a launch gap nor a wait for a late rank is inside the window."""
+"""Times one operation on one rank, with no launch gap and no wait for a late rank inside the timed window."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ import torch.distributed as dist
 _FLUSH_BYTES = 256 * 2**20
 _CYCLES_PER_US = 1700
 LEAD_US = 120.0
-"""How long a GPU spins while the host queues an operation: longer than the host takes for one kernel of a library."""
+"""How long a GPU spins while the host queues an operation of one kernel: longer than the host takes for it."""
 LONG_LEAD_US = 1200.0
-"""The same for several kernels: where the host falls behind, gaps are timed, or chance says which of two is first."""
+"""The same for several kernels. A host that falls behind puts gaps into the window, and chance into their order."""
 
 
 class Mark(Protocol):
-    """Notes, inside an operation, that its GEMMs are done on the current stream."""
+    """An operation calls it where the current stream has reached the end of the GEMMs."""
 
     def __call__(self) -> None:
-        """Takes the time here."""
+        """Marks this position of the current stream."""
 
 
 Operation = Callable[[Mark], object]
+"""Queues its kernels on the current stream and returns the output without waiting for it."""
 
 
 class Series(NamedTuple):
-    """Microseconds of each iteration on this rank: the whole operation, and up to its mark where it has one."""
+    """Microseconds of each iteration on this rank: the whole operation, and up to its mark; empty without a mark."""
 
     total_us: list[float]
     marked_us: list[float]
 
 
 class Timer(Protocol):
-    """Times an operation that all ranks start together."""
+    """Times an operation on this rank."""
 
     def measure(
         self,
@@ -54,11 +55,11 @@ class Timer(Protocol):
 
 
 class GpuTimer:
-    """CUDA events behind a device-side alignment.
+    """Times with CUDA events, after an alignment of the ranks on their GPUs.
 
-    Each iteration queues: a write of 256 MiB (several times the L2), a spin of ``lead_us`` during which the host
-    queues the rest, a one-element NCCL all-reduce that the ranks leave together, start event, operation, stop event.
-    Nothing waits on the host between iterations.
+    Each iteration queues a write of 256 MiB (several times the L2), a spin of ``lead_us`` during which the host queues
+    the rest, an NCCL all-reduce of one element that the ranks leave together, the start event, the operation and the
+    stop event. The host waits for nothing between iterations.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -102,12 +103,12 @@ def _event() -> torch.cuda.Event:
 
 
 def spin(duration_us: float) -> None:
-    """Keeps the current stream busy for about so long: 15 % less where the clock is at its highest."""
+    """Keeps the current stream busy for about this long: 15 % less at the highest clock of an H100 or H200."""
     torch.cuda._sleep(int(duration_us * _CYCLES_PER_US))  # type: ignore[no-untyped-call]
 
 
 class HostTimer:
-    """The wall clock behind a host barrier: for CPUs, and for GPUs that several ranks share (no measurement there)."""
+    """Times with the host's clock after a barrier: for CPUs, and for shared GPUs, whose times prove nothing."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
