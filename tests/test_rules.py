@@ -81,7 +81,7 @@ def test_a_buffer_may_take_half_of_the_gpu_and_no_byte_more() -> None:
     needed = buffer_bytes({"num_sms": 132, "nvl_buffer": 1024}, num_ranks=4, hidden_bytes=14336)
     assert said(Op.DISPATCH, 132, 8, 1024, given=facts(memory_bytes=2 * needed)) == []
     assert said(Op.DISPATCH, 132, 8, 1024, given=facts(memory_bytes=2 * needed - 1)) == [
-        "grid.nvl_buffer must need at most 50% of the GPU's memory, got 1024 (4.4 GB)"
+        "grid.nvl_buffer must take at most 50% of the GPU's memory, got 1024 (4.4 GB)"
     ]
 
 

@@ -158,7 +158,7 @@ def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
         versions["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
         if connections := os.environ.get(_CONNECTIONS):
             versions[_CONNECTIONS] = connections
-    if "deep_ep" in packages:
-        providers = importlib.metadata.packages_distributions().get("deep_ep", [])
-        versions["deep_ep"] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(providers)))
+    for package in sorted(packages - {"torch", "nccl"}):
+        providers = importlib.metadata.packages_distributions().get(package, [])
+        versions[package] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(providers)))
     return versions
