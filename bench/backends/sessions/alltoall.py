@@ -90,9 +90,6 @@ class AllToAllSession:
         """See Session; counted when the last dispatch packed its tokens."""
         return list(self._sent)
 
-    def close(self) -> None:
-        """Does nothing: the session holds no memory of a library."""
-
     def _exchange(self, handle: _Handle, rows: torch.Tensor, in_flight: int) -> torch.Tensor:
         """Sends ``rows`` [tokens, columns] by the handle; the received rows, ordered by source rank, then by token."""
         if len(handle.slices) == 1:

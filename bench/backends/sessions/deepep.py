@@ -77,10 +77,6 @@ class DeepEPSession:
         """``num_tokens_per_rank`` of the last ``get_dispatch_layout``."""
         return [int(count) for count in self._per_rank.tolist()]
 
-    def close(self) -> None:
-        """Destroys the Buffer."""
-        self._buffer.destroy()
-
 
 class _PendingPair:
     """Holds the outputs until the current stream waits for combine, which ends after dispatch. See Pending."""

@@ -71,9 +71,9 @@ class Context(NamedTuple):
 class Session(Protocol):
     """One library on one rank.
 
-    Every method but ``close`` is collective: all ranks call it in the same order with the same knobs. ``knobs`` holds a
-    value for each of the backend's knobs. The session keeps the handle of the last ``dispatch`` for each combination of
-    shared knobs. An exception or a hang is a result as well: it becomes the record of the point.
+    Every method is collective: all ranks call it in the same order with the same knobs, one value for each of the
+    backend's. The session keeps the handle of the last ``dispatch`` for each combination of shared knobs. It lives as
+    long as its rank, whose process ends without destructors. An exception or a hang becomes the record of the point.
     """
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
@@ -106,6 +106,3 @@ class Session(Protocol):
 
     def layout(self) -> list[int]:
         """How many tokens the last full dispatch sent to each rank, itself included, as the library counts them."""
-
-    def close(self) -> None:
-        """Frees the library's memory."""
