@@ -1,11 +1,11 @@
-"""How long the supervisor waits for the ranks: never beyond the budget of the shard."""
+"""How long the supervisor waits for the ranks, and never beyond the budget of the shard."""
 
 from __future__ import annotations
 
 import time
 
 _FACTOR = 20
-"""A point may take this many times as long as the slowest point before it."""
+"""A point may take 20 times as long as the slowest point before it."""
 
 
 class Deadlines:
@@ -28,28 +28,28 @@ class Deadlines:
 
     @property
     def startup_s(self) -> float:
-        """For the start of the ranks, and for their self test."""
+        """The deadline of the ranks' start, and of their self test."""
         return self._within_budget(self._startup_s)
 
-    def of_point(self, backend: str) -> float:
-        """For one request about a point of this backend."""
+    def point_s(self, backend: str) -> float:
+        """The deadline of one request for a point of this backend."""
         shortest_s = self._deadline_s if self.has_used(backend) else max(self._deadline_s, self._startup_s)
         return self._within_budget(max(shortest_s, _FACTOR * self._slowest_s))
 
     def has_used(self, backend: str) -> bool:
-        """Whether the present ranks have used the backend, so that its library is imported and its buffers exist."""
+        """Whether the present ranks have used the backend: its library is imported, and its buffers exist."""
         return backend in self._backends_used
 
     def note_use(self, backend: str) -> None:
-        """The present ranks have used the backend."""
+        """Notes that the present ranks have used the backend."""
         self._backends_used.add(backend)
 
     def note_duration(self, duration_s: float) -> None:
-        """A point took this long, without the first use of its backend."""
+        """Notes how long a point took; not for the first use of its backend, which imports the library."""
         self._slowest_s = max(self._slowest_s, duration_s)
 
     def note_restart(self) -> None:
-        """New ranks start, which have used no backend."""
+        """Notes that new ranks start, which have used no backend."""
         self._backends_used.clear()
 
     def _within_budget(self, deadline_s: float) -> float:

@@ -107,7 +107,7 @@ class Forkserver:
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._exit_statuses: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (as long as this object)
-        self._gone = False
+        self._has_ended = False
         with server_end:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "bench.forkserver", str(server_end.fileno())],  # -P: see _environment
@@ -122,7 +122,7 @@ class Forkserver:
     @property
     def is_alive(self) -> bool:
         """Whether it can still fork."""
-        return not self._gone and self._process.poll() is None
+        return not self._has_ended and self._process.poll() is None
 
     def close(self) -> None:
         """Ends the process, and with it every rank that still runs."""
@@ -135,7 +135,7 @@ class Forkserver:
 
         The wait is bounded. A process that imports torch from a file system that hangs ignores even SIGKILL.
         """
-        self._gone = True
+        self._has_ended = True
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_GRACE_S)
@@ -161,9 +161,9 @@ class Forkserver:
 
     def status(self, pid: int) -> int | None:
         """The exit status of a rank, None while it runs, 256 where the forkserver died first."""
-        while pid not in self._exit_statuses and not self._gone and self._receive(timeout_s=0):
+        while pid not in self._exit_statuses and not self._has_ended and self._receive(timeout_s=0):
             pass
-        if self._gone:
+        if self._has_ended:
             return self._exit_statuses.get(pid, _UNKNOWN_STATUS)
         return self._exit_statuses.get(pid)
 
@@ -172,14 +172,14 @@ class Forkserver:
         try:
             socket.send_fds(self._control, [msgspec.json.encode(request)], descriptors)
         except OSError:
-            self._gone = True
-        while not self._gone:
+            self._has_ended = True
+        while not self._has_ended:
             left_s = deadline - time.monotonic()
             event = self._receive(timeout_s=left_s) if left_s > 0 else None
             if isinstance(event, Forked):
                 self._exit_statuses.pop(event.pid, None)  # of an earlier process with this number
                 return event.pid
-            if event is None and not self._gone:
+            if event is None and not self._has_ended:
                 self._kill()  # a late event would be taken for the response to the next request
                 raise ForkserverError(f"torch was not imported within {timeout_s:.0f} s")
         raise ForkserverError(f"the forkserver has ended: {self._log_tail()}")
@@ -194,7 +194,7 @@ class Forkserver:
         except OSError:
             message = b""
         if not message:
-            self._gone = True
+            self._has_ended = True
             return None
         event = _event_decoder.decode(message)
         if isinstance(event, Exited):
@@ -282,7 +282,7 @@ class _Server:
         for end in (self._control, self._wakeup, self._wakeup_write):
             end.close()
         requests, responses, log = descriptors
-        os.dup2(log, 1)  # stdout too, so that a print of a library lands in the log
+        os.dup2(log, 1)  # stdout too: libraries print
         os.dup2(log, 2)
         os.close(log)
         os.environ.clear()

@@ -10,11 +10,11 @@ from bench.workload import Workload
 
 
 class GroupSpec(msgspec.Struct, frozen=True):
-    """One process group: its ranks, their devices, the workload and the points that it may measure.
+    """One process group: its ranks, their devices, the workload and the configs that it may measure.
 
-    ``device`` is "cuda" or "cpu". ``shared_gpus``: several ranks use one GPU, for tests on fewer GPUs. ``points``:
-    every point that may be requested; libraries size their buffers by them. ``devices``: the index of each rank's GPU,
-    in order of rank; empty where rank r has GPU r.
+    ``device`` is "cuda" or "cpu". ``shared_gpus``: several ranks use one GPU, for tests on fewer GPUs. ``points``: a
+    dispatch or a combine with each config that may be requested; libraries size their buffers by them. ``devices``:
+    the index of each rank's GPU, in order of rank; empty where rank r has GPU r.
     """
 
     num_ranks: int
@@ -80,7 +80,7 @@ class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="request"):
 
 
 class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request"):
-    """An all-to-all of the device group: each rank sends ``num_bytes``, split evenly over all ranks with its own."""
+    """An all-to-all of the device group: each rank splits ``num_bytes`` evenly over all ranks, itself included."""
 
     num_bytes: int
     warmup: int

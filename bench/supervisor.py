@@ -1,4 +1,4 @@
-"""Measures one task after another with disposable ranks: a failure becomes a record, and new ranks go on."""
+"""Measures one task after another with disposable ranks: a failure becomes a record, and new ranks continue."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Supervisor:
         """The outcome and the busy seconds: checked first, then timed, twice if the samples vary too much."""
         began, point = time.monotonic(), task.point
         is_first_use = not self._deadlines.has_used(point.backend)
-        checked = group.check(protocol.Check(point), deadline_s=self._deadlines.of_point(point.backend))
+        checked = group.check(protocol.Check(point), deadline_s=self._deadlines.point_s(point.backend))
         self._deadlines.note_use(point.backend)
         incorrect = first_incorrect([response.wrong for response in checked], phase="check")
         if incorrect is not None:
@@ -199,10 +199,10 @@ class Supervisor:
             self._effort.warmup if task.warmup is None else task.warmup,
             task.iterations or self._effort.iterations,
         )
-        samples = Samples(group.time(request, deadline_s=self._deadlines.of_point(point.backend)))
+        samples = Samples(group.time(request, deadline_s=self._deadlines.point_s(point.backend)))
         extended = samples.incorrect is None and samples.is_unstable
         if extended:
-            samples.extend(group.time(request, deadline_s=self._deadlines.of_point(point.backend)))
+            samples.extend(group.time(request, deadline_s=self._deadlines.point_s(point.backend)))
         if not is_first_use:  # the first use imports the library, which takes longer than any point
             self._deadlines.note_duration(time.monotonic() - began)
         return samples.incorrect or samples.to_measured(extended=extended), samples.busy_s
@@ -223,8 +223,7 @@ class Supervisor:
         self._group_number += 1
         self._deadlines.note_restart()
         try:
-            startup_s = self._deadlines.startup_s
-            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=startup_s)
+            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._deadlines.startup_s)
         except RankError as failure:
             if self._deadlines.is_budget_spent:
                 raise _BudgetSpentError from None

@@ -77,9 +77,10 @@ class Backend(Protocol):
         """
 
     def open(self, context: Context, points: list[Point]) -> Session:
-        """A session on this rank, with buffers for any of the points. Collective: every rank calls it at once.
+        """A session on this rank. Collective: every rank calls it at once.
 
-        Imports the session and the library here, not at the top of the module.
+        ``points``: a dispatch or a combine with each config that may be requested, to size buffers by. The session and
+        the library are imported here, not at the top of the module.
         """
 
 

@@ -1,4 +1,4 @@
-"""Injected faults on one rank: wrong tokens and delays, which need torch, and those of bench.faults."""
+"""The injected faults of one rank: wrong tokens and delays, which need torch, and those of bench.faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.rank.timing import Mark, Operation, spin
 
 
 class Injection:
-    """The faults of the GPU with index ``gpu``; none matches on a machine where none is injected."""
+    """Applies the faults of the GPU with index ``gpu`` to points and transfers, by their labels."""
 
     def __init__(self, injected: list[Fault], *, gpu: int) -> None:
         self._faults, self._gpu = injected, gpu

@@ -28,7 +28,7 @@ def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]
     """Small routings at the edges of dispatch kernels, by name; each is one [tokens, top-k] array per rank.
 
     ``one_token``: a single token on each rank. ``empty_source``: the first rank sends no token. ``empty_destination``:
-    no token goes to the last rank. ``all_to_one``: every token goes to the first rank alone. ``odd``: numbers of tokens
+    no token goes to the last rank. ``all_to_one``: every token goes to the first rank only. ``odd``: numbers of tokens
     that no tile divides, with every fifth choice dropped (-1).
     """
     experts, topk = workload.num_experts, workload.num_topk

@@ -16,7 +16,7 @@ from bench.rank.worker import Worker
 
 
 def run(requests: BinaryIO, responses: BinaryIO) -> NoReturn:
-    """The whole life of a rank, from a fork whose stderr is open and that has not touched a GPU yet."""
+    """Runs a rank to its end, in a fresh fork whose stderr is its log and that has not touched a GPU."""
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     serve(requests, responses)

@@ -14,7 +14,7 @@ _CYCLES_PER_US = 1700
 LEAD_US = 120.0
 """How long a GPU spins while the host queues an operation of one kernel: longer than the host takes for it."""
 LONG_LEAD_US = 1200.0
-"""The same for several kernels. A host that falls behind puts gaps into the window, and chance into their order."""
+"""The same for several kernels. If the host falls behind, gaps enter the window, and chance orders two streams."""
 
 
 class Mark(Protocol):
