@@ -23,8 +23,8 @@ TopK = npt.NDArray[np.int64]
 class Workload(msgspec.Struct, frozen=True):
     """One MoE layer as its communication sees it.
 
-    ``num_tokens`` is per rank; ``hidden`` and ``moe_intermediate`` count elements. ``routing``: one of ROUTINGS or the
-    path of a trace. ``num_moe_layers``: how many such layers the model has.
+    ``num_tokens`` is per rank; ``hidden`` and ``moe_intermediate`` count elements. ``routing``: uniform, zipf, grouped
+    or the path of a trace. ``num_moe_layers``: how many such layers the model has.
     """
 
     name: str
