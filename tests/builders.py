@@ -123,7 +123,7 @@ def record(planned: Planned, outcome: Measured | Failed | Sequence[float], **cha
     return msgspec.structs.replace(base, **changes)
 
 
-def failed(kind: FailureKind = FailureKind.HANG, message: str = "no answer within 20 s from rank 1") -> Failed:
+def failed(kind: FailureKind = FailureKind.HANG, message: str = "no response within 20 s from rank 1") -> Failed:
     """A failure of rank 1."""
     return Failed(kind, message, "time", 1, "last words")
 
