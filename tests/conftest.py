@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from builders import Command, Sweep, command, deepep_plan
 from hypothesis import HealthCheck, settings
 
 from launcher.config.plan import Plan
+from tests.builders import Command, Sweep, command, deepep_plan
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")

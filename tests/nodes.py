@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from builders import ENVIRONMENT
 
 from bench.nvml.counters import Counters
 from bench.records import Gpu, GpuState
@@ -22,6 +21,7 @@ from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import NodeRow, row_of
 from launcher.validation.judge.layers import LAYERS, conclude, drain_reason, headline, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
+from tests.builders import ENVIRONMENT
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from builders import ROOT, Command, Sweep
 
 from bench.records import Record, Role, Stage
 from launcher import aggregate
 from launcher.config import plan
 from launcher.config.plan import FINAL
 from launcher.store.run_folder import Attempt, RunFolder
+from tests.builders import ROOT, Command, Sweep
 
 NOT_A_MEASUREMENT = plan.NOT_A_MEASUREMENT
 SMALL = (

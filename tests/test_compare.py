@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from builders import ROOT, Command, Sweep
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -30,6 +29,7 @@ from launcher.comparison.run import ComparedRun
 from launcher.config.plan import NOT_A_MEASUREMENT
 from launcher.errors import UserError
 from launcher.store import results_file
+from tests.builders import ROOT, Command, Sweep
 
 PUBLISHED = ROOT / "outputs" / "published"
 REAL: dict[str, Any] = msgspec.json.decode((PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json").read_bytes())

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builders import ROOT
 
 from launcher.config import manual
 from launcher.config.manual import SWEEP, VALIDATE, ConfigKey, sections
 from launcher.validation import node
+from tests.builders import ROOT
 
 REMAKE = "make docs writes it anew"
 REFERENCE = manual.reference()

@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
-from builders import ROOT, Command, Sweep
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -30,6 +29,7 @@ from launcher.deploy.formats import EXPORTS, SHIM, render
 from launcher.deploy.tuned import PICKS, TunedResults, provenance
 from launcher.errors import UserError
 from launcher.store import results_file
+from tests.builders import ROOT, Command, Sweep
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 STAND_INS = ROOT / "tests" / "stand_ins"

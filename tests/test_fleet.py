@@ -10,23 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import junitparser
-import nodes
 import numpy as np
 import pytest
-from builders import ROOT, Command
-from nodes import (
-    A_TENTH_SLOWER,
-    GIGABYTES,
-    HOSTILE,
-    attempt,
-    faulty,
-    fleet_of,
-    judged,
-    learned,
-    rates,
-    replace,
-    row,
-)
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.jobs.slurm import JobState
@@ -39,6 +24,21 @@ from launcher.validation.judge.fleet import row_of
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
 from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
+from tests import nodes
+from tests.builders import ROOT, Command
+from tests.nodes import (
+    A_TENTH_SLOWER,
+    GIGABYTES,
+    HOSTILE,
+    attempt,
+    faulty,
+    fleet_of,
+    judged,
+    learned,
+    rates,
+    replace,
+    row,
+)
 
 
 @pytest.fixture(scope="session")

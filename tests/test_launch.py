@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import ENVIRONMENT, ROOT, Command, Sweep, complete, spec
 
 from bench.records import Record
 from launcher.config import arguments, plan
@@ -26,6 +25,7 @@ from launcher.jobs import job, run_status, sbatch, slurm
 from launcher.report import writer
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import Attempt, RunFolder, Submission
+from tests.builders import ENVIRONMENT, ROOT, Command, Sweep, complete, spec
 
 DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
 

@@ -13,7 +13,6 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
-from builders import ROOT, Command, Sweep
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from launcher.deploy.tuned import TunedResults
 from launcher.errors import UserError
 from launcher.library import Entry, Key, NotTunedError, load_tuned_config
 from launcher.store.results_file import SavedOverlap, SavedPair
+from tests.builders import ROOT, Command, Sweep
 
 RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 PUBLISHED = ROOT / "outputs" / "published" / "library"

@@ -15,24 +15,6 @@ import jsonschema
 import msgspec
 import numpy as np
 import pytest
-from builders import (
-    ENVIRONMENT,
-    HOST,
-    MANIFEST,
-    ROOT,
-    SELF_CHECK,
-    TRAFFIC,
-    Sweep,
-    anchor_of,
-    complete,
-    deepep_plan,
-    failed,
-    is_cell,
-    noisy,
-    record,
-    spec,
-    time_of,
-)
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -73,6 +55,24 @@ from launcher.deploy.formats import EXPORTS
 from launcher.report import findings, html_report, optimal_configs, results_json, writer
 from launcher.store.run_folder import Attempt, Damaged, RunFolder
 from launcher.store.table import run_records
+from tests.builders import (
+    ENVIRONMENT,
+    HOST,
+    MANIFEST,
+    ROOT,
+    SELF_CHECK,
+    TRAFFIC,
+    Sweep,
+    anchor_of,
+    complete,
+    deepep_plan,
+    failed,
+    is_cell,
+    noisy,
+    record,
+    spec,
+    time_of,
+)
 
 MADE = deepep_plan()
 LINES = complete(MADE)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import pytest
-from builders import ENVIRONMENT, HOST, SELF_CHECK, deepep_plan, failed, record, spec
 from scipy import stats as scipy_stats
 
 from bench.backends import BACKENDS, join_pair
@@ -28,6 +27,7 @@ from launcher.store.run_folder import RunFolder
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing, shard
 from launcher.tuner.racing import Arms
+from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, deepep_plan, failed, record, spec
 
 NODE_OFFSET = 0.015
 DRIFT = 0.03

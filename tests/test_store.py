@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import ROOT, complete
 
 from bench import records
 from bench.records import Line, Record
@@ -20,6 +19,7 @@ from launcher.config.plan import Plan
 from launcher.errors import UserError
 from launcher.store.files import write_atomic
 from launcher.store.run_folder import FORMAT_VERSION, RunFolder
+from tests.builders import ROOT, complete
 
 
 @pytest.fixture

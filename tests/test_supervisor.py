@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from builders import ROOT, small_workload, spec
 
 from bench.faults import Fault
 from bench.protocol import GroupSpec
@@ -40,6 +39,7 @@ from launcher.config import plan
 from launcher.config.plan import FINAL
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
+from tests.builders import ROOT, small_workload, spec
 
 EFFORT = Effort(warmup=1, iterations=5, deadline_s=2.0, startup_s=120.0)
 

@@ -18,20 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nodes
 import pynvml
 import pytest
-from builders import ROOT, Command
-from nodes import (
-    attempt,
-    faulty,
-    fleet_of,
-    judged,
-    rates,
-    replace,
-    said,
-    there,
-)
 
 from bench.faults import Fault
 from bench.group import Group
@@ -50,6 +38,18 @@ from launcher.validation.measure.suite import Suite
 from launcher.validation.node import PHASES, Preflight
 from launcher.validation.run import node_reports, on_slurm, on_this_machine, summary
 from launcher.validation.run.folder import Order, ValidationFolder
+from tests import nodes
+from tests.builders import ROOT, Command
+from tests.nodes import (
+    attempt,
+    faulty,
+    fleet_of,
+    judged,
+    rates,
+    replace,
+    said,
+    there,
+)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nodes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nodes import (
+
+from bench.nvml import counters
+from bench.nvml import gpus as telemetry
+from bench.records import GpuState
+from launcher.config import hardware as machine
+from launcher.errors import UserError
+from launcher.validation import reference
+from launcher.validation.codes import NodeVerdict
+from launcher.validation.config import Spec
+from launcher.validation.judge import fleet
+from launcher.validation.judge.fleet import row_of
+from launcher.validation.judge.layers import certain_faults
+from launcher.validation.node import Node, Rate, Trouble
+from launcher.validation.run import node_reports
+from tests import nodes
+from tests.nodes import (
     GIGABYTES,
     PEAK,
     attempt,
@@ -27,20 +41,6 @@ from nodes import (
     said,
     there,
 )
-
-from bench.nvml import counters
-from bench.nvml import gpus as telemetry
-from bench.records import GpuState
-from launcher.config import hardware as machine
-from launcher.errors import UserError
-from launcher.validation import reference
-from launcher.validation.codes import NodeVerdict
-from launcher.validation.config import Spec
-from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import row_of
-from launcher.validation.judge.layers import certain_faults
-from launcher.validation.node import Node, Rate, Trouble
-from launcher.validation.run import node_reports
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import ROOT
 
 from bench.backends.deepep import buffer_bytes
 from bench.nvml import gpus
 from launcher.deploy import exporting, tuned
+from tests.builders import ROOT
 
 pytestmark = [
     pytest.mark.gpu,

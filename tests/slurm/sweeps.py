@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from slurmlab import SlurmLab, processes
+from tests.slurm.slurmlab import SlurmLab, processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120

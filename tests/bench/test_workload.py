@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import small_workload
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import comb
 
 from bench.records import Dtype
 from bench.workload import ROUTINGS, route, token_in_rank, token_matrix, volume
+from tests.builders import small_workload
 
 DEEPSEEK = small_workload(num_tokens=4096, hidden=7168, num_experts=256, num_topk=8)
 

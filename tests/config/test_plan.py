@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from builders import ROOT, anchor_of, deepep_plan, small_workload, spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Ep
 from launcher.errors import UserError
 from launcher.tuner.shard import in_order
+from tests.builders import ROOT, anchor_of, deepep_plan, small_workload, spec
 
 
 def axis(values: st.SearchStrategy[int], always: int) -> st.SearchStrategy[list[int]]:

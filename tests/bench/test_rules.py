@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import small_workload
 
 from bench.backends import BACKENDS
 from bench.backends.deepep import DEFAULT_NVL_CHUNK, buffer_bytes
 from bench.records import Dtype, Op
 from bench.rules import Facts, workload_violations
+from tests.builders import small_workload
 
 DEEPEP, ALLTOALL = BACKENDS["deepep"], BACKENDS["alltoall"]
 GROUPED = "workload.routing must not be 'grouped' unless 8 groups divide the experts and 4 of them hold num_topk, got "

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from builders import small_workload
 
 from bench.backends.sessions.session import Dispatched
 from bench.rank.oracle import Oracle, edge_routings, quantise
 from bench.records import Dtype
 from bench.workload import TopK, Workload, route
+from tests.builders import small_workload
 
 CPU = torch.device("cpu")
 NUM_RANKS = 2

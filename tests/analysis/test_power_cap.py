@@ -7,7 +7,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pytest
-from builders import deepep_plan, failed, spec
 
 from bench.backends import BACKENDS, join_pair
 from bench.records import Dtype, Measured, Op, Point, Record, Stage
@@ -17,6 +16,7 @@ from launcher.analysis.measurements import Measurement, evaluate
 from launcher.config.plan import FINAL, Plan
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final
+from tests.builders import deepep_plan, failed, spec
 
 GEMMS_US = 4700.0
 CAP = 1.25

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import MANIFEST, complete
 
 from bench.records import Failed, FailureKind, Host, Line, Record, Role
 from launcher.analysis import results
 from launcher.config.plan import Plan
 from launcher.report import html_report
 from launcher.store.table import run_records
+from tests.builders import MANIFEST, complete
 
 HOSTILE = "<script>document.title='owned'</script> </script> | ` ** ]]> &amp; \u2028 \" ' {{ 7*7 }}"
 

@@ -6,12 +6,12 @@ import typing
 
 import msgspec
 import pytest
-from builders import ENVIRONMENT, TRAFFIC, complete, deepep_plan, lines
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import records
 from bench.records import Dtype, Environment, NewerFormatError, Op, Point, decode, digest, encode
+from tests.builders import ENVIRONMENT, TRAFFIC, complete, deepep_plan, lines
 
 KINDS = [kind.__struct_config__.tag for kind in typing.get_args(records.Line)]
 
