@@ -38,7 +38,7 @@ from launcher.config.arguments import complete_arguments
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
 from launcher.store.revision import Revision
-from launcher.store.run_folder import Manifest
+from launcher.store.run_folder import Manifest, RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -186,6 +186,17 @@ def _any(kind: Any) -> st.SearchStrategy[Any]:
         bool: st.booleans(),
         types.NoneType: st.none(),
     }[kind]
+
+
+def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
+    """Two shards whose nodes differ in their driver."""
+    for shard, driver in enumerate(("580.65", "570.1")):
+        environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
+        records = [line for line in complete(made, shard=shard, environment=environment.id) if isinstance(line, Record)]
+        with folder.appender(shard) as appender:
+            for line in (environment, *records):
+                appender.add(line)
+    return folder
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

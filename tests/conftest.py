@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from launcher.config.plan import Plan
+from launcher.store.run_folder import RunFolder
 from tests.builders import Command, Sweep, command, deepep_plan
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -44,3 +45,9 @@ def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Swee
 def made() -> Plan:
     """DeepEP on H200s at EP=4: 6 cells for each operation, 2 anchors, 2 baselines."""
     return deepep_plan()
+
+
+@pytest.fixture
+def folder(made: Plan, tmp_path: Path) -> RunFolder:
+    """The run folder of that plan, nothing measured yet."""
+    return RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])

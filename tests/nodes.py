@@ -171,3 +171,7 @@ def good(count: int, *, factor: float = 1.0) -> list[Node]:
 
 def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
     return reference.learn(good(count, factor=factor), learned="2026-11-24", program="0.1.0")
+
+
+def phases(node: Node) -> dict[str, str]:
+    return {phase.name: phase.status for phase in node.attempts[0].phases}

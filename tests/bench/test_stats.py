@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from bench.stats import median_interval, spread
+from bench.stats import (
+    holm,
+    log_median_errors,
+    median_interval,
+    paired_ratio_interval,
+    paired_slower_p,
+    spread,
+)
 
 times = st.lists(st.floats(1.0, 1e6), min_size=1, max_size=60)
 
@@ -67,3 +74,35 @@ def test_the_spread_is_the_interquartile_range_over_the_median() -> None:
 @given(times, st.floats(0.1, 10))
 def test_the_spread_has_no_unit(samples: list[float], factor: float) -> None:
     assert spread([factor * value for value in samples]) == pytest.approx(spread(samples), abs=1e-9)
+
+
+def test_the_paired_interval_covers_as_it_says():
+    rng = np.random.default_rng(7)
+    truth, hits = 1.4, 0
+    for _ in range(2000):
+        group = rng.normal(0, 0.02, 5)
+        slow = truth * np.exp(group + rng.normal(0, 0.005, 5))
+        fast = np.exp(group + rng.normal(0, 0.005, 5))
+        interval = paired_ratio_interval(slow, fast)
+        hits += interval.low <= truth <= interval.high
+    assert 0.94 <= hits / 2000 <= 0.96
+
+
+def test_the_paired_test_is_students():
+    rng = np.random.default_rng(3)
+    values, reference = np.exp(rng.normal(0.01, 0.02, 8)), np.exp(rng.normal(0, 0.02, 8))
+    expected = scipy_stats.ttest_rel(np.log(values), np.log(reference), alternative="greater").pvalue
+    assert paired_slower_p(values, reference) == pytest.approx(expected)
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    assert holm([0.001, 0.04, 0.03, 0.2], alpha=0.05).tolist() == [True, False, False, False]
+    assert holm([0.001, 0.012, 0.02, 0.03], alpha=0.05).tolist() == [True, True, True, True]
+    assert holm([0.5], alpha=0.05).tolist() == [False]
+
+
+def test_the_error_of_a_log_median_is_that_of_theory():
+    rng = np.random.default_rng(5)
+    samples = np.exp(rng.normal(0, 0.01, (300, 15)))
+    theory = 0.01 * np.sqrt(np.pi / 2 / 15)
+    assert np.median(log_median_errors(samples.tolist())) == pytest.approx(theory, rel=0.25)

@@ -1,52 +1,32 @@
-"""The nodes together, and what is left of them for people and for monitoring."""
+"""A node among its fleet."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 
-import junitparser
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.jobs.slurm import JobState
-from launcher.validation import codes
 from launcher.validation import node as node_files
-from launcher.validation.codes import MEANINGS, NodeVerdict, Status, combined, exit_status
+from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import row_of
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
-from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
 from tests import nodes
-from tests.builders import ROOT, Command
+from tests.builders import Command
 from tests.nodes import (
     A_TENTH_SLOWER,
     GIGABYTES,
-    HOSTILE,
     attempt,
-    faulty,
-    fleet_of,
     judged,
-    learned,
     rates,
     replace,
     row,
 )
-
-
-@pytest.fixture(scope="session")
-def spec() -> Spec:
-    return nodes.spec()
-
-
-# ---- fleet
 
 
 def on_paper(slow: set[int], *, count: int = 64, seed: int = 0) -> list[dict[str, float]]:
@@ -179,128 +159,3 @@ def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Co
     assert reasons["gpu2"] == "its job is not over yet (RUNNING)"
     ages = re.findall(r'last_run_timestamp_seconds\{node="(\w+)"', (folder.path / "nodes.prom").read_text())
     assert ages == ["gpu1"]
-
-
-# ---- lanes
-
-
-def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_behind_it():
-    jobs = {"a": "1", "b": "2", "c": "3", "d": "4", "e": "5"}
-    found = Lanes({"a": 0, "b": 1, "c": 0, "d": 1, "e": 2})
-    waits = {
-        "1": JobState("PENDING", "", "Resources"),
-        "2": JobState("RUNNING", "b"),
-        "3": JobState("PENDING", "", "Dependency"),
-        "4": JobState("PENDING", "", "Dependency"),
-        "5": JobState("PENDING", "", "Priority"),  # nobody is behind it
-    }
-    begins = waits | {"1": JobState("RUNNING", "a")}
-    for _ in range(STUCK_LOOKS - 1):
-        assert found.stuck(jobs, waits) == {}
-    assert found.stuck(jobs, begins) == {}  # and is counted anew
-    looks = [found.stuck(jobs, waits) for _ in range(2 * STUCK_LOOKS)]
-    assert [at for at, one in enumerate(looks, 1) if one] == [STUCK_LOOKS, 2 * STUCK_LOOKS]
-    assert looks[-1] == {"a": {"c"}}
-
-
-# ---- outputs
-
-
-def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: Spec):
-    found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec), spec=spec)
-    ((drain, undo),) = node_reports.drain_lines(
-        found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC"
-    )
-    assert drain == ("scontrol update NodeName=gpu017 State=DRAIN Reason='EPV:E203:gpu2 0.71x [20261124 run 8f3a]'")
-    assert undo == "scontrol update NodeName=gpu017 State=RESUME"
-    text = node_reports.markdown(
-        found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC", references=learned().entries
-    )
-    assert "| gpu017 | FAIL | E203 | gpu2 | compute bf16 is 0.71x that of the node's other GPUs | 7 |" in text
-    assert re.search(r"\| gpu017 \| dispatch bf16 \| 2\d\d(\.\d)? \| 62% \| 1\.00x \| 1\.00x \|", text)
-    assert drain in text
-    assert f"# undo: {undo}" in text
-    assert "Nothing below was executed." in text
-
-
-def test_hostile_names_and_reasons_break_no_output(spec: Spec):
-    wrong = {"speed: dispatch bf16": f"gpu1: {HOSTILE}"}
-    node = judged(attempt(checks=wrong), of=spec, name=HOSTILE)
-    found = fleet_of(node, spec=spec)
-    text = node_reports.markdown(found, run=HOSTILE, when="now")
-    assert "<script>" not in re.sub("`+[^`]*`+|```.*?```", "", text, flags=re.DOTALL)
-    assert node_reports.drain_lines(found, run=HOSTILE, when="now") == []  # nobody can be meant by such a name
-    named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE), spec=spec)
-    (commands,) = node_reports.drain_lines(named, run=HOSTILE, when="now")
-    assert [len(shlex.split(command)) for command in commands] == [5, 4]
-    assert not any(set(command) & set("\n\x00\x07") for command in commands)
-    suites = junitparser.JUnitXml.fromroot(junitparser.JUnitXml.fromstring(node_reports.junit(found))._elem)
-    assert suites.failures == 2
-    assert len(node_reports.nagios(found, strict=False).splitlines()) == 1
-    families = list(text_string_to_metric_families(node_reports.prometheus(found)))
-    assert {sample.labels["node"] for family in families for sample in family.samples} == {HOSTILE}
-
-
-def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec: Spec):
-    rows = [row(faulty("bad", spec)), row(judged(attempt(), of=spec, name="fine"))]
-    rows += [row_of("lost", "9", "NODE_FAIL", None), fleet.skipped("down", "U908", "Slurm has it down")]
-    found = fleet.judge_fleet(rows, spec.thresholds)
-    file = io.BytesIO(node_reports.junit(found).encode())
-    suites = {suite.name: suite for suite in junitparser.JUnitXml.fromfile(file)}
-    counts = {name: (suite.failures, suite.errors, suite.skipped) for name, suite in suites.items()}
-    assert counts == {"bad": (1, 0, 0), "fine": (0, 0, 0), "lost": (0, 1, 0), "down": (0, 0, 1)}
-
-
-def test_prometheus_reads_verdicts_rates_and_the_time(spec: Spec):
-    found = fleet_of(faulty("gpu1", spec), spec=spec)
-    samples = {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(node_reports.prometheus(found))
-        for sample in family.samples
-    }
-    assert samples["deepep_node_verdict", ("code", "E203"), ("node", "gpu1"), ("verdict", "FAIL")] == 1
-    ended = datetime(2026, 11, 24, 10, 5, tzinfo=UTC).timestamp()
-    assert samples["deepep_node_last_run_timestamp_seconds", ("node", "gpu1")] == ended
-    assert samples["deepep_node_rate", ("node", "gpu1"), ("test", "dispatch bf16")] == pytest.approx(280, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "strict", "status"),
-    [
-        (["PASS", "WARN", "SKIPPED"], False, 0),
-        (["PASS", "WARN"], True, 1),
-        (["FAIL", "SETUP"], False, 2),
-        (["HANG"], False, 2),
-        (["NO_RESULT", "PASS"], False, 2),
-        (["SETUP", "PASS"], False, 3),
-        (["INCONCLUSIVE", "WARN"], True, 3),
-        (["SKIPPED"], False, 3),
-        ([], False, 3),
-    ],
-)
-def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, strict: bool, status: int):
-    assert exit_status([NodeVerdict(one) for one in verdicts], strict=strict) == status
-
-
-@pytest.mark.parametrize(
-    ("statuses", "expected"),
-    [
-        ([0, 3, 2], 2),
-        ([1, 3, 0], 3),
-        ([0, 1], 1),
-        ([0, 0], 0),
-        ([64, 64], 64),
-        ([0, 64], 3),
-        ([2, 64], 2),
-        ([], 0),
-    ],
-)
-def test_of_several_validations_the_worst_known_counts_before_what_is_unknown(statuses: list[int], expected: int):
-    assert combined([Status(one) for one in statuses]) == expected
-
-
-def test_every_code_that_the_program_can_say_has_a_meaning_and_the_guide_lists_them():
-    sources = " ".join(file.read_text() for file in (ROOT / "launcher" / "validation").glob("*.py"))
-    assert set(re.findall(r"\b[EU]\d{3}\b", sources)) == set(MEANINGS)
-    guide = (ROOT / "docs" / "ADMIN.md").read_text()
-    assert codes.codes_table() in guide

@@ -1,15 +1,10 @@
-"""The README's commands, as a user types them on a machine without GPUs."""
+"""deepep-sweep as users start it."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
 import shlex
-import shutil
-import signal
 import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,25 +13,14 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from bench.records import Record, Role, Stage
+from bench.records import Stage
 from launcher import aggregate
 from launcher.config import plan
-from launcher.config.plan import FINAL
-from launcher.store.run_folder import Attempt, RunFolder
+from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT, Command, Sweep
+from tests.commands.runs import SMALL, records_of
 
 NOT_A_MEASUREMENT = plan.NOT_A_MEASUREMENT
-SMALL = (
-    "-m",
-    "ep=2",
-    "workload=small",
-    "measure=quick",
-    "grid=smoke",
-    "hardware=cpu",
-    "workload.num_tokens=32",
-    "search.rounds=1",
-    "search.final_groups=0",
-)
 
 
 class Refusal(NamedTuple):
@@ -49,12 +33,6 @@ class Refusal(NamedTuple):
 def runs(outputs: Path) -> list[Path]:
     """The run folders below, whatever Hydra keeps beside them."""
     return [path for path in outputs.glob("*") if not path.name.startswith(".")] if outputs.exists() else []
-
-
-def records_of(folder: Path) -> list[Record]:
-    lines, damaged = RunFolder.open(folder).lines()
-    assert damaged == []
-    return [line for line in lines if isinstance(line, Record)]
 
 
 def test_stdout_of_a_sweep_is_exactly_the_path_of_its_report(sweep: Sweep) -> None:
@@ -118,14 +96,6 @@ def test_help_names_every_group_its_choices_and_the_exit_statuses(run_module: Co
         assert all(choice in process.stdout for choice in choices), group.name
     for status in (0, 1, 2, 3):
         assert re.search(rf"(^|\s){status}  \w", process.stdout), status
-
-
-def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command) -> None:
-    process = run_module("launcher.aggregate", "--help")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "strict=true" in process.stdout
-    assert "allow_mixed=true" in process.stdout
-    assert "Exit status: 0" in process.stdout
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(run_module: Command, tmp_path: Path) -> None:
@@ -237,104 +207,6 @@ def test_run_refuses_the_folder_of_another_plan(run_module: Command, sweep: Swee
     )
 
 
-@pytest.mark.parametrize(
-    "words", ["FOLDER", "FOLDER/missing", "--frobnicate", "FOLDER strict=maybe", "FOLDER FOLDER", "FOLDER strict"]
-)
-def test_aggregate_refuses_what_is_no_run_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
-) -> None:
-    assert aggregate.main(words.replace("FOLDER", str(tmp_path)).split()) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.fullmatch(r"error: .+\nhint: .+\n", said.err)
-
-
-def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "published"
-    shutil.copytree(ROOT / "outputs" / "published" / "h200x2-ep2-bf16", folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for module in ("launcher.aggregate", "launcher.status"):
-        process = run_module(module, str(folder))
-        assert (process.returncode, process.stdout) == (2, "")
-        assert process.stderr == (
-            f"error: the records of {folder} are packed: shards/0000/records.jsonl.gz\n"
-            f"hint: gunzip --keep {folder}/shards/*/records.jsonl.gz\n"
-        )
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_the_status_of_a_run_without_slurm_is_that_of_its_attempts(run_module: Command, sweep: Sweep) -> None:
-    process = run_module("launcher.status", str(sweep.folder), "--json")
-    found = json.loads(process.stdout)
-    assert {row["state"] for row in found["rows"]} == {"DONE"}
-    assert (found["final"], found["aggregate"]) == ("COMPLETE", "DONE")
-
-
-def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
-    run_module: Command, sweep: Sweep, tmp_path: Path
-) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(sweep.folder, folder)
-    run = RunFolder.open(folder)
-    for index in (0, FINAL):
-        run.begin_attempt(index, Attempt(None, "here", 0.0, 1.0, "failed"))
-    process = run_module("launcher.aggregate", str(folder))
-    assert process.returncode == 0, process.stderr
-    assert "before its search was over" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
-
-
-def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: dict[str, str], tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "launcher.sweep", "-m", f"outputs={tmp_path}"]
-    process = subprocess.Popen(line, cwd=ROOT, env=no_gpus, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    said = []
-    for words in process.stderr:
-        said.append(words)
-        if words.startswith("shard 0: starting"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    (folder,) = [RunFolder.open(path.parent).path for path in tmp_path.glob("*/run.json")]
-    assert f"run folder: {folder}\n" in said
-    assert said[-1].startswith("interrupted; what was measured is kept: ")
-    assert "Traceback" not in "".join(said)
-
-
-def test_aggregate_without_a_folder_prints_its_help_as_a_usage_error(run_module: Command) -> None:
-    process = run_module("launcher.aggregate")
-    assert process.returncode == 2
-    assert "python -m launcher.aggregate RUN" in process.stdout
-
-
-def test_aggregate_again_changes_nothing(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(sweep.folder, folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(before) >= 8
-    process = run_module("launcher.aggregate", str(folder))
-    assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
-def test_a_complete_run_is_not_measured_again(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:
-    folder = tmp_path / "copy"
-    shutil.copytree(sweep.folder, folder)
-    before = [file.read_bytes() for file in sorted(folder.glob("shards/*/records.jsonl"))]
-    process = run_module("launcher.sweep", "-m", f"outputs={sweep.outputs}", f"run={folder}")
-    assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
-    assert [file.read_bytes() for file in sorted(folder.glob("shards/*/records.jsonl"))] == before
-
-
-FAULT = "faults=['wrong_token@1:dispatch/bf16/num_slices=4,num_in_flight=2']"
-
-
-@pytest.fixture(scope="module")
-def two_shards(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """A sweep of two shards in which one point fails."""
-    outputs = tmp_path_factory.mktemp("two") / "outputs"
-    process = run_module("launcher.sweep", *SMALL, "shard.count=2", "strict=true", FAULT, f"outputs={outputs}")
-    return Sweep(process, outputs, Path(process.stdout.strip()).parent)
-
-
 def test_two_shards_have_two_folders_and_share_the_default_alone(two_shards: Sweep) -> None:
     folder = two_shards.folder
     assert sorted(path.name for path in (folder / "shards").iterdir()) == ["0000", "0001"]
@@ -355,39 +227,6 @@ def test_a_failed_point_is_a_result_and_makes_the_status_3_only_with_strict(two_
     assert aggregate.main([str(two_shards.folder), "strict=true"]) == 3
 
 
-def test_a_run_that_was_cut_in_half_is_reported_as_such_and_completed(
-    run_module: Command, two_shards: Sweep, tmp_path: Path
-) -> None:
-    folder = tmp_path / "halved"
-    shutil.copytree(two_shards.folder, folder)
-    file = folder / "shards" / "0001" / "records.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    kept = lines[: len(lines) // 2]
-    torn = lines[len(kept)]
-    file.write_bytes(b"".join(kept) + torn[: -len(torn) // 10])
-
-    assert aggregate.main([str(folder)]) == 3
-    plain = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
-    assert plain["points"]["missing"] == len(plain["missing"]) == 4
-    text = (folder / "OPTIMAL_CONFIGS.md").read_text()
-    assert "**Missing:** `alltoall/" in text
-    assert f"`shards/0001/records.jsonl` line {len(kept) + 1} cannot be read**" in text
-
-    first = (folder / "shards" / "0000" / "records.jsonl").read_bytes()
-    process = run_module(
-        "launcher.sweep", *SMALL, "shard.count=2", FAULT, f"outputs={two_shards.outputs}", f"run={folder}"
-    )
-    assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
-    assert (folder / "shards" / "0000" / "records.jsonl").read_bytes() == first
-    assert file.read_bytes().startswith(b"".join(kept))
-    found, damaged = RunFolder.open(folder).lines()
-    assert len(damaged) == 1
-    cells = [line.point_id for line in found if isinstance(line, Record) and line.role is not Role.ANCHOR]
-    assert sorted(cells) == sorted(planned.id for planned in RunFolder.open(folder).plan().cells)
-    plain = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
-    assert plain["points"] == {"planned": 10, "measured": 9, "failed": 1, "missing": 0}
-
-
 def test_one_shard_alone_leaves_the_others_missing(run_module: Command, tmp_path: Path) -> None:
     process = run_module(
         "launcher.sweep", *SMALL, "shard.count=8", "shard.index=3", "workload.dtype=fp8", f"outputs={tmp_path}"
@@ -398,45 +237,3 @@ def test_one_shard_alone_leaves_the_others_missing(run_module: Command, tmp_path
     plain = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
     assert plain["points"] == {"planned": 10, "measured": 3, "failed": 0, "missing": 7}
     assert plain["optimal"] == plain["default"]
-
-
-def test_no_file_of_the_project_names_a_machine_it_was_written_on() -> None:
-    for folder, suffix in itertools.product(("bench", "launcher", "conf"), (".py", ".yaml")):
-        for file in (ROOT / folder).rglob(f"*{suffix}"):
-            assert not re.search(r"/(home|work|Users)/", file.read_text()), file
-
-
-def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: Command, tmp_path: Path) -> None:
-    process = run_module(
-        "launcher.sweep",
-        *SMALL,
-        "search.final_groups=5",
-        "search.iterations=20",
-        "search.budget_s=20",
-        "grid.num_slices=[1,2,3,4,5,6,7,8]",
-        "grid.num_in_flight=[1,2,3,4,5,6,7,8]",
-        "faults=['slow@0:alltoall']",
-        f"outputs={tmp_path}",
-    )
-    assert process.returncode == 3, process.stderr
-    folder = Path(process.stdout.strip()).parent
-    measured = records_of(folder)
-    for stage, share in ((Stage.SWEEP, 0.6), (Stage.FINAL, 0.4)):
-        starts = [record.started for record in measured if record.stage is stage]
-        assert starts
-        assert max(starts) - min(starts) <= share * 20
-    results = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
-    assert results["points"]["missing"] > 0
-    assert results["optimal"]["round_trip_us"] > 0
-    assert results["verdict"]["ci95"][0] <= results["verdict"]["ratio"] <= results["verdict"]["ci95"][1]
-    said = (folder / "OPTIMAL_CONFIGS.md").read_text()
-    assert "search.budget_s; resume with a larger one) before its search was over.** This is the best answer so" in said
-
-    resumed = run_module("launcher.resume", str(folder), "search.budget_s=32")
-    assert resumed.returncode in (0, 3), resumed.stderr
-    assert "search.budget_s: 20 s before, 32 s from now on" in resumed.stderr
-    more = records_of(folder)
-    for stage in (Stage.SWEEP, Stage.FINAL):
-        first, both = ([one for one in these if one.stage is stage] for these in (measured, more))
-        assert both[: len(first)] == first
-    assert len(more) > len(measured)
