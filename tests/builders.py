@@ -211,6 +211,12 @@ class Sweep(NamedTuple):
     folder: Path
 
 
+def calling(function: Callable[..., object], *arguments: object) -> list[str]:
+    """The command that calls a function of a module, arguments as texts, in a process of its own (cwd=ROOT)."""
+    code = f"import sys; from {function.__module__} import {function.__name__} as called; called(*sys.argv[1:])"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
 def command(module: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """What a user sees of ``python -m MODULE ARGUMENTS``."""
     return subprocess.run(

@@ -137,7 +137,7 @@ def installed(folder: Path, *lines: str) -> str:
 
 def test_the_installed_deep_ep_is_given_as_a_sweep_writes_it(tmp_path: Path) -> None:
     assert library.installed_deep_ep() is None
-    asks = ("from launcher.library import installed_deep_ep", "print(installed_deep_ep())")
+    asks = (f"from {library.__name__} import installed_deep_ep", "print(installed_deep_ep())")
     assert installed(tmp_path, *asks) == f"{DEEP_EP}\n"
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_is_no_entry_is_left_out_and_named_also_where_nothing_else_f
 
 def test_loading_imports_nothing_heavy() -> None:
     code = (
-        "import sys, launcher.library\n"
+        f"import sys, {library.__name__}\n"
         "heavy = {'torch', 'deep_ep', 'hydra', 'omegaconf', 'numpy', 'scipy', 'yaml', 'rich', 'bench'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
+from bench import supervisor
+from bench.backends import sessions
 from bench.faults import Fault
 from bench.protocol import GroupSpec
 from bench.records import (
@@ -34,16 +37,14 @@ from bench.records import (
 )
 from bench.supervisor import Effort, StartError, Supervisor, Task
 from bench.workload import token_matrix
-from tests.builders import ROOT, small_workload
+from launcher import aggregate, sweep
+from launcher.jobs import inline
+from tests.builders import ROOT, calling, small_workload
 
 EFFORT = Effort(warmup=1, iterations=5, deadline_s=2.0, startup_s=120.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def on_cpus() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
+pytestmark = pytest.mark.usefixtures("on_cpus")
 
 
 def point(op: Op, num_slices: int, dtype: Dtype = Dtype.BF16) -> Point:
@@ -173,7 +174,7 @@ def test_a_silent_rank_is_a_hang_with_the_stacks_of_the_silent(outcome: Outcome)
     stacks = dict(re.findall(r"^rank (\d): (.*)$", failed.last_words, re.MULTILINE))
     assert "in strike" in stacks["1"]
     assert "in strike" not in stacks["0"]
-    assert "alltoall_session.py" in stacks["0"]
+    assert str(Path(sessions.__file__).with_name("alltoall.py")) in stacks["0"]
 
 
 def test_a_rank_that_dies_is_a_crash_with_its_last_words(outcome: Outcome) -> None:
@@ -333,22 +334,18 @@ def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
     assert children(os.getpid()) == set()
 
 
-SUPERVISOR = """
-import sys
-from pathlib import Path
-import msgspec
-from bench.protocol import GroupSpec
-from bench.records import Record, Role
-from bench.supervisor import Effort, Supervisor, Task
-spec = msgspec.json.decode(sys.argv[1], type=GroupSpec)
-def sink(line):
-    if isinstance(line, Record):
-        print("measured", flush=True)
-anchor, hung = (Task(point, point.label, Role.ANCHOR) for point in (spec.points[0], spec.points[1]))
-supervisor = Supervisor(spec, Effort(1, 3, 300.0, 300.0), anchor=anchor, sink=sink, log_folder=Path(sys.argv[2]))
-for _ in supervisor.run([anchor, hung]):
-    pass
-"""
+def supervise(text: str, log_folder: str) -> None:
+    """Measures the first two points of a spec, and says so of each that it has measured."""
+    spec = msgspec.json.decode(text, type=GroupSpec)
+
+    def sink(line: Line) -> None:
+        if isinstance(line, Record):
+            print("measured", flush=True)
+
+    anchor, hung = (task(point, Role.ANCHOR) for point in spec.points[:2])
+    supervisor = Supervisor(spec, Effort(1, 3, 300.0, 300.0), anchor=anchor, sink=sink, log_folder=Path(log_folder))
+    for _ in supervisor.run([anchor, hung]):
+        pass
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -361,9 +358,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("moment", ["while the ranks start", "while a rank hangs"])
 def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str) -> None:
     spec = msgspec.json.encode(group_spec("hang@1:dispatch/bf16/num_slices=2,")).decode()
-    with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, spec, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
-    ) as process:
+    with subprocess.Popen(calling(supervise, spec, tmp_path), stdout=subprocess.PIPE, cwd=ROOT) as process:
         wait_until(lambda: len(children(process.pid)) == 2)
         ranks = children(process.pid)
         if moment == "while a rank hangs":
@@ -373,8 +368,8 @@ def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str
     wait_until(lambda: not any(state_of(Path(f"/proc/{pid}")).is_rank for pid in ranks))
 
 
-@pytest.mark.parametrize("module", ["bench.supervisor", "launcher.sweep", "launcher.jobs.inline", "launcher.aggregate"])
-def test_what_supervises_never_imports_torch(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
+@pytest.mark.parametrize("module", [supervisor, sweep, inline, aggregate], ids=lambda module: module.__name__)
+def test_what_supervises_never_imports_torch(module: ModuleType) -> None:
+    code = f"import sys, {module.__name__}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout == "[]\n"

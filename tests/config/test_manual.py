@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
-from launcher.config import manual
+from launcher.config import job_options, manual, schema
 from launcher.config.manual import SWEEP, VALIDATE, ConfigKey, sections
-from launcher.validation import node
+from launcher.validation import config, node
 from tests.builders import ROOT
 
 REMAKE = "make docs writes it anew"
@@ -19,9 +20,11 @@ REFERENCE = manual.reference()
 KEYS = [key for section in [*sections(SWEEP), *sections(VALIDATE)] for key in section.keys]
 
 
-def classes(file: str) -> set[tuple[str, str]]:
-    """The dataclasses of a file of the schema."""
-    found = ast.parse((ROOT / "launcher" / file).read_text()).body
+def classes(module: ModuleType) -> set[tuple[str, str]]:
+    """The dataclasses of a module of the schema, each with its file as the manual names it."""
+    assert module.__file__ is not None
+    file = Path(module.__file__).relative_to(ROOT / "launcher").as_posix()
+    found = ast.parse(Path(module.__file__).read_text()).body
     return {(file, one.name) for one in found if isinstance(one, ast.ClassDef) and one.decorator_list}
 
 
@@ -34,8 +37,8 @@ def test_node_schema_json_is_what_the_program_reads() -> None:
 
 
 def test_every_dataclass_of_the_schema_is_documented() -> None:
-    files = ("schema.py", "settings.py", "validation/settings.py")
-    assert {(file, name) for file, name, _ in [*SWEEP, *VALIDATE]} == set().union(*map(classes, files))
+    modules = (schema, job_options, config)
+    assert {(file, name) for file, name, _ in [*SWEEP, *VALIDATE]} == set().union(*map(classes, modules))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)

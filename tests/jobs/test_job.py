@@ -23,12 +23,12 @@ def test_a_job_that_would_run_other_code_than_was_submitted_fails(monkeypatch: p
         job.run_shard(str(folder.path), 0)
 
 
-OUT_OF_TIME = """
+OUT_OF_TIME = f"""
 import os, signal, sys
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # before libraries begin threads
-from launcher import attempt
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR2}})  # before libraries begin threads
+import {job.__name__} as job
 os.kill(os.getpid(), signal.SIGUSR2)  # as Slurm does ahead of the time limit, here before the first point
-attempt.run_shard(sys.argv[1], 0, True)
+job.{job.run_shard.__name__}(sys.argv[1], 0, True)
 """
 
 

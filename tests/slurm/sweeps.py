@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from bench import forkserver
 from tests.slurm.slurmlab import SlurmLab, processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,7 +219,7 @@ def _ranks(lab: SlurmLab) -> list[int]:
     return [
         one.pid
         for one in processes()
-        if one.environment.get("SLURM_CONF") == str(lab.conf) and "bench.forkserver" in command_line(one.pid)
+        if one.environment.get("SLURM_CONF") == str(lab.conf) and forkserver.__name__ in command_line(one.pid)
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import msgspec
 import pytest
 
 from bench import records
-from bench.records import Line, Record
+from bench.records import Line, Record, Traffic
 from launcher.config.plan import Plan
 from launcher.errors import UserError
 from launcher.store.run_folder import FORMAT_VERSION, RunFolder
-from tests.builders import ROOT, complete
+from tests.builders import ROOT, calling, complete
 
 
 def append(folder: RunFolder, lines: list[Line], *, shard: int = 0) -> None:
@@ -111,21 +110,17 @@ def test_bytes_that_are_no_text_are_damage(made: Plan, folder: RunFolder) -> Non
     assert len(damaged) == 2
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from bench.records import Traffic
-from launcher.store import RunFolder
-with RunFolder(Path(sys.argv[1])).appender(0) as appender:
-    for number in range(10**9):
-        appender.add(Traffic([[number] * 50] * 50))
-        print(number, flush=True)
-"""
+def write_on(path: str) -> None:
+    """Appends lines, each said on stdout once it is kept, until it is killed."""
+    with RunFolder(Path(path)).appender(0) as appender:
+        for number in range(10**9):
+            appender.add(Traffic([[number] * 50] * 50))
+            print(number, flush=True)
 
 
 def writer(folder: RunFolder) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder.path)],
+        calling(write_on, folder.path),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

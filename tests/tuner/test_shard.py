@@ -23,6 +23,8 @@ from launcher.tuner import final, shard
 from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, record, spec
 from tests.tuner.machine import Machine, make_plan
 
+pytestmark = pytest.mark.usefixtures("on_cpus")
+
 
 def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between_them() -> None:
     plan = make_plan(sms=[16], chunks=[8], budget_s=100.0)
