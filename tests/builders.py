@@ -192,9 +192,10 @@ def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
     """Two shards whose nodes differ in their driver."""
     for shard, driver in enumerate(("580.65", "570.1")):
         environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
-        records = [line for line in complete(made, shard=shard, environment=environment.id) if isinstance(line, Record)]
+        measured = complete(made, shard=shard, environment=environment.id)
+        records: list[Line] = [line for line in measured if isinstance(line, Record)]
         with folder.appender(shard) as appender:
-            for line in (environment, *records):
+            for line in [environment, *records]:
                 appender.add(line)
     return folder
 

@@ -73,7 +73,7 @@ def faster(pairs: dict[int, float]) -> list[Line]:
 
 
 def valid(found: Results) -> dict[str, Any]:
-    plain = msgspec.json.decode(msgspec.json.encode(results_json.to_json(found)))
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(results_json.to_json(found)))
     jsonschema.Draft202012Validator(SCHEMA).validate(plain)
     return plain
 

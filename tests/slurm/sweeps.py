@@ -47,7 +47,7 @@ def slowly(point_s: float) -> tuple[str, ...]:
     return ("faults=['slow@0:alltoall']", f"measure.iterations={count}", f"search.iterations={count}")
 
 
-def wait_until(condition: Callable[[], T], *, seconds: float = PATIENCE_S) -> T:
+def wait_until(condition: Callable[[], T | None], *, seconds: float = PATIENCE_S) -> T:
     """The first true value of ``condition``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -83,7 +83,7 @@ def end(process: subprocess.Popen[str]) -> Done:
 
 def run(lab: SlurmLab, module: str, *arguments: str, **environment: str) -> Done:
     """``start`` to its end."""
-    return end(start(lab, module, *arguments, **environment))
+    return end(start(lab, module, *arguments, session=False, terminal=None, **environment))
 
 
 def sweep_arguments(outputs: Path, *overrides: str) -> list[str]:
@@ -245,9 +245,7 @@ def main_process(lab: SlurmLab, job: str) -> int:
                 return pid
         return None
 
-    found = wait_until(look)
-    assert found is not None
-    return found
+    return wait_until(look)
 
 
 def halt(lab: SlurmLab, folder: Path, shard: int) -> int:

@@ -162,6 +162,9 @@ class Tuned(NamedTuple):
 
     @property
     def covers(self) -> bool:
+        assert self.choice.default is not None
+        assert self.choice.optimal is not None
+        assert self.choice.verdict is not None
         truth = self.machine.round_trip(self.choice.default) / self.machine.round_trip(self.choice.optimal)
         return self.choice.verdict.ci95.low <= truth <= self.choice.verdict.ci95.high
 
