@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sweep test test-slurm test-rest lint bench docs clean published-ep4 published-ep8 published-run
+.PHONY: sweep test test-fast test-slurm test-rest lint bench docs clean published-ep4 published-ep8 published-run
 
 sweep: $(STAMP)
 	@$(BIN)/python -m launcher.sweep -m $(ARGS)
@@ -22,6 +22,10 @@ test-slurm: $(STAMP)
 
 test-rest: $(STAMP)
 	$(BIN)/python -m pytest --ignore=tests/slurm
+
+# Nothing that starts ranks, Slurm, a sweep or a browser.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/slurm --ignore=tests/gpu $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

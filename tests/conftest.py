@@ -21,6 +21,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+STARTS = {"run_module", "no_gpus", "on_cpus", "sweep", "chromium", "has_slurm"}
+"""Fixtures that are asked for by what starts ranks, a command, a browser or Slurm."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses one of these fixtures, itself or through another, is slow; pytest lists them all for each test."""
+    for item in items:
+        if not STARTS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def no_gpus() -> dict[str, str]:
     """The environment of a machine that shows no GPU, whatever this one has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -29,6 +30,7 @@ def test_equals_beside_gemms_are_rarely_told_apart_and_a_slow_one_is(seed: int) 
     assert len(best) >= 1
 
 
+@pytest.mark.slow  # 200 sets of passes
 def test_the_truly_best_beside_gemms_is_not_excluded_more_often_than_in_5_percent() -> None:
     chance = np.random.default_rng(1)
     excluded = 0

@@ -208,15 +208,18 @@ def at_the_margin() -> list[Tuned]:
     return [tuned(seed, default_factor=1 + MARGIN, **SMALL) for seed in range(100, 500)]
 
 
+@pytest.mark.slow  # simulates many sweeps
 def test_the_verdicts_interval_covers_the_true_ratio_as_often_as_it_says(at_the_margin: list[Tuned]):
     """Of 400 intervals that cover 88 %, 93 % or more hold the truth once in a thousand times."""
     assert np.mean([one.covers for one in at_the_margin]) >= 0.93
 
 
+@pytest.mark.slow  # simulates many sweeps
 def test_a_default_within_the_margin_is_called_worse_in_at_most_a_twentieth_of_the_sweeps(at_the_margin: list[Tuned]):
     assert np.mean([one.choice.verdict.kind == "tuned" for one in at_the_margin]) <= 0.05
 
 
+@pytest.mark.slow  # simulates many sweeps
 def test_a_default_that_is_optimal_is_not_called_worse():
     kinds = Counter(tuned(seed, default_factor=1.0, **SMALL).choice.verdict.kind for seed in range(500, 600))
     assert kinds["tuned"] == 0

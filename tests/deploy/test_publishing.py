@@ -279,6 +279,7 @@ def publish_some(first: str, folder: str) -> None:
         publishing.publish(taking(low, low + 1), Path(folder))
 
 
+@pytest.mark.slow  # starts four processes
 def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_path: Path) -> None:
     writers = [subprocess.Popen(calling(publish_some, one, tmp_path), cwd=ROOT) for one in range(4)]
     seen = []

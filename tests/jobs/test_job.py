@@ -32,6 +32,7 @@ job.{job.run_shard.__name__}(sys.argv[1], 0, True)
 """
 
 
+@pytest.mark.slow  # runs a shard in a process of its own
 def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_path: Path):
     small = ("hardware=cpu", "backend=alltoall", "workload=small", "grid=smoke", "measure=quick")
     folder = RunFolder.create(plan.make(spec(*small)), outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])

@@ -91,9 +91,9 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
         for line in LINES:
             appender.add(line)
     folder.begin_attempt(0, Attempt(None, "node1", 1.0, 2.0, "complete"))
-    assert writer.aggregate(folder) == 0
+    assert writer.aggregate(folder, draw=False) == 0
     folder.begin_attempt(0, Attempt(None, "node1", 3.0, 4.0, outcome))
-    assert writer.aggregate(folder) == 3
+    assert writer.aggregate(folder, draw=False) == 3
     assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
     assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()
     assert "python -m launcher.resume" in (folder.path / "SUMMARY.md").read_text()

@@ -128,6 +128,7 @@ def writer(folder: RunFolder) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow  # starts processes
 def test_a_killed_writer_loses_at_most_the_line_in_flight(folder: RunFolder) -> None:
     acknowledged = 0
     for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from bench.records import Role, Stage
 from launcher.tuner import racing
@@ -10,6 +11,7 @@ from launcher.tuner.racing import Arms
 from tests.tuner.machine import Machine, make_plan, tuned
 
 
+@pytest.mark.slow  # simulates many sweeps
 def test_the_fastest_of_620_configs_is_found_within_a_twentieth_of_a_percent_on_average():
     """Nodes, hours, spikes and processes differ; the pair that breaks a tie costs next to nothing."""
     grid = {"sms": [16, 24, 32, 40, 48, 64, 80, 96, 112, 128], "chunks": list(range(2, 64, 2)), "num_shards": 4}

@@ -23,7 +23,7 @@ from launcher.tuner import final, shard
 from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, record, spec
 from tests.tuner.machine import Machine, make_plan
 
-pytestmark = pytest.mark.usefixtures("on_cpus")
+STARTS_RANKS = pytest.mark.usefixtures("on_cpus")
 
 
 def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between_them() -> None:
@@ -73,6 +73,7 @@ class StopAfter:
         return self._left < 0
 
 
+@STARTS_RANKS
 @pytest.mark.parametrize("index", [0, FINAL])
 def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: Path, index: int) -> None:
     folder = RunFolder.create(plan.make(spec(*SWEEP, "search.final_groups=2")), outputs=tmp_path, path=None, command=[])
@@ -90,6 +91,7 @@ def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: 
     assert folder.shard_records(index) == records
 
 
+@STARTS_RANKS
 def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp_path: Path) -> None:
     settings = ("search.final_groups=2", "faults=['exception@0:dispatch_full/bf16/num_slices=2']")
     folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
@@ -102,6 +104,7 @@ def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp
     assert found == {1: [Measured, Measured], 2: [Failed]}
 
 
+@STARTS_RANKS
 def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
     patient = ("measure.deadline_s=30", "measure.startup_s=30")
     settings = ("search.final_groups=0", "search.budget_s=8", *patient, "faults=['hang@0:num_slices=']")

@@ -33,6 +33,8 @@ from tests.nodes import (
     there,
 )
 
+pytestmark = pytest.mark.slow  # two ranks
+
 SMALL = (
     *("hardware=cpu", "backend=alltoall", "workload=small", "measure=quick", "gpus=2", "blocks=5"),
     *("block_iterations=3", "measure.deadline_s=100", "measure.startup_s=100"),
