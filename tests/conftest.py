@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from launcher.config.plan import Plan
 from launcher.store.run_folder import RunFolder
 from tests.builders import Command, Sweep, command, deepep_plan
+from tests.published import Unpacked, unpacked
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -59,6 +61,12 @@ def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Swee
     process = run_module("launcher.sweep", "-m", f"outputs={outputs}")
     assert process.returncode == 0, process.stderr
     return Sweep(process, outputs, Path(process.stdout.strip()).parent)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Unpacked:
+    """``published("h200x2-ep2-bf16-again")``: a published folder with its files as the program wrote them."""
+    return functools.cache(lambda name: unpacked(name, tmp_path_factory.mktemp("published")))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from launcher.deploy import publishing, tuned
 from launcher.deploy.tuned import TunedResults
 from launcher.library import Key, NotTunedError, load_tuned_config
 from tests.builders import ROOT
-from tests.deploy.answers import ANSWER, ASKED, DEEP_EP, PUBLISHED, changed, replace, routed
+from tests.deploy.answers import ANSWER, ASKED, DEEP_EP, LIBRARY, changed, replace, routed
 
 
 def with_tokens(num_tokens: int, *, deep_ep: str = DEEP_EP) -> TunedResults:
@@ -144,7 +144,7 @@ def test_the_installed_deep_ep_is_given_as_a_sweep_writes_it(tmp_path: Path) -> 
 def test_the_documented_example_finds_the_published_config_and_says_exact(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "APPLY.md").read_text()
     (example,) = [part for part in re.findall("```python\n(.*?)```", text, re.DOTALL) if "load_tuned_config" in part]
-    code = example.replace("/shared/deepep-library", str(PUBLISHED))
+    code = example.replace("/shared/deepep-library", str(LIBRARY))
     configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 4, 1024, 6, 128), combine)")
     assert configs.splitlines()[0] == "exact"
     assert configs.splitlines()[1].startswith("True ")

@@ -11,7 +11,8 @@ import pytest
 from launcher import aggregate
 from launcher.config.plan import FINAL
 from launcher.store.run_folder import Attempt, RunFolder
-from tests.builders import ROOT, Command, Sweep
+from tests.builders import Command, Sweep
+from tests.published import PUBLISHED
 
 
 def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command) -> None:
@@ -36,7 +37,7 @@ def test_aggregate_refuses_what_is_no_run_folder(
 
 def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: Command, tmp_path: Path) -> None:
     folder = tmp_path / "published"
-    shutil.copytree(ROOT / "outputs" / "published" / "h200x2-ep2-bf16", folder)
+    shutil.copytree(PUBLISHED / "h200x2-ep2-bf16", folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for module in ("launcher.aggregate", "launcher.status"):
         process = run_module(module, str(folder))

@@ -13,9 +13,8 @@ from launcher.comparison import run as side
 from launcher.comparison.compare import Comparison, compare
 from launcher.comparison.run import ComparedRun
 from launcher.store import results_file
-from tests.builders import ROOT
+from tests.published import PUBLISHED
 
-PUBLISHED = ROOT / "outputs" / "published"
 REAL: dict[str, Any] = msgspec.json.decode((PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json").read_bytes())
 BASE = REAL | {"measurements": [], "best_per_shared": [], "pareto": [], "overlapped": []}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.comparison import run as side
-from tests.comparison.runs import PUBLISHED
+from tests.published import PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["h100x2-ep2-bf16", "h100x2-ep2-fp8", "h200x2-ep2-exhaustive"])

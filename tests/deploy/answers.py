@@ -8,10 +8,10 @@ import msgspec
 
 from launcher.deploy import tuned
 from launcher.deploy.tuned import TunedResults
-from tests.builders import ROOT
+from tests.published import PUBLISHED
 
-RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
-PUBLISHED = ROOT / "outputs" / "published" / "library"
+RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
+LIBRARY = PUBLISHED / "library"
 ANSWER = tuned.read(RESULTS)
 DEEP_EP = "tokenspeed-deepep 1.2.1.post20251110"
 ASKED: dict[str, Any] = {

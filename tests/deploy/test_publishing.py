@@ -20,7 +20,8 @@ from launcher.errors import UserError
 from launcher.library import Entry, Key, load_tuned_config
 from launcher.store.results_file import SavedOverlap, SavedPair
 from tests.builders import ROOT, Command, Sweep, calling
-from tests.deploy.answers import ANSWER, ASKED, PUBLISHED, RESULTS, changed, replace, routed
+from tests.deploy.answers import ANSWER, ASKED, LIBRARY, RESULTS, changed, replace, routed
+from tests.published import Unpacked
 
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
 
@@ -292,14 +293,14 @@ def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_pat
     assert [file.suffix for file in tmp_path.iterdir() if file.name != ".lock"] == [".json"]
 
 
-def test_the_published_library_holds_the_published_runs() -> None:
+def test_the_published_library_holds_the_published_runs(published: Unpacked) -> None:
     runs = {
         ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
         ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",
         ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3-{}",
         ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b-{}",
     }
-    entries, bad = library.read_all(PUBLISHED)
+    entries, bad = library.read_all(LIBRARY)
     assert bad == []
     keys = [one.key for one in entries.values()]
     known = {(*run, dtype) for run in runs for dtype in ("bf16", "fp8")}
@@ -307,5 +308,5 @@ def test_the_published_library_holds_the_published_runs() -> None:
     for file, entry in entries.items():
         assert file.name == entry.key.file_name(entry.routing)
         name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
-        run = RESULTS.parents[1] / name
+        run = published(name)
         assert numbers(entry) == numbers(publishing.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json")))

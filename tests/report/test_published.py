@@ -1,43 +1,56 @@
-"""The published runs, made again from their records."""
+"""The published runs, made again from their records: the same numbers, and in one of them the same words."""
 
 from __future__ import annotations
 
-import gzip
 import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from launcher.deploy import exporting
+from launcher.deploy import exporting, tuned
 from launcher.deploy.formats import EXPORTS
 from launcher.report import writer
 from launcher.store.run_folder import RunFolder
-from tests.builders import ROOT
-
-PUBLISHED = ROOT / "outputs" / "published"
-WITH_RECORDS = sorted({file.parents[2].name for file in PUBLISHED.glob("*/shards/0000/records.jsonl.gz")})
-MADE_ANEW = ("OPTIMAL_CONFIGS.md", "SUMMARY.md", "report.html", "RESULTS_EP*.json", "exports")
+from tests.published import GOLDEN, PUBLISHED, WITH_RECORDS, unpacked
+from tests.report.results_values import differences, values
 
 
 @pytest.fixture(scope="module", params=WITH_RECORDS)
 def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A published run, and a copy that was aggregated anew from its records; its pictures are kept."""
-    source: Path = PUBLISHED / request.param
-    copy = tmp_path_factory.mktemp("again") / source.name
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*MADE_ANEW))
-    for packed in copy.glob("shards/*/records.jsonl.gz"):
-        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-    assert writer.aggregate(RunFolder.open(copy), draw=False) == 0
-    return source, copy
+    """The RESULTS file of a published run, and the folder of a copy that was aggregated anew from its records."""
+    copy = unpacked(request.param, tmp_path_factory.mktemp("again"))
+    (results_file,) = copy.glob("RESULTS_EP*.json")
+    published = results_file.rename(tmp_path_factory.mktemp("published") / results_file.name)
+    for name in ("OPTIMAL_CONFIGS.md", "SUMMARY.md"):
+        (copy / name).unlink(missing_ok=True)
+    shutil.rmtree(copy / "exports", ignore_errors=True)
+    assert writer.aggregate(RunFolder.open(copy), draw=request.param == GOLDEN) == 0
+    return published, copy
 
 
-def test_a_published_report_is_what_its_records_give(again: tuple[Path, Path]) -> None:
-    source, copy = again
-    names = [file.name for pattern in MADE_ANEW[:-1] for file in source.glob(pattern)]
-    assert len(names) == len(MADE_ANEW[:-1])
-    for name in names:
-        assert (copy / name).read_text() == (source / name).read_text(), f"{name}: aggregate {source} again"
+@pytest.fixture
+def golden(again: tuple[Path, Path]) -> Path:
+    """The copy of the one run whose texts are kept."""
+    _, copy = again
+    return copy
+
+
+def test_a_published_run_has_the_numbers_that_its_records_give(again: tuple[Path, Path]) -> None:
+    published, copy = again
+    (made,) = copy.glob("RESULTS_EP*.json")
+    before, now = (values(msgspec.json.decode(file.read_bytes())) for file in (published, made))
+    assert len(before) > 10_000
+    assert differences(before, now) == []
+    assert tuned.read(made).verdict.kind == tuned.read(published).verdict.kind
+
+
+@pytest.mark.parametrize("again", [GOLDEN], indirect=True)
+@pytest.mark.parametrize("name", ["OPTIMAL_CONFIGS.md", "SUMMARY.md"])
+def test_a_published_report_is_what_its_records_give(golden: Path, name: str) -> None:
+    tracked = PUBLISHED / GOLDEN / name
+    assert (golden / name).read_text() == tracked.read_text(), f"make published-reports; copy {name} to {tracked}"
 
 
 def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path, Path]) -> None:
@@ -50,9 +63,22 @@ def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path,
         assert f'<td class="word">{pick}</td><td class="word note">{cells}</td></tr>' in shown
 
 
-def test_published_exports_are_what_the_published_results_give(again: tuple[Path, Path]) -> None:
-    source, copy = again
-    (results_file,) = copy.glob("RESULTS_EP*.json")
-    for file in exporting.export(results_file, names=list(EXPORTS)):
-        published = source / "exports" / file.name
-        assert not (source / "exports").exists() or file.read_text() == published.read_text(), published
+def test_the_published_results_export_what_the_records_give(again: tuple[Path, Path]) -> None:
+    published, copy = again
+    (made,) = copy.glob("RESULTS_EP*.json")
+    texts = [
+        {file.name: file.read_text() for file in exporting.export(results_file, names=list(EXPORTS))}
+        for results_file in (published, made)
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == len(EXPORTS)
+
+
+@pytest.mark.parametrize("again", [GOLDEN], indirect=True)
+def test_published_exports_are_what_the_published_results_give(golden: Path) -> None:
+    (results_file,) = golden.glob("RESULTS_EP*.json")
+    tracked = PUBLISHED / GOLDEN / "exports"
+    written = exporting.export(results_file, names=list(EXPORTS))
+    assert sorted(file.name for file in tracked.iterdir()) == sorted(file.name for file in written)
+    for file in written:
+        assert file.read_text() == (tracked / file.name).read_text(), f"copy exports/{file.name} to {tracked}"

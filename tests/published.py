@@ -1,0 +1,55 @@
+"""The published runs: unpacked, and made into pages, pictures and exports again (make published-reports)."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.builders import ROOT
+
+PUBLISHED = ROOT / "outputs" / "published"
+REPORTS = ROOT / "outputs" / "reports"
+GOLDEN = "h200x4-ep4-deepseek_v3-bf16"
+"""The one run whose texts are tracked, so that a change of wording is seen and rewrites no other."""
+
+WITH_RECORDS = sorted({file.parents[2].name for file in PUBLISHED.glob("*/shards/0000/records.jsonl.gz")})
+VALIDATIONS = sorted(file.parent.name for file in PUBLISHED.glob("*/order.json"))
+
+
+Unpacked = Callable[[str], Path]
+"""``published(name)``, see conftest."""
+
+
+def unpacked(name: str, parent: Path) -> Path:
+    """A copy of a published folder in ``parent``, its files as the program wrote them."""
+    copy = Path(shutil.copytree(PUBLISHED / name, parent / name))
+    for packed in copy.rglob("*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    return copy
+
+
+def main() -> None:
+    """Every run with records, and every validation, into outputs/reports; a run that is there already is made anew."""
+    for name in (*WITH_RECORDS, *VALIDATIONS):
+        shutil.rmtree(REPORTS / name, ignore_errors=True)
+        folder = str(unpacked(name, REPORTS))
+        if name in VALIDATIONS:
+            _run("launcher.validate", f"report={folder}", passes=range(3))  # also those that found a fault
+        else:
+            _run("launcher.aggregate", folder)
+            _run("launcher.export", folder)
+
+
+def _run(module: str, *arguments: str, passes: range = range(1)) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=False)
+    if done.returncode not in passes:
+        sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
