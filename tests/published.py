@@ -1,4 +1,4 @@
-"""The published runs: unpacked, and made into pages, pictures and exports again (make published-reports)."""
+"""The published runs: unpacked, and what of them is made again (make published-reports, make golden)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import gzip
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher.deploy import exporting
+from launcher.deploy.formats import EXPORTS
+from launcher.report import writer
+from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT
 
 PUBLISHED = ROOT / "outputs" / "published"
@@ -33,7 +38,26 @@ def unpacked(name: str, parent: Path) -> Path:
     return copy
 
 
-def main() -> None:
+def made_again(name: str, parent: Path) -> Path:
+    """A copy of a published run whose RESULTS, report, summary, page and exports are made from its records, undrawn."""
+    copy = unpacked(name, parent)
+    for file in (*copy.glob("RESULTS_EP*.json"), *copy.glob("*.md"), *copy.glob("exports/*")):
+        file.unlink()
+    assert writer.aggregate(RunFolder.open(copy), draw=False) == 0
+    (results_file,) = copy.glob("RESULTS_EP*.json")
+    exporting.export(results_file, names=list(EXPORTS))
+    return copy
+
+
+def write_golden() -> None:
+    """Puts the golden run's texts in the words of today where they are tracked."""
+    with tempfile.TemporaryDirectory() as parent:
+        copy = made_again(GOLDEN, Path(parent))
+        for text in (*copy.glob("*.md"), *copy.glob("exports/*")):
+            shutil.copy(text, PUBLISHED / GOLDEN / text.relative_to(copy))
+
+
+def write_reports() -> None:
     """Every run with records, and every validation, into outputs/reports; a run that is there already is made anew."""
     for name in (*WITH_RECORDS, *VALIDATIONS):
         shutil.rmtree(REPORTS / name, ignore_errors=True)
@@ -52,4 +76,7 @@ def _run(module: str, *arguments: str, passes: range = range(1)) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["golden"]:
+        write_golden()
+    else:
+        write_reports()

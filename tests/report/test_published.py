@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,46 +10,39 @@ import pytest
 
 from launcher.deploy import exporting, tuned
 from launcher.deploy.formats import EXPORTS
-from launcher.report import writer
-from launcher.store.run_folder import RunFolder
-from tests.published import GOLDEN, PUBLISHED, WITH_RECORDS, unpacked
+from tests.published import GOLDEN, PUBLISHED, WITH_RECORDS, made_again, unpacked
 from tests.report.results_values import differences, values
 
 
 @pytest.fixture(scope="module", params=WITH_RECORDS)
 def again(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The RESULTS file of a published run, and the folder of a copy that was aggregated anew from its records."""
-    copy = unpacked(request.param, tmp_path_factory.mktemp("again"))
-    (results_file,) = copy.glob("RESULTS_EP*.json")
-    published = results_file.rename(tmp_path_factory.mktemp("published") / results_file.name)
-    for name in ("OPTIMAL_CONFIGS.md", "SUMMARY.md"):
-        (copy / name).unlink(missing_ok=True)
-    shutil.rmtree(copy / "exports", ignore_errors=True)
-    assert writer.aggregate(RunFolder.open(copy), draw=request.param == GOLDEN) == 0
-    return published, copy
+    """A published run as it was measured, and a copy that was made again from its records."""
+    published, copy = (tmp_path_factory.mktemp(name) for name in ("published", "again"))
+    return unpacked(request.param, published), made_again(request.param, copy)
 
 
-@pytest.fixture
-def golden(again: tuple[Path, Path]) -> Path:
-    """The copy of the one run whose texts are kept."""
-    _, copy = again
-    return copy
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run whose texts are tracked, made again from its records."""
+    return made_again(GOLDEN, tmp_path_factory.mktemp("golden"))
+
+
+def results_of(folder: Path) -> Path:
+    (found,) = folder.glob("RESULTS_EP*.json")
+    return found
 
 
 def test_a_published_run_has_the_numbers_that_its_records_give(again: tuple[Path, Path]) -> None:
-    published, copy = again
-    (made,) = copy.glob("RESULTS_EP*.json")
+    published, made = map(results_of, again)
     before, now = (values(msgspec.json.decode(file.read_bytes())) for file in (published, made))
     assert len(before) > 10_000
     assert differences(before, now) == []
     assert tuned.read(made).verdict.kind == tuned.read(published).verdict.kind
 
 
-@pytest.mark.parametrize("again", [GOLDEN], indirect=True)
 @pytest.mark.parametrize("name", ["OPTIMAL_CONFIGS.md", "SUMMARY.md"])
 def test_a_published_report_is_what_its_records_give(golden: Path, name: str) -> None:
-    tracked = PUBLISHED / GOLDEN / name
-    assert (golden / name).read_text() == tracked.read_text(), f"make published-reports; copy {name} to {tracked}"
+    assert (golden / name).read_text() == (PUBLISHED / GOLDEN / name).read_text(), "make golden writes it anew"
 
 
 def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path, Path]) -> None:
@@ -65,20 +57,12 @@ def test_the_page_has_the_picks_of_the_report_with_every_time(again: tuple[Path,
 
 def test_the_published_results_export_what_the_records_give(again: tuple[Path, Path]) -> None:
     published, copy = again
-    (made,) = copy.glob("RESULTS_EP*.json")
-    texts = [
-        {file.name: file.read_text() for file in exporting.export(results_file, names=list(EXPORTS))}
-        for results_file in (published, made)
-    ]
-    assert texts[0] == texts[1]
-    assert len(texts[0]) == len(EXPORTS)
+    for file in exporting.export(results_of(published), names=list(EXPORTS)):
+        assert file.read_text() == (copy / "exports" / file.name).read_text()
 
 
-@pytest.mark.parametrize("again", [GOLDEN], indirect=True)
 def test_published_exports_are_what_the_published_results_give(golden: Path) -> None:
-    (results_file,) = golden.glob("RESULTS_EP*.json")
     tracked = PUBLISHED / GOLDEN / "exports"
-    written = exporting.export(results_file, names=list(EXPORTS))
-    assert sorted(file.name for file in tracked.iterdir()) == sorted(file.name for file in written)
-    for file in written:
-        assert file.read_text() == (tracked / file.name).read_text(), f"copy exports/{file.name} to {tracked}"
+    assert {file.name for file in tracked.iterdir()} == {one.file for one in EXPORTS.values()}
+    for file in tracked.iterdir():
+        assert file.read_text() == (golden / "exports" / file.name).read_text(), "make golden writes it anew"
