@@ -31,6 +31,7 @@ from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.report import findings, results_json
+from launcher.store import results_file
 from launcher.store.run_folder import Damaged, RunFolder
 from launcher.store.table import run_records
 from tests.builders import (
@@ -73,7 +74,7 @@ def faster(pairs: dict[int, float]) -> list[Line]:
 
 
 def valid(found: Results) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(results_json.to_json(found)))
+    plain: dict[str, Any] = msgspec.json.decode(results_file.encode(results_json.document(found)))
     jsonschema.Draft202012Validator(SCHEMA).validate(plain)
     return plain
 

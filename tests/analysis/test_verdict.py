@@ -150,7 +150,7 @@ def test_without_a_default_there_is_no_verdict_and_the_report_says_so(op: Op) ->
     assert found.choice.verdict is None
     assert found.choice.optimal is not None
     assert "**The library's default has no result**" in optimal_configs.markdown(found)
-    assert valid(found)["speedup_over_default"] is None
+    assert valid(found)["libraries"][0]["speedup_over_default"] is None
 
 
 def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
@@ -159,7 +159,9 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     assert found.choice.verdict is None
     assert found.speedup_over_default is None
     plain = valid(found)
-    assert (plain["shared_gpus"], plain["verdict"], plain["speedup_over_default"]) == (True, None, None)
+    assert plain["shared_gpus"] is True
+    (library,) = plain["libraries"]
+    assert (library["verdict"], library["speedup_over_default"]) == (None, None)
     text = optimal_configs.markdown(found)
     assert text.startswith(f"**{plan.SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]

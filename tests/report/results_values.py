@@ -58,7 +58,7 @@ def _flat(part: dict[str, Any]) -> dict[str, Any]:
     if shared:
         operations = {name: _unshared(member, shared) for name, member in members.items() if isinstance(member, dict)}
         members |= operations
-    return part.get("knobs", {}) | shared | members
+    return {**part.get("knobs", {}), **shared, **members}
 
 
 def _unshared(operation: dict[str, Any], shared: dict[str, int]) -> dict[str, Any]:
