@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import ROOT
 
 from bench.backends.deepep import buffer_bytes
 from bench.nvml import gpus
 from launcher.deploy import exporting, tuned
+from tests.builders import ROOT
+from tests.published import PUBLISHED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
 ]
 
-RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
+RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 PAIR = tuned.read(RESULTS).picks["fastest"]
 HIDDEN_BYTES = 2 * 7168
 

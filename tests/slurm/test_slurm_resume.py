@@ -11,8 +11,8 @@ import signal
 import threading
 from pathlib import Path
 
-import sweeps
-from slurmlab import SlurmLab
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
 
 
 def test_detached_a_run_is_shown_reported_and_resumed_for_what_is_missing_only(lab: SlurmLab, tmp_path: Path):

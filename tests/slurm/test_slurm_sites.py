@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import sweeps
-from slurmlab import SlurmLab
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
 
 
 def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported(bare_lab: SlurmLab, tmp_path: Path):

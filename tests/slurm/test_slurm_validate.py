@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
-import sweeps
-from slurmlab import SlurmLab
-from sweeps import Done
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
+from tests.slurm.sweeps import Done
 
 FAULTS = {
     "gpu2": "slow=60000@1:",

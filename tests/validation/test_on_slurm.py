@@ -1,0 +1,25 @@
+"""Which nodes are asked for, and which faults are theirs."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.faults import Fault
+from launcher.errors import UserError
+from launcher.validation.run import on_slurm
+
+
+def test_a_fault_for_one_node_is_none_for_another():
+    from launcher.validation.node_faults import own_faults
+
+    texts = ["gpu1/slow@0:", "gpu2/hang@1:combine", "segfault@3:"]
+    assert own_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
+    assert [Fault.parse(text).rank for text in own_faults(texts, "gpu2")] == [1, 3]
+
+
+def test_host_lists_are_those_of_clustershell():
+    assert on_slurm.expanded("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
+    assert on_slurm.expanded("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
+    for bad in ("gpu[1-", "", "@nosuch:x", "@nosuch", "gpu[3-1]", "gpu[1-5/0]"):
+        with pytest.raises(UserError, match="nodes="):
+            on_slurm.expanded(bad)
