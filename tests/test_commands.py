@@ -23,7 +23,9 @@ from bench.records import Record, Role, Stage
 from launcher import aggregate
 from launcher.config import plan
 from launcher.config.plan import FINAL
-from launcher.store.run_folder import Attempt, RunFolder
+from launcher.store.attempts import Attempt, add_attempt
+from launcher.store.records_file import read_lines
+from launcher.store.run_folder import RunFolder
 
 NOT_A_MEASUREMENT = plan.NOT_A_MEASUREMENT
 SMALL = (
@@ -52,7 +54,7 @@ def runs(outputs: Path) -> list[Path]:
 
 
 def records_of(folder: Path) -> list[Record]:
-    lines, damaged = RunFolder.open(folder).lines()
+    lines, damaged = read_lines(RunFolder.open(folder))
     assert damaged == []
     return [line for line in lines if isinstance(line, Record)]
 
@@ -224,7 +226,7 @@ def test_run_refuses_a_folder_with_something_else_in_it(run_module: Command, tmp
     process = run_module("launcher.sweep", "-m", f"run={tmp_path}", f"outputs={tmp_path}/outputs")
     assert process.returncode == 2
     assert process.stderr == (
-        f"error: run={tmp_path} exists and is no run folder\nhint: name a run folder, or a path that is free\n"
+        f"error: run={tmp_path} exists and is not a run folder\nhint: name a run folder, or a path that is free\n"
     )
 
 
@@ -277,10 +279,10 @@ def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
     shutil.copytree(sweep.folder, folder)
     run = RunFolder.open(folder)
     for index in (0, FINAL):
-        run.begin_attempt(index, Attempt(None, "here", 0.0, 1.0, "failed"))
+        add_attempt(run, index, Attempt(None, "here", 0.0, 1.0, "failed"))
     process = run_module("launcher.aggregate", str(folder))
     assert process.returncode == 0, process.stderr
-    assert "before its search was over" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
+    assert "before its search was complete" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
 
 
 def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: dict[str, str], tmp_path: Path) -> None:
@@ -380,7 +382,7 @@ def test_a_run_that_was_cut_in_half_is_reported_as_such_and_completed(
     assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
     assert (folder / "shards" / "0000" / "records.jsonl").read_bytes() == first
     assert file.read_bytes().startswith(b"".join(kept))
-    found, damaged = RunFolder.open(folder).lines()
+    found, damaged = read_lines(RunFolder.open(folder))
     assert len(damaged) == 1
     cells = [line.point_id for line in found if isinstance(line, Record) and line.role is not Role.ANCHOR]
     assert sorted(cells) == sorted(planned.id for planned in RunFolder.open(folder).plan().cells)
@@ -430,7 +432,8 @@ def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: 
     assert results["optimal"]["round_trip_us"] > 0
     assert results["verdict"]["ci95"][0] <= results["verdict"]["ratio"] <= results["verdict"]["ci95"][1]
     said = (folder / "OPTIMAL_CONFIGS.md").read_text()
-    assert "search.budget_s; resume with a larger one) before its search was over.** This is the best answer so" in said
+    ending = "spent search.budget_s before its search was complete; resume with a larger one"
+    assert f"{ending}.** This is the best answer so" in said
 
     resumed = run_module("launcher.resume", str(folder), "search.budget_s=32")
     assert resumed.returncode in (0, 3), resumed.stderr

@@ -452,7 +452,7 @@ def test_runs_without_a_common_point_are_refused(a: Document, b: Document) -> No
     ("arguments", "error"),
     [
         (["A.json"], "the following arguments are required: b"),
-        (["A.json", "C.json"], "C.json is no run folder: it has no run.json"),
+        (["A.json", "C.json"], "C.json is not a run folder: it has no run.json"),
         (
             ["A.json", "bad.json"],
             "bad.json is not a RESULTS file: Expected `float`, got `str` - at `$.measurements[0].median_us`",

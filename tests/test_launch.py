@@ -24,8 +24,11 @@ from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
 from launcher.jobs import job, run_status, sbatch, slurm
 from launcher.report import writer
+from launcher.store.attempts import Attempt, add_attempt, begin_attempt, read_shard_attempts
+from launcher.store.records_file import open_appender
 from launcher.store.revision import snapshot_code
-from launcher.store.run_folder import Attempt, RunFolder, Submission
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, add_submission
 
 DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
 
@@ -116,9 +119,9 @@ def test_a_job_that_would_run_other_code_than_was_submitted_fails(monkeypatch: p
 OUT_OF_TIME = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # before libraries begin threads
-from launcher import attempt
+from launcher.jobs import job
 os.kill(os.getpid(), signal.SIGUSR2)  # as Slurm does ahead of the time limit, here before the first point
-attempt.run_shard(sys.argv[1], 0, True)
+job.run_shard(sys.argv[1], 0, True)
 """
 
 
@@ -136,7 +139,7 @@ def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_pa
     second = tried()
     assert second.returncode == FAILURE
     assert "two time limits in a row without a point: raise hydra.launcher.timeout_min" in second.stderr
-    assert [one.outcome for one in folder.attempts_of(0)] == ["stopped", "stopped"]
+    assert [one.outcome for one in read_shard_attempts(folder, 0)] == ["stopped", "stopped"]
 
 
 @pytest.mark.parametrize("refusals", [0, 1])
@@ -206,7 +209,10 @@ def test_a_file_system_without_locks_is_called_that(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(UserError, match="cannot be locked: Function not implemented") as caught, folder.appender(0):
+    with (
+        pytest.raises(UserError, match="cannot be locked: Function not implemented") as caught,
+        open_appender(folder, 0),
+    ):
         pass
     assert "mounted with flock" in caught.value.hint
 
@@ -219,7 +225,7 @@ def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
     for shard, driver in enumerate(("580.65", "570.1")):
         environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
         records = [line for line in complete(made, shard=shard, environment=environment.id) if isinstance(line, Record)]
-        with folder.appender(shard) as appender:
+        with open_appender(folder, shard) as appender:
             for line in (environment, *records):
                 appender.add(line)
     return folder
@@ -261,9 +267,9 @@ def test_what_slurm_has_forgotten_the_attempt_itself_may_tell(
     outcome: str | None, state: str, made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", "")
-    folder.note_submission(Submission("shards", "7", [0], 0.0))
+    add_submission(folder, Submission("shards", "7", [0], 0.0))
     for number in range(11):  # the tenth goes before the second in the order of names
-        folder.begin_attempt(0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
+        add_attempt(folder, 0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
     now = run_status.run_status(folder, made)
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
@@ -272,13 +278,13 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
     made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     now = time.time()
-    folder.begin_attempt(0, Attempt("7", "gpu1", now - 90_000, now - 89_990, "terminated"))
-    folder.begin_attempt(0, Attempt("7", "gpu1", now - 10))
+    add_attempt(folder, 0, Attempt("7", "gpu1", now - 90_000, now - 89_990, "terminated"))
+    add_attempt(folder, 0, Attempt("7", "gpu1", now - 10))
     lines = complete(made)
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in lines[: len(lines) // 2]:
             appender.add(line)
-    folder.note_submission(Submission("shards", "7", [0], now))
+    add_submission(folder, Submission("shards", "7", [0], now))
     for name, says in (("sbatch", ""), ("squeue", "7|RUNNING|gpu1|None")):
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / name).chmod(0o755)
@@ -291,22 +297,22 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
 
 def test_a_try_that_is_ended_is_stamped_before_anything_is_cleared_away(folder: RunFolder):
     """Slurm kills what a SIGTERM did not end soon, and ending the ranks may take longer."""
-    with folder.stamped(0) as stamp:
-        stamp.terminate()
-        (found,) = folder.attempts_of(0)
+    with begin_attempt(folder, 0) as attempt:
+        attempt.terminate()
+        (found,) = read_shard_attempts(folder, 0)
     assert found.outcome == "terminated"
     assert found.ended is not None
-    (after,) = folder.attempts_of(0)
+    (after,) = read_shard_attempts(folder, 0)
     assert after.outcome == "terminated"
 
 
 @pytest.mark.parametrize(("said", "outcome"), [("failed", "terminated"), ("complete", "complete")])
 def test_what_a_signal_ends_was_terminated_unless_it_had_come_to_its_end(said: str, outcome: str, folder: RunFolder):
     def ended() -> None:
-        with folder.stamped(0) as stamp:
-            stamp.outcome = said
+        with begin_attempt(folder, 0) as attempt:
+            attempt.outcome = said
             sys.exit(143)
 
     with pytest.raises(SystemExit):
         ended()
-    assert [one.outcome for one in folder.attempts_of(0)] == [outcome]
+    assert [one.outcome for one in read_shard_attempts(folder, 0)] == [outcome]

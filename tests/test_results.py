@@ -71,7 +71,9 @@ from launcher.config.schema import METHODS, OBJECTIVES, Ep, Hardware, Search
 from launcher.deploy import exporting
 from launcher.deploy.formats import EXPORTS
 from launcher.report import findings, html_report, optimal_configs, results_json, writer
-from launcher.store.run_folder import Attempt, Damaged, RunFolder
+from launcher.store.attempts import Attempt, add_attempt
+from launcher.store.records_file import Damaged, open_appender
+from launcher.store.run_folder import RunFolder
 from launcher.store.table import run_records
 
 MADE = deepep_plan()
@@ -330,7 +332,7 @@ def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
 
 def stored(lines: list[Line], tmp_path: Path) -> RunFolder:
     folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in lines:
             appender.add(line)
     return folder
@@ -536,7 +538,7 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
 def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
     made = deepep_plan(ep=Ep(size=4, share_gpus=True))
     folder = RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in complete(made):
             appender.add(line)
     assert writer.aggregate(folder) == 0
@@ -796,10 +798,10 @@ def test_a_group_of_the_final_that_only_began_does_not_count() -> None:
 
 
 OUTCOMES = {
-    "spent": "Shard 0 spent its budget (search.budget_s; resume with a larger one) before its search was over.",
-    "stopped": "Shard 0 came to its time limit before its search was over.",
-    "terminated": "Shard 0 was ended before its search was over.",
-    None: "Shard 0 is still at it, or was killed.",
+    "spent": "Shard 0 spent search.budget_s before its search was complete; resume with a larger one.",
+    "stopped": "Shard 0 reached its time limit before its search was complete.",
+    "terminated": "Shard 0 was terminated before its search was complete.",
+    None: "Shard 0 is still running, or was killed.",
 }
 
 
@@ -809,12 +811,12 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
 ) -> None:
     """Every point has a record; what lacks are later rounds, or the passes beside GEMMs."""
     folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in LINES:
             appender.add(line)
-    folder.begin_attempt(0, Attempt(None, "node1", 1.0, 2.0, "complete"))
+    add_attempt(folder, 0, Attempt(None, "node1", 1.0, 2.0, "complete"))
     assert writer.aggregate(folder) == 0
-    folder.begin_attempt(0, Attempt(None, "node1", 3.0, 4.0, outcome))
+    add_attempt(folder, 0, Attempt(None, "node1", 3.0, 4.0, outcome))
     assert writer.aggregate(folder) == 3
     assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
     assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()

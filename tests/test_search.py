@@ -24,6 +24,7 @@ from launcher.analysis.pairs import Pair
 from launcher.analysis.verdict import MARGIN
 from launcher.config import plan as planning
 from launcher.config.plan import FINAL, Plan, point_id
+from launcher.store.records_file import open_appender
 from launcher.store.run_folder import RunFolder
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing, shard
@@ -491,10 +492,10 @@ def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between
 def test_what_has_spent_its_budget_measures_nothing_when_it_is_run_again(tmp_path: Path, index: int) -> None:
     plan = make_plan(sms=[16], chunks=[8, 12], budget_s=10.0)
     folder = RunFolder.create(plan, outputs=tmp_path, path=None, command=[])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in [msgspec.structs.replace(HOST, startup_s=9.0), *Machine(plan).sweep()[:9]]:
             appender.add(line)
-    with folder.appender(FINAL) as appender:
+    with open_appender(folder, FINAL) as appender:
         appender.add(msgspec.structs.replace(HOST, startup_s=9.0, shard=FINAL))
     before = folder.records_file(index).read_bytes()
     assert not (final.run(folder) if index == FINAL else shard.run(folder, 0))

@@ -38,6 +38,7 @@ from bench.supervisor import Effort, StartError, Supervisor, Task
 from bench.workload import token_matrix
 from launcher.config import plan
 from launcher.config.plan import FINAL
+from launcher.store.records_file import read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 
@@ -362,14 +363,14 @@ def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: 
     if index == FINAL:
         assert shard.run(folder, 0)
     assert not run(folder, stop=StopAfter(4))
-    before = folder.shard_records(index)
+    before = read_shard_records(folder, index)
     assert run(folder)
-    records = folder.shard_records(index)
+    records = read_shard_records(folder, index)
     assert [one.sequence for one in records] == list(range(len(records)))
     assert {one.group for one in before} < {one.group for one in records}
     assert min(one.group for one in records[len(before) :]) > max(one.group for one in before)
     assert run(folder)
-    assert folder.shard_records(index) == records
+    assert read_shard_records(folder, index) == records
 
 
 def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp_path: Path) -> None:
@@ -377,7 +378,7 @@ def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp
     folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert shard.run(folder, 0)
     assert final.run(folder)
-    whole = [one for one in folder.shard_records(FINAL) if one.point.op is Op.DISPATCH_FULL]
+    whole = [one for one in read_shard_records(folder, FINAL) if one.point.op is Op.DISPATCH_FULL]
     found = {
         slices: [type(one.outcome) for one in whole if one.point.knobs["num_slices"] == slices] for slices in (1, 2)
     }
@@ -389,7 +390,7 @@ def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
     settings = ("search.final_groups=0", "search.budget_s=8", *patient, "faults=['hang@0:num_slices=']")
     folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert not shard.run(folder, 0)
-    assert not [one for one in folder.shard_records(0) if isinstance(one.outcome, Failed)]
+    assert not [one for one in read_shard_records(folder, 0) if isinstance(one.outcome, Failed)]
 
 
 SUPERVISOR = """

@@ -10,6 +10,7 @@ from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
 from launcher.jobs.prepare import grant
 from launcher.report.writer import report
+from launcher.store.attempts import begin_attempt
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 
@@ -21,15 +22,15 @@ def execute(made: Plan, folder: RunFolder, options: Options) -> int:
     indices = range(made.spec.num_shards) if options.shard_index is None else [options.shard_index]
     for index in indices:
         try:
-            with folder.stamped(index) as stamp:
-                stamp.outcome = "complete" if shard.run(folder, index) else "spent"
+            with begin_attempt(folder, index) as attempt:
+                attempt.outcome = "complete" if shard.run(folder, index) else "spent"
         except StartError as error:
             failed = True
             print(f"error: shard {index}: {error}", file=sys.stderr)
     if options.shard_index is None and not failed and made.has_final:
         try:
-            with folder.stamped(FINAL) as stamp:
-                stamp.outcome = "complete" if final.run(folder) else "spent"
+            with begin_attempt(folder, FINAL) as attempt:
+                attempt.outcome = "complete" if final.run(folder) else "spent"
         except StartError as error:
             failed = True
             print(f"error: final: {error}", file=sys.stderr)

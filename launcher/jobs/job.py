@@ -15,7 +15,9 @@ from launcher.config.plan import FINAL, shard_name
 from launcher.jobs import accounting
 from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE
 from launcher.report.writer import aggregate
-from launcher.store.run_folder import Attempt, RunFolder, Stamp
+from launcher.store.attempts import Attempt, OpenAttempt, begin_attempt, read_shard_attempts
+from launcher.store.records_file import read_shard_records
+from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 from launcher.tuner.shard import Stop
 
@@ -38,14 +40,14 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     job_id = _job_id()
     before = _num_visits(folder, index)
-    with folder.stamped(index, job_id=job_id, num_gpus=_num_gpus()) as stamp:
-        stop.stamp = stamp
+    with begin_attempt(folder, index, job_id=job_id, num_gpus=_num_gpus()) as attempt:
+        stop.attempt = attempt
         complete = _measure(folder, index, job_id, stop)
-        stamp.outcome = "complete" if complete else "stopped" if stop() else "spent"
-        stamp.num_repetitions = _num_visits(folder, index) - before
-    stop.stamp = None
-    if stamp.outcome == "stopped":
-        stuck = _is_stuck(folder.attempts_of(index))
+        attempt.outcome = "complete" if complete else "stopped" if stop() else "spent"
+        attempt.num_repetitions = _num_visits(folder, index) - before
+    stop.attempt = None
+    if attempt.outcome == "stopped":
+        stuck = _is_stuck(read_shard_attempts(folder, index))
         if requeue and job_id is not None and not stuck:
             print(f"{shard_name(index)}: out of time, back into the queue", file=sys.stderr, flush=True)
             sys.exit(REQUEUE)
@@ -69,7 +71,7 @@ def _refuse_other_code() -> None:
 
 def _num_visits(folder: RunFolder, index: int) -> int:
     """Records other than the anchors, with which every attempt begins: what shows that an attempt made progress."""
-    return sum(record.role is not Role.ANCHOR for record in folder.shard_records(index))
+    return sum(record.role is not Role.ANCHOR for record in read_shard_records(folder, index))
 
 
 def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -95,7 +97,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = False
-        self.stamp: Stamp | None = None
+        self.attempt: OpenAttempt | None = None
 
     def __call__(self) -> bool:
         """Whether no further point shall begin."""
@@ -109,8 +111,8 @@ class _Stop:
         """At once: the stamp first, since a SIGKILL follows soon; the supervisor's cleanup ends the ranks."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            if self.stamp is not None:
-                self.stamp.terminate()
+            if self.attempt is not None:
+                self.attempt.terminate()
         finally:
             sys.exit(_TERMINATED)
 

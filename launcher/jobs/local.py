@@ -12,9 +12,10 @@ from submitit.local import local as submitit_local
 from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
-from launcher.jobs import job as attempt
+from launcher.jobs import job as job_body
 from launcher.jobs import prepare
 from launcher.report import writer
+from launcher.store.attempts import read_attempts
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import shard
@@ -34,7 +35,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
         before = _num_successes(folder)
         executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
         executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
-        job = executor.submit(attempt.run_shard, str(folder.path.resolve()), index)
+        job = executor.submit(job_body.run_shard, str(folder.path.resolve()), index)
         assert isinstance(job, submitit_local.LocalJob)
         process = job._process  # noqa: SLF001  (submitit's own result would have to be unpickled)
         assert process is not None
@@ -50,7 +51,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
 
 def _num_successes(folder: RunFolder) -> int:
     """Attempts that ended as they should, of all shards."""
-    return sum(one.outcome in ("complete", "spent") for one in folder.attempts())
+    return sum(attempt.outcome in ("complete", "spent") for attempt in read_attempts(folder))
 
 
 def _python() -> str:

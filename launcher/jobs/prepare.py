@@ -12,6 +12,7 @@ from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS, Plan
 from launcher.config.schema import Options, Spec
 from launcher.errors import UserError
 from launcher.store import revision
+from launcher.store.records_file import refuse_packed
 from launcher.store.run_folder import RunFolder
 from launcher.text import knobs_text
 
@@ -30,13 +31,13 @@ def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]
     if path is not None and (path / "run.json").exists():
         return made, _reopened(path, made, options, local=local)
     if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"run={path} exists and is no run folder", hint="name a run folder, or a path that is free")
+        raise UserError(f"run={path} exists and is not a run folder", hint="name a run folder, or a path that is free")
     return made, RunFolder.create(made, outputs=Path(options.outputs), path=path, command=list(command))
 
 
 def _reopened(path: Path, made: Plan, options: Options, *, local: bool) -> RunFolder:
     folder = RunFolder.open(path)
-    folder.refuse_packed()
+    refuse_packed(folder)
     runs_copy = not local and folder.code.is_dir()  # jobs run the code that the run began with
     begun_with, own = folder.manifest().revision, revision.code_digest()
     if not runs_copy and begun_with.code != own and not options.allow_mixed:

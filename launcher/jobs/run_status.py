@@ -12,7 +12,10 @@ from rich.table import Table
 from launcher.config.plan import FINAL, Plan
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
-from launcher.store.run_folder import RunFolder, Submission
+from launcher.store.attempts import read_attempts, read_shard_attempts
+from launcher.store.records_file import read_progress
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, read_submissions
 
 
 class StatusRow(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> RunStatus:
     """The status now. ``ended``: how jobs ended that earlier looks saw, since Slurm forgets them; grows."""
-    jobs = folder.jobs().submissions
+    jobs = read_submissions(folder)
     ended = {} if ended is None else ended
     states: dict[str, JobState] = {}
     silent = bool(jobs)
@@ -94,7 +97,7 @@ def _state_of(kind: str, jobs: list[Submission], states: dict[str, JobState]) ->
 
 def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> StatusRow:
     ids = {planned.id for planned in [*plan.anchors, *plan.baselines, *plan.shard(index)]}
-    progress = folder.progress(index)
+    progress = read_progress(folder, index)
     done = len(ids & progress.done)
     found = states.get(job) if job else None
     if found is not None:
@@ -108,7 +111,7 @@ def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dic
 
 def _here(folder: RunFolder, index: int) -> str:
     """Of what no job was submitted for: how a run without Slurm stands by its attempts."""
-    attempts = folder.attempts_of(index)
+    attempts = read_shard_attempts(folder, index)
     if not attempts:
         return "NOT SUBMITTED"
     return (attempts[-1].outcome or "running").upper()
@@ -116,14 +119,14 @@ def _here(folder: RunFolder, index: int) -> str:
 
 def _stamped(folder: RunFolder, index: int) -> str:
     """How the last attempt says that it ended, FAILED, STOPPED or TERMINATED; UNKNOWN when it could not say."""
-    attempts = folder.attempts_of(index)
+    attempts = read_shard_attempts(folder, index)
     outcome = attempts[-1].outcome if attempts else None
     return outcome.upper() if outcome else "UNKNOWN"
 
 
 def _time_left_s(folder: RunFolder, *, points: int, done: int, num_running: int) -> float | None:
     """By what a point took so far, waits between attempts left out; None where nothing tells, as in later rounds."""
-    attempts = folder.attempts()
+    attempts = read_attempts(folder)
     running = sorted((one.began for one in attempts if one.ended is None), reverse=True)[:num_running]
     busy_s = sum(one.ended - one.began for one in attempts if one.ended is not None)
     busy_s += sum(time.time() - began for began in running)

@@ -24,7 +24,8 @@ from launcher.jobs import job as attempt
 from launcher.jobs import local, prepare, sbatch, slurm, watch
 from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
-from launcher.store.run_folder import RunFolder, Submission
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, add_submission, lock_submissions, read_submissions
 from launcher.tuner import final, shard
 
 _TIME_FACTOR = 3
@@ -93,7 +94,7 @@ def _follow(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
 
 def _say_how_to_go_on(folder: RunFolder) -> None:
     run = shlex.quote(str(folder.path))
-    arrays = " ".join(submission.array_id for submission in folder.jobs().submissions)
+    arrays = " ".join(submission.array_id for submission in read_submissions(folder))
     for purpose, command in (
         ("look at it", f"python -m launcher.status {run}"),
         ("report", f"python -m launcher.aggregate {run}"),
@@ -211,7 +212,7 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Optio
     UserError when the run's jobs are still alive, or when Slurm refuses; what was submitted by then is cancelled.
     """
     made: list[Submission] = []
-    with folder.submitting():
+    with lock_submissions(folder):
         _refuse_running(folder)
         prepare.grant(plan, folder)
         snapshot_code(folder.code)
@@ -229,7 +230,7 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Optio
                         dependency=_after(job, [one.array_id for one in made]),
                     )
                     made.append(Submission(job.kind, array, job.shards, time.time()))
-                    folder.note_submission(made[-1])
+                    add_submission(folder, made[-1])
         except BaseException:
             slurm.cancel(one.array_id for one in made)
             raise
@@ -253,7 +254,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _refuse_running(folder: RunFolder) -> None:
-    arrays = [submission.array_id for submission in folder.jobs().submissions]
+    arrays = [submission.array_id for submission in read_submissions(folder)]
     alive = slurm.alive(arrays)
     if alive:
         raise UserError(

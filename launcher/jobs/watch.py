@@ -19,6 +19,7 @@ from launcher.jobs.run_status import RunStatus, table
 from launcher.jobs.slurm import JobState
 from launcher.report.writer import report
 from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import read_submissions
 
 _ON_INTERRUPT = ("ask", "detach", "cancel")
 _LINE_EVERY_S = 15.0
@@ -76,7 +77,7 @@ def _interrupted(folder: RunFolder, options: Options, settings: SubmititConf) ->
         print(f"detached; the jobs go on. python -m launcher.status {shlex.quote(str(folder.path))}", file=sys.stderr)
         print(folder.path)
         return OK
-    if not slurm.cancel(one.array_id for one in folder.jobs().submissions):
+    if not slurm.cancel(one.array_id for one in read_submissions(folder)):
         print(folder.path)
         return FAILURE
     print("cancelled; what was measured is kept", file=sys.stderr)

@@ -124,7 +124,7 @@ def _learn(found: Fleet, file: Path, when: str) -> None:
         for row in found.rows
         if row.result is not None and row.verdict in (NodeVerdict.PASS, NodeVerdict.WARN) and not row.result.faults
     ]
-    learned = reference.learn(good, learned=when, program=revision.version())
+    learned = reference.learn(good, learned=when, program=revision.read_version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:
