@@ -38,7 +38,7 @@ from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import row_of
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
-from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
+from launcher.validation.run.lanes import BLOCKING_LOOKS, Lanes
 
 
 @pytest.fixture(scope="session")
@@ -195,11 +195,11 @@ def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_
         "5": JobState("PENDING", "", "Priority"),  # nobody is behind it
     }
     begins = waits | {"1": JobState("RUNNING", "a")}
-    for _ in range(STUCK_LOOKS - 1):
-        assert found.stuck(jobs, waits) == {}
-    assert found.stuck(jobs, begins) == {}  # and is counted anew
-    looks = [found.stuck(jobs, waits) for _ in range(2 * STUCK_LOOKS)]
-    assert [at for at, one in enumerate(looks, 1) if one] == [STUCK_LOOKS, 2 * STUCK_LOOKS]
+    for _ in range(BLOCKING_LOOKS - 1):
+        assert found.find_blocking(jobs, waits) == {}
+    assert found.find_blocking(jobs, begins) == {}  # and is counted anew
+    looks = [found.find_blocking(jobs, waits) for _ in range(2 * BLOCKING_LOOKS)]
+    assert [at for at, one in enumerate(looks, 1) if one] == [BLOCKING_LOOKS, 2 * BLOCKING_LOOKS]
     assert looks[-1] == {"a": {"c"}}
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -22,7 +22,7 @@ from launcher.config import arguments, plan
 from launcher.config.plan import Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
-from launcher.jobs import job, run_status, sbatch, slurm
+from launcher.jobs import job, run_status, sbatch, slurm, waiting
 from launcher.report import writer
 from launcher.store.attempts import Attempt, add_attempt, begin_attempt, read_shard_attempts
 from launcher.store.records_file import open_appender
@@ -316,3 +316,33 @@ def test_what_a_signal_ends_was_terminated_unless_it_had_come_to_its_end(said: s
     with pytest.raises(SystemExit):
         ended()
     assert [one.outcome for one in read_shard_attempts(folder, 0)] == [outcome]
+
+
+# ---- how it is waited for
+
+
+class Look(NamedTuple):
+    """What is seen at one look."""
+
+    states: str
+    is_over: bool = False
+    is_known: bool = True
+    line: str = "a line"
+
+
+def test_pauses_double_while_no_job_changes_its_state(monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    looks = iter([*map(Look, "PPPPPRR"), Look("C", is_over=True)])
+    assert waiting.wait(lambda: next(looks), str).states == "C"
+    assert pauses == [2, 4, 8, 8, 8, 2, 4]
+
+
+def test_a_job_that_slurm_does_not_know_is_over_after_five_more_looks(monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    unknown = Look("U", is_over=True, is_known=False)
+    looks = iter([Look("P"), *[unknown] * 4, Look("R"), *[unknown] * 6])
+    assert waiting.wait(lambda: next(looks), str) == unknown
+    assert list(looks) == []
+    assert set(pauses) == {2}

@@ -48,7 +48,7 @@ from launcher.validation.measure import link_bytes
 from launcher.validation.measure.readings import Nvml
 from launcher.validation.measure.suite import Suite
 from launcher.validation.node import PHASES, Preflight
-from launcher.validation.run import node_reports, on_slurm, on_this_machine, summary
+from launcher.validation.run import node_reports, on_this_machine, selection, summary
 from launcher.validation.run.folder import Order, ValidationFolder
 
 
@@ -323,11 +323,11 @@ def test_a_fault_for_one_node_is_none_for_another():
 
 
 def test_host_lists_are_those_of_clustershell():
-    assert on_slurm.expanded("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
-    assert on_slurm.expanded("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
+    assert selection.expand("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
+    assert selection.expand("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
     for bad in ("gpu[1-", "", "@nosuch:x", "@nosuch", "gpu[3-1]", "gpu[1-5/0]"):
         with pytest.raises(UserError, match="nodes="):
-            on_slurm.expanded(bad)
+            selection.expand(bad)
 
 
 # ---- one node's suite, on two CPU ranks

@@ -13,15 +13,13 @@ from bench.records import Role
 from launcher import ROOT
 from launcher.config.plan import FINAL, shard_name
 from launcher.jobs import accounting
-from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE
+from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE, TERMINATED
 from launcher.report.writer import aggregate
 from launcher.store.attempts import Attempt, OpenAttempt, begin_attempt, read_shard_attempts
 from launcher.store.records_file import read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 from launcher.tuner.shard import Stop
-
-_TERMINATED = 143
 
 
 def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (submitit maps positions)
@@ -88,7 +86,7 @@ def _measure(folder: RunFolder, index: int, job_id: str | None, stop: Stop) -> b
 def run_aggregate(path: str, strict: bool = False, allow_mixed: bool = False) -> None:  # noqa: FBT001, FBT002
     """Makes the report. Missing points are its business to tell, not a failure of this job."""
     folder = RunFolder.open(Path(path))
-    accounting.note(folder)
+    accounting.update(folder)
     aggregate(folder, strict=strict, allow_mixed=allow_mixed)
 
 
@@ -114,7 +112,7 @@ class _Stop:
             if self.attempt is not None:
                 self.attempt.terminate()
         finally:
-            sys.exit(_TERMINATED)
+            sys.exit(TERMINATED)
 
 
 def _job_id() -> str | None:

@@ -16,6 +16,17 @@ from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 from launcher.jobs.slurm import clean_environment
 
+REQUEUE = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
+
+TERMINATED = 143
+"""Exit status of a job that SIGTERM ended: 128 + 15."""
+
+CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
+"""Environment variable with the folder of the code that the job must run."""
+
+_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
+
 
 class JobRequest(msgspec.Struct, frozen=True):
     """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
@@ -157,9 +168,6 @@ def _hint(text: str) -> str:
     return "dry_run=true prints the script that sbatch got"
 
 
-_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
-
-
 def code_setup(code: Path) -> list[str]:
     """Shell lines that make the job run the code that was submitted, and put it back into the queue when it asks.
 
@@ -174,11 +182,3 @@ def code_setup(code: Path) -> list[str]:
         f"export {CODE_VARIABLE}={quoted}",
         f"trap 'test $? -ne {REQUEUE} || {_REQUEUE}' EXIT",
     ]
-
-
-REQUEUE = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
-
-
-CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
-"""Where the code lies that the job has to run."""

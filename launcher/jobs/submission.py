@@ -21,7 +21,7 @@ from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import FAILURE, OK, USAGE, UserError
 from launcher.jobs import job as attempt
-from launcher.jobs import local, prepare, sbatch, slurm, watch
+from launcher.jobs import local, prepare, sbatch, slurm, waiting, watch
 from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
@@ -47,7 +47,7 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
 
 
 def _launch(wanted: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[str]], settings: SubmititConf) -> int:
-    watch.check(settings)
+    waiting.check_on_interrupt(settings)
     if settings.timeout_min is not None and settings.signal_delay_s >= 60 * settings.timeout_min:
         raise UserError(
             f"hydra.launcher.signal_delay_s must be below the time limit, {60 * settings.timeout_min} s, "
@@ -89,7 +89,7 @@ def _follow(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
         _say_how_to_go_on(folder)
         print(folder.path)
         return OK
-    return watch.wait(folder, options, settings)
+    return watch.wait_and_report(folder, options, settings)
 
 
 def _say_how_to_go_on(folder: RunFolder) -> None:
