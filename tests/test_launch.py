@@ -256,7 +256,7 @@ def test_the_aggregate_job_is_told_that_mixed_environments_are_allowed(made: Pla
     ],
 )
 def test_gpu_seconds_are_only_told_where_accounting_tracks_gpus(accounts: str, expected: float | None):
-    assert slurm.gpu_seconds_of(accounts) == expected
+    assert slurm.sum_gpu_seconds(accounts) == expected
 
 
 @pytest.mark.parametrize(

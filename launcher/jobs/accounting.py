@@ -12,7 +12,7 @@ from launcher.store.submissions import read_submissions
 def update(folder: RunFolder) -> None:
     """Writes the cost of the run into its folder: the report needs no Slurm."""
     arrays = [submission.array_id for submission in read_submissions(folder) if submission.kind != "aggregate"]
-    gpu_seconds = slurm.gpu_seconds(arrays) if arrays and slurm.available() else None
+    gpu_seconds = slurm.query_gpu_seconds(arrays) if arrays and slurm.is_available() else None
     attempts = read_attempts(folder)
     if gpu_seconds is not None:
         write_accounting(folder, Accounting(gpu_seconds / 3600, "sacct"))

@@ -104,9 +104,9 @@ def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None 
 
 def _job_states(submissions: list[Submission]) -> tuple[dict[str, JobState], bool]:
     """The states that Slurm knows, and whether it is silent about jobs that were submitted."""
-    if slurm.available():
+    if slurm.is_available():
         with contextlib.suppress(SlurmSilentError):
-            return slurm.states(job for submission in submissions for job in submission.jobs), False
+            return slurm.query_jobs(job for submission in submissions for job in submission.jobs), False
     return {}, bool(submissions)
 
 

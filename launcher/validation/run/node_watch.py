@@ -98,7 +98,7 @@ class _Watch:
         if not blocking:
             return
         try:
-            free = {name for name, node in slurm.nodes().items() if node.state.startswith(_FREE)}
+            free = {name for name, node in slurm.query_nodes().items() if node.state.startswith(_FREE)}
             for node, waiting_nodes in blocking.items():
                 if node not in free and waiting_nodes & free:
                     self._requeue(node)
@@ -127,7 +127,7 @@ class _Watch:
 def _job_states(order: Order) -> tuple[dict[str, JobState], bool]:
     """The states that Slurm knows, and whether it is silent."""
     try:
-        return slurm.states(order.jobs.values()), False
+        return slurm.query_jobs(order.jobs.values()), False
     except SlurmSilentError:
         return {}, True
 
@@ -136,7 +136,7 @@ def _skip_lost(order: Order, states: dict[str, str]) -> Order:
     """The order with nodes that went down or were drained while their jobs waited among the skipped ones."""
     late = [node for node, job in order.jobs.items() if states.get(job) == "DEADLINE"]
     try:
-        known = slurm.nodes() if late else {}
+        known = slurm.query_nodes() if late else {}
     except UserError:
         return order
     lost = [Skip(node, "U908", why_down(known[node])) for node in late if node in known and is_down(known[node])]

@@ -18,7 +18,7 @@ _DOWN = ("down", "drain", "fail", "unk", "powered", "powering", "noresp", "futur
 
 def select(options: Options, settings: SubmititConf) -> tuple[list[str], list[Skip]]:
     """The nodes to validate, idle ones first, and those to skip. UserError if the options name no node."""
-    known = slurm.nodes(settings.partition)
+    known = slurm.query_nodes(settings.partition)
     where = f"hydra.launcher.partition={settings.partition} has" if settings.partition else "this Slurm has"
     if not known:
         raise UserError(f"{where} no nodes", hint="name a partition that sinfo lists")
@@ -49,7 +49,7 @@ def _named(options: Options, settings: SubmititConf, known: dict[str, NodeState]
             raise UserError(f"no node is {options.node_state}", hint=f"the nodes are {states}")
         return names
     if settings.reservation:
-        return expand(slurm.reserved_nodes(settings.reservation))
+        return expand(slurm.query_reservation(settings.reservation))
     raise UserError("which nodes?", hint="nodes='gpu[001-016]', node_state=idle, or hydra.launcher.reservation=NAME")
 
 

@@ -43,10 +43,10 @@ def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
     """What Slurm says of the jobs, and what it is to be called where it says nothing of any."""
     if not order.jobs:
         return {}, None
-    if not slurm.available():
+    if not slurm.is_available():
         return {}, "no Slurm here"
     try:
-        return slurm.states(order.jobs.values()), None
+        return slurm.query_jobs(order.jobs.values()), None
     except SlurmSilentError:  # then what was noted must do
         return {}, "Slurm does not answer"
 
