@@ -183,6 +183,7 @@ REFUSED = {
     "+workload.dtyp=fp8": "+workload.dtyp=fp8 adds a key that nothing reads",
     "measure.deadline_s=nan": "measure.deadline_s must be a number, got nan",
     "search.candidates=[24,8,256]": "24",
+    "search.finalists_per_group=3": "search.finalists_per_group is no longer an option (",
 }
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import nodes
 import pytest
 from builders import ENVIRONMENT, ROOT, Command, Sweep, complete, spec
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
 
 from bench.records import Record
-from launcher.config import arguments, plan
+from launcher.config import arguments, job_options, plan, schema
 from launcher.config.plan import Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK, UserError
@@ -29,6 +32,8 @@ from launcher.store.records_file import open_appender
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
 from launcher.store.submissions import Submission, add_submission
+from launcher.validation.run import node_jobs
+from launcher.validation.run.folder import Order
 
 DRY = ("-m", "hydra/launcher=submitit_slurm", "hardware=h200", "backend=deepep", "dry_run=true")
 
@@ -40,6 +45,7 @@ def folder(made: Plan, tmp_path: Path) -> RunFolder:
 
 def options(**changes: Any) -> Options:
     given = {"run": None, "outputs": "outputs", "dry_run": False, "strict": False, "allow_mixed": False}
+    given["allow_other_code"] = False
     return msgspec.convert(given | {"shard_index": None} | changes, Options)
 
 
@@ -193,7 +199,47 @@ def test_a_run_is_not_continued_by_another_version_of_the_program(sweep: Sweep, 
     done = run_module("launcher.sweep", "-m", f"run={run}")
     assert done.returncode == 2
     assert f"error: {run} was begun by other code of this program (another) than this, " in done.stderr
-    assert run_module("launcher.sweep", "-m", f"run={run}", "allow_mixed=true").returncode == 0
+    note = "note: allow_mixed=true also resumes with other code; allow_other_code=true is the option for that\n"
+    for option, noted in (("allow_other_code", False), ("allow_mixed", True)):
+        done = run_module("launcher.sweep", "-m", f"run={run}", f"{option}=true")
+        assert done.returncode == 0, done.stderr
+        assert (note in done.stderr) is noted
+
+
+REMOVED = "hydra.launcher.poll_s is no longer an option (it backs off from 2 to 8 s)"
+
+
+@pytest.mark.parametrize(
+    "argument", ["hydra.launcher.poll_s=0.5", "++hydra.launcher.poll_s=1", "~hydra.launcher.poll_s"]
+)
+def test_a_key_of_an_earlier_version_is_refused_by_name(argument: str):
+    with pytest.raises(UserError) as caught:
+        arguments.complete_arguments(["ep=2", argument])
+    assert str(caught.value) == REMOVED
+
+
+def test_a_key_of_an_earlier_version_is_refused_by_name_in_a_file_of_the_site_too(tmp_path: Path):
+    file = tmp_path / "hydra" / "launcher" / "mysite.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("defaults: [submitit_slurm]\npoll_s: 0.5\n")
+    schema.register()
+    job_options.register()
+    site = [f"hydra.searchpath=['file://{tmp_path}']", "hydra/launcher=mysite"]
+    with initialize_config_module("conf", version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose("sweep", overrides=site, return_hydra_config=True)
+    assert arguments.one_line_message(caught.value) == f"In 'hydra/launcher/mysite': {REMOVED}"
+
+
+def test_the_command_of_an_earlier_version_is_resumed_without_its_removed_keys(capsys: pytest.CaptureFixture[str]):
+    assert arguments.drop_removed(["-m", "ep=2", "hydra.launcher.poll_s=5"]) == ["-m", "ep=2"]
+    assert capsys.readouterr().err == f"dropped hydra.launcher.poll_s=5: {REMOVED}\n"
+
+
+def test_the_order_of_an_earlier_version_gives_a_job():
+    spec_ = nodes.spec()
+    order = Order(1, 0.0, [], spec_, ["gpu1"], lanes={"gpu1": 0}, deadline=time.time())
+    order = msgspec.structs.replace(order, settings={"poll_s": 0.5, "partition": "low"})
+    assert "#SBATCH --partition=low" in node_jobs.script(order, "gpu1")
 
 
 def test_the_copy_of_the_code_that_a_run_began_with_is_kept(folder: RunFolder):

@@ -267,6 +267,18 @@ def test_a_plan_survives_its_file(grid: dict[str, list[int]], num_shards: int) -
     assert read.id == made.id
 
 
+@given(grids)
+def test_a_plan_of_an_earlier_version_keeps_its_id_although_it_names_an_option_that_is_none_now(
+    grid: dict[str, list[int]],
+) -> None:
+    made = deepep_plan(grid=grid)
+    earlier = msgspec.to_builtins(made)
+    earlier["spec"]["search"]["finalists_per_group"] = 2
+    read = msgspec.json.decode(msgspec.json.encode(earlier), type=Plan)
+    assert read == made
+    assert read.id == made.id
+
+
 def test_labels_are_unique_within_a_plan(made: Plan) -> None:
     labels = [one.point.label for one in made.every_point]
     assert len(set(labels)) == len(labels)

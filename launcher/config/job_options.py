@@ -38,7 +38,6 @@ class SubmititConf:
     signal_delay_s: int = 90  # this long before the time limit a shard finishes its point and stops
     detach: bool = False  # return at once
     on_interrupt: str = "ask"  # of Ctrl-C: ask, detach or cancel
-    poll_s: float = 2.0  # how often the waiting command looks at its jobs
 
 
 def register() -> None:

@@ -24,6 +24,9 @@ ANCHOR_EVERY = 25
 FINAL = -1
 """In place of a shard's index: the final stage."""
 
+FINALISTS_PER_GROUP = 2
+"""Configs of each operation and value of the shared knobs that reach the final, if they are close."""
+
 _PAIR = (Op.DISPATCH, Op.COMBINE)
 _STARTUP_S = 15.0
 _POINT_OVERHEAD_S = 0.02
@@ -119,7 +122,7 @@ class Plan(msgspec.Struct, frozen=True):
         """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s)."""
         search, measure = self.spec.search, self.spec.measure
         if index == FINAL:
-            visits = search.final_groups * 3 * search.finalists_per_group * len(self.shared_values())
+            visits = search.final_groups * 3 * FINALISTS_PER_GROUP * len(self.shared_values())
             return search.final_groups * _STARTUP_S + visits * self._visit_s(measure.iterations)
         rounds = 2 if search.method == "racing" else search.rounds
         cells = rounds * (len(self.shard(index)) + len(self.baselines) + len(self.anchors)) * (1 + 2 / ANCHOR_EVERY)
@@ -212,7 +215,6 @@ def _refuse_spec(spec: Spec) -> None:
         ("search.rounds", spec.search.rounds, 1),
         ("search.iterations", spec.search.iterations, 3),
         ("search.final_groups", spec.search.final_groups, 0),
-        ("search.finalists_per_group", spec.search.finalists_per_group, 1),
     ):
         if value < least:
             raise UserError(f"{key} must be at least {least}, got {value}")

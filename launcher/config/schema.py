@@ -76,7 +76,6 @@ class SearchConf:
     warmup: int = 2  # of a visit; the final takes those of measure
     iterations: int = 8  # samples of a visit
     final_groups: int = 5  # fresh process groups that measure the finalists; 0 leaves the final out
-    finalists_per_group: int = 2  # of each operation and value of the shared knobs
     objective: Any = "round_trip"  # round_trip, dispatch, combine, training (two of each), or {dispatch: 2, combine: 1}
     candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final, [[24,8,256]]
     own_tuning: bool = True  # also measure the library's own tuning grid, side by side
@@ -117,6 +116,7 @@ class SweepConf:
     dry_run: bool = False  # print the plan and stop
     strict: bool = False  # failed points make the exit status 3
     allow_mixed: bool = False  # report unlike environments apart instead of refusing
+    allow_other_code: bool = False  # resume a run that other code of this program began
     faults: list[str] = field(default_factory=list)  # injected on purpose, KIND@RANK:TEXT; for tests
 
 
@@ -165,7 +165,6 @@ class Search(msgspec.Struct, frozen=True):
     warmup: int
     iterations: int
     final_groups: int
-    finalists_per_group: int
     objective: str | dict[str, float]
     candidates: list[list[int]]
     own_tuning: bool
@@ -210,6 +209,7 @@ class Options(msgspec.Struct, frozen=True):
     dry_run: bool
     strict: bool
     allow_mixed: bool
+    allow_other_code: bool
     shard_index: int | None
 
 

@@ -51,17 +51,27 @@ def _reopen(path: Path, plan: Plan, options: Options, *, local: bool) -> RunFold
     refuse_packed(folder)
     runs_copy = not local and folder.code.is_dir()  # jobs run the code that the run began with
     begun, code = folder.manifest().revision, code_digest()
-    if not runs_copy and begun.code != code and not options.allow_mixed:
+    if not runs_copy and begun.code != code and not _allows_other_code(options):
         raise UserError(
             f"{path} was begun by other code of this program ({begun.commit or begun.code}) than this, {code}",
-            hint="resume it with that version; allow_mixed=true where the change touches no measurement",
+            hint="resume it with that version; allow_other_code=true where the change touches no measurement",
         )
-    if folder.manifest().plan_id != plan.id:
+    if folder.plan().id != plan.id:  # an id of its plan.json by this version: options come and go
         raise UserError(
             f"{path} was planned with another configuration",
             hint=f"repeat its own command, which run.json names, with run={path}",
         )
     return folder
+
+
+def _allows_other_code(options: Options) -> bool:
+    """Whether the options let this code complete the run; ``allow_mixed`` did so in earlier versions."""
+    if options.allow_mixed and not options.allow_other_code:
+        print(
+            "note: allow_mixed=true also resumes with other code; allow_other_code=true is the option for that",
+            file=sys.stderr,
+        )
+    return options.allow_other_code or options.allow_mixed
 
 
 def extend_budget(plan: Plan, folder: RunFolder) -> None:

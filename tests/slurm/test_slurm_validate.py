@@ -37,7 +37,7 @@ SMALL = (
     "gpus=4",
     "hydra.launcher.gpus_per_node=4",
 )
-SLURM = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.poll_s=0.5")
+SLURM = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low")
 
 
 class Validation(NamedTuple):
