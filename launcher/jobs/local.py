@@ -14,6 +14,7 @@ from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
 from launcher.jobs.job import run_shard
 from launcher.jobs.prepare import extend_budget
+from launcher.jobs.sbatch import code_environment
 from launcher.report.writer import report
 from launcher.store.attempts import read_attempts
 from launcher.store.revision import snapshot_code
@@ -40,7 +41,7 @@ def run(plan: Plan, folder: RunFolder, options: Options) -> int:
 def _run_job(folder: RunFolder, index: int) -> bool:
     """Runs the job of one shard to its end; False, with the path of its log on stderr, if it failed."""
     num_successes = _num_successes(folder)
-    executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
+    executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python(folder))
     executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
     job = executor.submit(run_shard, str(folder.path.resolve()), index)
     assert isinstance(job, submitit_local.LocalJob)
@@ -59,8 +60,9 @@ def _num_successes(folder: RunFolder) -> int:
     return sum(attempt.outcome in ("complete", "spent") for attempt in read_attempts(folder))
 
 
-def _python() -> str:
-    """This Python with the GPUs that this process sees: submitit would show its jobs none."""
+def _python(folder: RunFolder) -> str:
+    """This Python, with the run's copy of the code and the GPUs that this process sees: submitit would show none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    setting = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
-    return shlex.join(["env", *setting, sys.executable])
+    gpus = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
+    code = [f"{name}={value}" for name, value in code_environment(folder.code).items()]
+    return shlex.join(["env", *gpus, *code, sys.executable])

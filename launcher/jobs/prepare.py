@@ -29,8 +29,11 @@ class PlannedRun(NamedTuple):
     folder: RunFolder | None
 
 
-def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]) -> PlannedRun:
-    """Plans the sweep, and makes its run folder or opens the one to complete. UserError if it cannot run."""
+def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str], in_jobs: bool = False) -> PlannedRun:
+    """Plans the sweep, and makes its run folder or opens the one to complete. UserError if it cannot run.
+
+    ``local``: this machine measures. ``in_jobs``: other processes measure, with the run's own copy of the code.
+    """
     plan = planning.make(hardware.resolve(spec, local=local, dry_run=options.dry_run))
     index = options.shard_index
     if index is not None and not 0 <= index < plan.spec.num_shards:
@@ -39,17 +42,17 @@ def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]
         return PlannedRun(plan, None)
     path = Path(options.run) if options.run else None
     if path is not None and (path / "run.json").exists():
-        return PlannedRun(plan, _reopen(path, plan, options, local=local))
+        return PlannedRun(plan, _reopen(path, plan, options, in_jobs=in_jobs))
     if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run={path} exists and is not a run folder", hint="name a run folder, or a path that is free")
     return PlannedRun(plan, RunFolder.create(plan, outputs=Path(options.outputs), path=path, command=list(command)))
 
 
-def _reopen(path: Path, plan: Plan, options: Options, *, local: bool) -> RunFolder:
+def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool) -> RunFolder:
     """The folder of an earlier command. UserError if other code or another configuration began the run."""
     folder = RunFolder.open(path)
     refuse_packed(folder)
-    runs_copy = not local and folder.code.is_dir()  # jobs run the code that the run began with
+    runs_copy = in_jobs and folder.code.is_dir()  # jobs run the code that the run began with
     begun, code = folder.manifest().revision, code_digest()
     if not runs_copy and begun.code != code and not _allows_other_code(options):
         raise UserError(

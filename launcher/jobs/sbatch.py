@@ -25,6 +25,10 @@ TERMINATED = 143
 CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
 """Environment variable with the folder of the code that the job must run."""
 
+_SAFE_PATH = "1"
+"""Value of PYTHONSAFEPATH. Without it, ``python -m`` looks first in the folder where the command was started: packages
+of the same names, or source that has changed since."""
+
 _REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
 
 _HINTS = (
@@ -113,17 +117,22 @@ def submit(
 def code_setup(code: Path) -> list[str]:
     """Shell lines that make the job run the submitted code, and requeue it when it asks for that.
 
-    Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the command was started: its source may
-    have changed since. The batch script calls scontrol because a container may have none, and repeats it for a minute
-    because a controller may be busy or failing over.
+    The batch script calls scontrol because a container may have none, and repeats it for a minute because a controller
+    may be busy or failing over.
     """
     quoted = shlex.quote(str(code.resolve()))
     return [
         f"export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export PYTHONSAFEPATH=1",
+        f"export PYTHONSAFEPATH={_SAFE_PATH}",
         f"export {CODE_VARIABLE}={quoted}",
         f"trap 'test $? -ne {REQUEUE} || {_REQUEUE}' EXIT",
     ]
+
+
+def code_environment(code: Path) -> dict[str, str]:
+    """The same environment for a process of this machine: variables that make it run the copy of the code."""
+    path = os.pathsep.join([str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": _SAFE_PATH, CODE_VARIABLE: str(code.resolve())}
 
 
 def _executor(

@@ -72,7 +72,7 @@ def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[s
     if not is_local and not any(options.dry_run for _, options in specs):
         slurm.require()
     runs = [
-        (prepare(spec, options, local=is_local, command=command), options)
+        (prepare(spec, options, local=is_local, command=command, in_jobs=True), options)
         for (spec, options), command in zip(specs, commands, strict=True)
     ]
     for run, _ in runs:
