@@ -129,7 +129,7 @@ def test_a_knob_may_have_its_own_values_for_each_operation(made: Plan) -> None:
             "grid.nvl_chunk must list at least one value for combine",
         ),
         ({"grid": {"num_sms": [24], "nvl_chunk": [8]}}, "grid.nvl_buffer must list at least one value for dispatch"),
-        ({"grid": {"num_smss": [24]}}, "grid.num_smss is no knob"),
+        ({"grid": {"num_smss": [24]}}, "grid.num_smss is not a knob"),
         ({"backend": "deepeq"}, "backend must be one of deepep, alltoall, got deepeq"),
         ({"num_shards": 0}, "shard.count must be at least 1, got 0"),
         ({"ep": Ep(size=16, share_gpus=False)}, "ep.size must be at most 8, the GPUs of a h200 node, got 16"),
