@@ -37,6 +37,7 @@ from launcher.config import plan, schema
 from launcher.config.arguments import complete_arguments
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
+from launcher.store.records_file import open_appender
 from launcher.store.revision import Revision
 from launcher.store.run_folder import Manifest, RunFolder
 
@@ -194,7 +195,7 @@ def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
         environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
         measured = complete(made, shard=shard, environment=environment.id)
         records: list[Line] = [line for line in measured if isinstance(line, Record)]
-        with folder.appender(shard) as appender:
+        with open_appender(folder, shard) as appender:
             for line in [environment, *records]:
                 appender.add(line)
     return folder

@@ -32,7 +32,8 @@ from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.report import findings, results_json
 from launcher.store import results_file
-from launcher.store.run_folder import Damaged, RunFolder
+from launcher.store.records_file import Damaged, open_appender
+from launcher.store.run_folder import RunFolder
 from launcher.store.table import run_records
 from tests.builders import (
     ENVIRONMENT,
@@ -98,7 +99,7 @@ def unlike(**changes: Any) -> list[Line]:
 
 def stored(lines: list[Line], tmp_path: Path) -> RunFolder:
     folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in lines:
             appender.add(line)
     return folder

@@ -24,7 +24,7 @@ from bench.records import (
 from launcher import text as markdown
 from launcher.analysis import results
 from launcher.report import optimal_configs, results_json
-from launcher.store.run_folder import Damaged
+from launcher.store.records_file import Damaged
 from launcher.store.table import run_records
 from tests.analysis.runs import LINES, MADE, build, unlike, valid, with_final
 from tests.builders import (

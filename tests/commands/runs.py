@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.records import Record
+from launcher.store.records_file import read_lines
 from launcher.store.run_folder import RunFolder
 
 SMALL = (
@@ -21,7 +22,7 @@ SMALL = (
 
 
 def records_of(folder: Path) -> list[Record]:
-    lines, damaged = RunFolder.open(folder).lines()
+    lines, damaged = read_lines(RunFolder.open(folder))
     assert damaged == []
     return [line for line in lines if isinstance(line, Record)]
 

@@ -10,7 +10,8 @@ import pytest
 
 from launcher import aggregate
 from launcher.config.plan import FINAL
-from launcher.store.run_folder import Attempt, RunFolder
+from launcher.store.attempts import Attempt, add_attempt
+from launcher.store.run_folder import RunFolder
 from tests.builders import Command, Sweep
 from tests.published import PUBLISHED
 
@@ -56,10 +57,10 @@ def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
     shutil.copytree(sweep.folder, folder)
     run = RunFolder.open(folder)
     for index in (0, FINAL):
-        run.begin_attempt(index, Attempt(None, "here", 0.0, 1.0, "failed"))
+        add_attempt(run, index, Attempt(None, "here", 0.0, 1.0, "failed"))
     process = run_module("launcher.aggregate", str(folder))
     assert process.returncode == 0, process.stderr
-    assert "before its search was over" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
+    assert "before its search was complete" not in (folder / "OPTIMAL_CONFIGS.md").read_text()
 
 
 def test_aggregate_without_a_folder_prints_its_help_as_a_usage_error(run_module: Command) -> None:

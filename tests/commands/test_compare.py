@@ -212,7 +212,7 @@ def test_what_a_final_need_not_choose_is_not_missing(pair: tuple[Document, Docum
     ("arguments", "error"),
     [
         (["A.json"], "the following arguments are required: b"),
-        (["A.json", "C.json"], "C.json is no run folder: it has no run.json"),
+        (["A.json", "C.json"], "C.json is not a run folder: it has no run.json"),
         (
             ["A.json", "bad.json"],
             "bad.json is not a RESULTS file: Expected `float`, got `str` - at `$.measurements[0].median_us`",

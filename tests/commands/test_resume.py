@@ -12,6 +12,7 @@ import msgspec
 
 from bench.records import Record, Role, Stage
 from launcher import aggregate
+from launcher.store.records_file import read_lines
 from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT, Command, Sweep
 from tests.commands.runs import FAULT, SMALL, records_of
@@ -67,7 +68,7 @@ def test_a_run_that_was_cut_in_half_is_reported_as_such_and_completed(
     assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
     assert (folder / "shards" / "0000" / "records.jsonl").read_bytes() == first
     assert file.read_bytes().startswith(b"".join(kept))
-    found, damaged = RunFolder.open(folder).lines()
+    found, damaged = read_lines(RunFolder.open(folder))
     assert len(damaged) == 1
     cells = [line.point_id for line in found if isinstance(line, Record) and line.role is not Role.ANCHOR]
     assert sorted(cells) == sorted(planned.id for planned in RunFolder.open(folder).plan().cells)
@@ -99,7 +100,8 @@ def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: 
     assert results["optimal"]["round_trip_us"] > 0
     assert results["verdict"]["ci95"][0] <= results["verdict"]["ratio"] <= results["verdict"]["ci95"][1]
     said = (folder / "OPTIMAL_CONFIGS.md").read_text()
-    assert "search.budget_s; resume with a larger one) before its search was over.** This is the best answer so" in said
+    ending = "spent search.budget_s before its search was complete; resume with a larger one"
+    assert f"{ending}.** This is the best answer so" in said
 
     resumed = run_module("launcher.resume", str(folder), "search.budget_s=32")
     assert resumed.returncode in (0, 3), resumed.stderr

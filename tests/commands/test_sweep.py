@@ -151,6 +151,7 @@ REFUSED = {
     "+workload.dtyp=fp8": "+workload.dtyp=fp8 adds a key that nothing reads",
     "measure.deadline_s=nan": "measure.deadline_s must be a number, got nan",
     "search.candidates=[24,8,256]": "24",
+    "search.finalists_per_group=3": "search.finalists_per_group is no longer an option (",
 }
 
 
@@ -194,7 +195,7 @@ def test_run_refuses_a_folder_with_something_else_in_it(run_module: Command, tmp
     process = run_module("launcher.sweep", "-m", f"run={tmp_path}", f"outputs={tmp_path}/outputs")
     assert process.returncode == 2
     assert process.stderr == (
-        f"error: run={tmp_path} exists and is no run folder\nhint: name a run folder, or a path that is free\n"
+        f"error: run={tmp_path} exists and is not a run folder\nhint: name a run folder, or a path that is free\n"
     )
 
 

@@ -13,6 +13,7 @@ from launcher.config import plan
 from launcher.config.plan import Plan
 from launcher.errors import FAILURE
 from launcher.jobs import job, sbatch
+from launcher.store.attempts import read_shard_attempts
 from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT, measured_twice, spec
 
@@ -47,7 +48,7 @@ def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_pa
     second = tried()
     assert second.returncode == FAILURE
     assert "two time limits in a row without a point: raise hydra.launcher.timeout_min" in second.stderr
-    assert [one.outcome for one in folder.attempts_of(0)] == ["stopped", "stopped"]
+    assert [one.outcome for one in read_shard_attempts(folder, 0)] == ["stopped", "stopped"]
 
 
 def test_the_aggregate_job_is_told_that_mixed_environments_are_allowed(made: Plan, folder: RunFolder):

@@ -9,7 +9,10 @@ import pytest
 
 from launcher.config.plan import Plan
 from launcher.jobs import run_status
-from launcher.store.run_folder import Attempt, RunFolder, Submission
+from launcher.store.attempts import Attempt, add_attempt
+from launcher.store.records_file import open_appender
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, add_submission
 from tests.builders import complete
 
 
@@ -21,9 +24,9 @@ def test_what_slurm_has_forgotten_the_attempt_itself_may_tell(
     outcome: str | None, state: str, made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", "")
-    folder.note_submission(Submission("shards", "7", [0], 0.0))
+    add_submission(folder, Submission("shards", "7", [0], 0.0))
     for number in range(11):  # the tenth goes before the second in the order of names
-        folder.begin_attempt(0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
+        add_attempt(folder, 0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
     now = run_status.run_status(folder, made)
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
@@ -32,13 +35,13 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
     made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     now = time.time()
-    folder.begin_attempt(0, Attempt("7", "gpu1", now - 90_000, now - 89_990, "terminated"))
-    folder.begin_attempt(0, Attempt("7", "gpu1", now - 10))
+    add_attempt(folder, 0, Attempt("7", "gpu1", now - 90_000, now - 89_990, "terminated"))
+    add_attempt(folder, 0, Attempt("7", "gpu1", now - 10))
     lines = complete(made)
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in lines[: len(lines) // 2]:
             appender.add(line)
-    folder.note_submission(Submission("shards", "7", [0], now))
+    add_submission(folder, Submission("shards", "7", [0], now))
     for name, says in (("sbatch", ""), ("squeue", "7|RUNNING|gpu1|None")):
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / name).chmod(0o755)

@@ -18,4 +18,4 @@ from launcher.jobs import slurm
     ],
 )
 def test_gpu_seconds_are_only_told_where_accounting_tracks_gpus(accounts: str, expected: float | None):
-    assert slurm.gpu_seconds_of(accounts) == expected
+    assert slurm.sum_gpu_seconds(accounts) == expected

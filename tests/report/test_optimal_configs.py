@@ -26,7 +26,7 @@ from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Planned
 from launcher.deploy.formats import EXPORTS
 from launcher.report import html_report, optimal_configs
-from launcher.store.run_folder import Damaged
+from launcher.store.records_file import Damaged
 from launcher.store.table import run_records
 from tests.analysis.runs import LINES, MADE, build, check_tables, faster, valid, with_times
 from tests.builders import (

@@ -14,7 +14,9 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Ep, Options
 from launcher.errors import FAILURE, OK
 from launcher.report import writer
-from launcher.store.run_folder import Attempt, RunFolder
+from launcher.store.attempts import Attempt, add_attempt
+from launcher.store.records_file import open_appender
+from launcher.store.run_folder import RunFolder
 from tests.analysis.runs import LINES, MADE, SCHEMA, stored, unlike
 from tests.builders import (
     complete,
@@ -66,7 +68,7 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
 def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
     made = deepep_plan(ep=Ep(size=4, share_gpus=True))
     folder = RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in complete(made):
             appender.add(line)
     assert writer.aggregate(folder) == 0
@@ -74,10 +76,10 @@ def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
 
 
 OUTCOMES = {
-    "spent": "Shard 0 spent its budget (search.budget_s; resume with a larger one) before its search was over.",
-    "stopped": "Shard 0 came to its time limit before its search was over.",
-    "terminated": "Shard 0 was ended before its search was over.",
-    None: "Shard 0 is still at it, or was killed.",
+    "spent": "Shard 0 spent search.budget_s before its search was complete; resume with a larger one.",
+    "stopped": "Shard 0 reached its time limit before its search was complete.",
+    "terminated": "Shard 0 was terminated before its search was complete.",
+    None: "Shard 0 is still running, or was killed.",
 }
 
 
@@ -87,12 +89,12 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
 ) -> None:
     """Every point has a record; what lacks are later rounds, or the passes beside GEMMs."""
     folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in LINES:
             appender.add(line)
-    folder.begin_attempt(0, Attempt(None, "node1", 1.0, 2.0, "complete"))
+    add_attempt(folder, 0, Attempt(None, "node1", 1.0, 2.0, "complete"))
     assert writer.aggregate(folder, draw=False) == 0
-    folder.begin_attempt(0, Attempt(None, "node1", 3.0, 4.0, outcome))
+    add_attempt(folder, 0, Attempt(None, "node1", 3.0, 4.0, outcome))
     assert writer.aggregate(folder, draw=False) == 3
     assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
     assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()
@@ -101,6 +103,7 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
 
 def options(**changes: Any) -> Options:
     given = {"run": None, "outputs": "outputs", "dry_run": False, "strict": False, "allow_mixed": False}
+    given["allow_other_code"] = False
     return msgspec.convert(given | {"shard_index": None} | changes, Options)
 
 

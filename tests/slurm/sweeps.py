@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 SMALL = ("hardware=cpu", "backend=alltoall", "workload=small", "grid=smoke", "grid.num_in_flight=[1]", "measure=quick")
 ONE_PASS = ("search.rounds=1", "search.iterations=5", "search.final_groups=0")
-SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4", "hydra.launcher.poll_s=0.5")
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4")
 
 
 class Done(NamedTuple):

@@ -132,7 +132,7 @@ def test_on_a_terminal_the_shards_are_a_table_and_an_interrupt_asks_once(lab: Sl
     assert done.status == 3
     assert done.stdout == f"{folder}/OPTIMAL_CONFIGS.md\n"
     assert set(sweeps.ended(lab, folder).values()) == {"CANCELLED"}
-    for words in ("shard", "state", "points", "aggregate", "cancelled; what was measured is kept"):
+    for words in ("shard", "state", "points", "aggregate", "cancelled; all records so far are kept"):
         assert words.encode() in shown
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from launcher.errors import UserError
 from launcher.store.files import write_atomic
+from launcher.store.records_file import open_appender
 from launcher.store.run_folder import RunFolder
 
 
@@ -19,7 +20,10 @@ def test_a_file_system_without_locks_is_called_that(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(UserError, match="cannot be locked: Function not implemented") as caught, folder.appender(0):
+    with (
+        pytest.raises(UserError, match="cannot be locked: Function not implemented") as caught,
+        open_appender(folder, 0),
+    ):
         pass
     assert "mounted with flock" in caught.value.hint
 

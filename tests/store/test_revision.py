@@ -21,7 +21,11 @@ def test_a_run_is_not_continued_by_another_version_of_the_program(sweep: Sweep, 
     done = run_module("launcher.sweep", "-m", f"run={run}")
     assert done.returncode == 2
     assert f"error: {run} was begun by other code of this program (another) than this, " in done.stderr
-    assert run_module("launcher.sweep", "-m", f"run={run}", "allow_mixed=true").returncode == 0
+    note = "note: allow_mixed=true also resumes with other code; allow_other_code=true is the option for that\n"
+    for option, noted in (("allow_other_code", False), ("allow_mixed", True)):
+        done = run_module("launcher.sweep", "-m", f"run={run}", f"{option}=true")
+        assert done.returncode == 0, done.stderr
+        assert (note in done.stderr) is noted
 
 
 def test_the_copy_of_the_code_that_a_run_began_with_is_kept(folder: RunFolder):

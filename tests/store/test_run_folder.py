@@ -15,12 +15,13 @@ from bench import records
 from bench.records import Line, Record, Traffic
 from launcher.config.plan import Plan
 from launcher.errors import UserError
+from launcher.store.records_file import open_appender, read_lines, read_progress, read_shard
 from launcher.store.run_folder import FORMAT_VERSION, RunFolder
 from tests.builders import ROOT, calling, complete
 
 
 def append(folder: RunFolder, lines: list[Line], *, shard: int = 0) -> None:
-    with folder.appender(shard) as appender:
+    with open_appender(folder, shard) as appender:
         for line in lines:
             appender.add(line)
 
@@ -38,9 +39,9 @@ def test_a_folder_gives_back_what_was_put_in(made: Plan, folder: RunFolder) -> N
     assert opened.manifest().plan_id == made.id
     assert opened.manifest().command == ["deepep-sweep", "-m"]
     assert opened.manifest().program == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert opened.lines() == (complete(made), [])
-    assert opened.shard_lines(0) == complete(made)
-    assert opened.shard_lines(1) == []
+    assert read_lines(opened) == (complete(made), [])
+    assert read_shard(opened, 0) == complete(made)
+    assert read_shard(opened, 1) == []
 
 
 def test_a_named_folder_is_taken_by_one_sweep_only(made: Plan, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_torn_line_and_a_foreign_line_are_reported_and_survived(made: Plan, fo
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"hello":"world"}\n' + records.encode(lines[5])[:-20])
     append(folder, lines[6:8])
-    found, damaged = folder.lines()
+    found, damaged = read_lines(folder)
     assert found == lines[:5] + lines[6:8]
     assert [(one.file, one.line) for one in damaged] == [
         ("shards/0000/records.jsonl", 6),
@@ -82,7 +83,7 @@ def test_what_follows_a_torn_line_starts_on_its_own_line(made: Plan, folder: Run
     file = folder.records_file(0)
     file.write_bytes(file.read_bytes()[:-cut])
     append(folder, [lines[-1]])
-    found, damaged = folder.lines()
+    found, damaged = read_lines(folder)
     torn = cut > 1
     assert found == [*lines[: len(lines) - torn], lines[-1]]
     assert len(damaged) == torn
@@ -96,23 +97,23 @@ def test_a_torn_record_does_not_count_as_done(made: Plan, folder: RunFolder) -> 
     before = len(records.encode(lines[0])) + len(records.encode(lines[1])) + 2
     for cut in range(before, len(whole) - 1):
         file.write_bytes(whole[:cut] + b"\n")
-        assert folder.progress(0).done == {line.point_id for line in lines[:2]}
+        assert read_progress(folder, 0).done == {line.point_id for line in lines[:2]}
     file.write_bytes(whole)
-    assert folder.progress(0).done == {line.point_id for line in lines}
+    assert read_progress(folder, 0).done == {line.point_id for line in lines}
 
 
 def test_bytes_that_are_no_text_are_damage(made: Plan, folder: RunFolder) -> None:
     append(folder, complete(made))
     with folder.records_file(0).open("ab") as file:
         file.write(b"\x00" * 100 + b"\n\xff\xfe\n")
-    found, damaged = folder.lines()
+    found, damaged = read_lines(folder)
     assert found == complete(made)
     assert len(damaged) == 2
 
 
 def write_on(path: str) -> None:
     """Appends lines, each said on stdout once it is kept, until it is killed."""
-    with RunFolder(Path(path)).appender(0) as appender:
+    with open_appender(RunFolder(Path(path)), 0) as appender:
         for number in range(10**9):
             appender.add(Traffic([[number] * 50] * 50))
             print(number, flush=True)
@@ -138,7 +139,7 @@ def test_a_killed_writer_loses_at_most_the_line_in_flight(folder: RunFolder) -> 
                 acknowledged += process.stdout.readline() != ""
             process.send_signal(signal.SIGKILL)
             acknowledged += len(process.stdout.readlines())
-        found, damaged = folder.lines()
+        found, damaged = read_lines(folder)
         assert len(found) >= acknowledged
         assert len(found) + len(damaged) <= acknowledged + 3
         assert len(damaged) <= 3
@@ -149,10 +150,10 @@ def test_a_second_writer_of_a_shard_is_refused_with_the_first_ones_name(made: Pl
     with writer(folder) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(UserError) as caught, folder.appender(0):
+        with pytest.raises(UserError) as caught, open_appender(folder, 0):
             pass
         assert str(caught.value).endswith(f" is being measured by process {process.pid} on {socket.gethostname()}")
-        with folder.appender(1) as other:
+        with open_appender(folder, 1) as other:
             other.add(complete(made)[0])
         process.kill()
     append(folder, complete(made)[:1])
@@ -160,9 +161,9 @@ def test_a_second_writer_of_a_shard_is_refused_with_the_first_ones_name(made: Pl
 
 
 def test_a_reader_needs_no_lock(made: Plan, folder: RunFolder) -> None:
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         appender.add(complete(made)[0])
-        assert folder.lines() == (complete(made)[:1], [])
+        assert read_lines(folder) == (complete(made)[:1], [])
 
 
 def test_a_folder_of_a_newer_version_is_refused_by_name(folder: RunFolder) -> None:
@@ -179,7 +180,7 @@ def test_a_record_of_a_newer_version_is_refused_by_file_and_line(made: Plan, fol
     append(folder, [*complete(made), msgspec.structs.replace(line, v=2)])
     number = len(complete(made)) + 1
     with pytest.raises(UserError, match=rf"records\.jsonl line {number}: record version 2, this program reads up to 1"):
-        folder.lines()
+        read_lines(folder)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b'{"format":"one"}'])

@@ -76,7 +76,7 @@ def test_a_default_that_gave_a_wrong_token_is_not_paired_beside_gemms_as_the_bes
 
 
 def test_a_round_whose_anchor_failed_does_not_decide_who_reaches_the_final() -> None:
-    plan = make_plan(sms=[64], chunks=[4, 8, 16, 24], finalists_per_group=1, method="exhaustive", rounds=3)
+    plan = make_plan(sms=[64], chunks=[4, 8, 16, 24], method="exhaustive", rounds=3)
     swept = Machine(plan).sweep()
     expected = racing.finalists(plan, Arms(swept))
     for op in (Op.DISPATCH, Op.COMBINE):
@@ -90,7 +90,7 @@ def test_a_round_whose_anchor_failed_does_not_decide_who_reaches_the_final() -> 
 
 
 def test_a_shard_without_any_anchor_is_measured_by_those_of_the_others_and_a_run_without_by_time() -> None:
-    plan = make_plan(sms=[64], chunks=[4, 10, 24], finalists_per_group=1, num_shards=2, method="exhaustive")
+    plan = make_plan(sms=[64], chunks=[4, 10, 24], num_shards=2, method="exhaustive")
     machine = Machine(plan)
     swept = machine.sweep()
     best = {

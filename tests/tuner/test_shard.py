@@ -18,6 +18,7 @@ from bench.records import (
 )
 from launcher.config import plan
 from launcher.config.plan import FINAL
+from launcher.store.records_file import open_appender, read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, record, spec
@@ -46,10 +47,10 @@ def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between
 def test_what_has_spent_its_budget_measures_nothing_when_it_is_run_again(tmp_path: Path, index: int) -> None:
     plan = make_plan(sms=[16], chunks=[8, 12], budget_s=10.0)
     folder = RunFolder.create(plan, outputs=tmp_path, path=None, command=[])
-    with folder.appender(0) as appender:
+    with open_appender(folder, 0) as appender:
         for line in [msgspec.structs.replace(HOST, startup_s=9.0), *Machine(plan).sweep()[:9]]:
             appender.add(line)
-    with folder.appender(FINAL) as appender:
+    with open_appender(folder, FINAL) as appender:
         appender.add(msgspec.structs.replace(HOST, startup_s=9.0, shard=FINAL))
     before = folder.records_file(index).read_bytes()
     assert not (final.run(folder) if index == FINAL else shard.run(folder, 0))
@@ -81,14 +82,14 @@ def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: 
     if index == FINAL:
         assert shard.run(folder, 0)
     assert not run(folder, stop=StopAfter(4))
-    before = folder.shard_records(index)
+    before = read_shard_records(folder, index)
     assert run(folder)
-    records = folder.shard_records(index)
+    records = read_shard_records(folder, index)
     assert [one.sequence for one in records] == list(range(len(records)))
     assert {one.group for one in before} < {one.group for one in records}
     assert min(one.group for one in records[len(before) :]) > max(one.group for one in before)
     assert run(folder)
-    assert folder.shard_records(index) == records
+    assert read_shard_records(folder, index) == records
 
 
 @STARTS_RANKS
@@ -97,7 +98,7 @@ def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp
     folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert shard.run(folder, 0)
     assert final.run(folder)
-    whole = [one for one in folder.shard_records(FINAL) if one.point.op is Op.DISPATCH_FULL]
+    whole = [one for one in read_shard_records(folder, FINAL) if one.point.op is Op.DISPATCH_FULL]
     found = {
         slices: [type(one.outcome) for one in whole if one.point.knobs["num_slices"] == slices] for slices in (1, 2)
     }
@@ -110,4 +111,4 @@ def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
     settings = ("search.final_groups=0", "search.budget_s=8", *patient, "faults=['hang@0:num_slices=']")
     folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert not shard.run(folder, 0)
-    assert not [one for one in folder.shard_records(0) if isinstance(one.outcome, Failed)]
+    assert not [one for one in read_shard_records(folder, 0) if isinstance(one.outcome, Failed)]

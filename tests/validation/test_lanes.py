@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.jobs.slurm import JobState
-from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
+from launcher.validation.run.lanes import BLOCKING_LOOKS, Lanes
 
 
 def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_behind_it():
@@ -17,9 +17,9 @@ def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_
         "5": JobState("PENDING", "", "Priority"),  # nobody is behind it
     }
     begins = waits | {"1": JobState("RUNNING", "a")}
-    for _ in range(STUCK_LOOKS - 1):
-        assert found.stuck(jobs, waits) == {}
-    assert found.stuck(jobs, begins) == {}  # and is counted anew
-    looks = [found.stuck(jobs, waits) for _ in range(2 * STUCK_LOOKS)]
-    assert [at for at, one in enumerate(looks, 1) if one] == [STUCK_LOOKS, 2 * STUCK_LOOKS]
+    for _ in range(BLOCKING_LOOKS - 1):
+        assert found.find_blocking(jobs, waits) == {}
+    assert found.find_blocking(jobs, begins) == {}  # and is counted anew
+    looks = [found.find_blocking(jobs, waits) for _ in range(2 * BLOCKING_LOOKS)]
+    assert [at for at, one in enumerate(looks, 1) if one] == [BLOCKING_LOOKS, 2 * BLOCKING_LOOKS]
     assert looks[-1] == {"a": {"c"}}

@@ -116,14 +116,14 @@ def test_the_driver_is_not_asked_before_the_preflight_whose_limit_holds_for_it(m
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
-    gpus._nvml.cache_clear()
+    gpus._has_nvml.cache_clear()
     try:
         readings = Nvml()
         assert asked == []
         assert readings.preflight().gpus == []
         assert asked != []
     finally:
-        gpus._nvml.cache_clear()
+        gpus._has_nvml.cache_clear()
 
 
 def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_see(tmp_path: Path):

@@ -43,10 +43,10 @@ def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
     """What Slurm says of the jobs, and what it is to be called where it says nothing of any."""
     if not order.jobs:
         return {}, None
-    if not slurm.available():
+    if not slurm.is_available():
         return {}, "no Slurm here"
     try:
-        return slurm.states(order.jobs.values()), None
+        return slurm.query_jobs(order.jobs.values()), None
     except SlurmSilentError:  # then what was noted must do
         return {}, "Slurm does not answer"
 
@@ -124,7 +124,7 @@ def _learn(found: Fleet, file: Path, when: str) -> None:
         for row in found.rows
         if row.result is not None and row.verdict in (NodeVerdict.PASS, NodeVerdict.WARN) and not row.result.faults
     ]
-    learned = reference.learn(good, learned=when, program=revision.version())
+    learned = reference.learn(good, learned=when, program=revision.read_version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:
