@@ -237,4 +237,5 @@ def test_one_shard_alone_leaves_the_others_missing(run_module: Command, tmp_path
     assert [path.name for path in (folder / "shards").iterdir()] == ["0003"]
     plain = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
     assert plain["points"] == {"planned": 10, "measured": 3, "failed": 0, "missing": 7}
-    assert plain["optimal"] == plain["default"]
+    (library,) = plain["libraries"]
+    assert library["optimal"] == library["defaults"]["library"]
