@@ -23,7 +23,8 @@ from launcher.validation import node as nodes
 from launcher.validation.codes import Finding, NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge.layers import LAYERS, certain_faults, conclude, drain_reason, headline, judge_suite_run
-from launcher.validation.measure.phases import PhaseRunner
+from launcher.validation.measure.context import Context
+from launcher.validation.measure.phases import run_phases
 from launcher.validation.measure.readings import Doctored, Nvml, Readings
 from launcher.validation.node import Node, SuiteRun
 from launcher.validation.node_faults import DIE, MACHINE_FAULTS, gpu_of, kind_of, own_faults
@@ -100,17 +101,16 @@ class Suite:
                 break
             if number:
                 self._say("a second attempt, in fresh processes and with the GPUs in another order")
-            made = PhaseRunner(
+            context = Context(
                 self._spec,
                 devices,
                 number=number,
                 readings=readings,
                 faults=self._rank_faults,
-                folder=self._folder,
+                log_folder=self._folder / "logs",
                 sink=appender.add,
-                checkpoint=lambda so_far: self._checkpoint([*attempts, so_far]),
-                say=self._say,
-            ).run()
+            )
+            made = run_phases(context, checkpoint=lambda so_far: self._checkpoint([*attempts, so_far]), say=self._say)
             findings, found = judge_suite_run(made, self._spec)
             layers = layers or found
             attempts.append(msgspec.structs.replace(made, findings=findings))
