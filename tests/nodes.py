@@ -19,8 +19,10 @@ from launcher.validation import node as nodes
 from launcher.validation import reference
 from launcher.validation.config import Spec, from_config
 from launcher.validation.judge import fleet
+from launcher.validation.judge.confirmation import confirm_findings
 from launcher.validation.judge.fleet import NodeRow, row_of
-from launcher.validation.judge.layers import LAYERS, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.judge.headline import choose_headline, drain_reason
+from launcher.validation.judge.layers import LAYERS, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
 
 replace = msgspec.structs.replace
@@ -108,9 +110,9 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
     """The node as its job would have left it."""
     found = [judge_suite_run(one, of) for one in attempts]
     seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
-    findings, confirmation = conclude(seen, confirm=of.confirm)
+    findings, confirmation = confirm_findings(seen, confirm=of.confirm)
     layers = found[0][1] | {"confirmation": confirmation}
-    verdict, code, short, reason = headline(findings)
+    verdict, code, short, reason = choose_headline(findings)
     made = Node(
         verdict=verdict,
         reason_short=short,

@@ -300,7 +300,7 @@ def test_of_several_validations_the_worst_known_counts_before_what_is_unknown(st
 
 
 def test_every_code_that_the_program_can_say_has_a_meaning_and_the_guide_lists_them():
-    sources = " ".join(file.read_text() for file in (ROOT / "launcher" / "validation").glob("*.py"))
+    sources = " ".join(file.read_text() for file in (ROOT / "launcher" / "validation").rglob("*.py"))
     assert set(re.findall(r"\b[EU]\d{3}\b", sources)) == set(MEANINGS)
     guide = (ROOT / "docs" / "ADMIN.md").read_text()
     assert codes.codes_table() in guide

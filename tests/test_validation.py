@@ -38,7 +38,7 @@ from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import row_of
-from launcher.validation.judge.layers import certain_faults
+from launcher.validation.judge.layers import find_certain_faults
 from launcher.validation.node import Node, Rate, Trouble
 from launcher.validation.run import node_reports
 
@@ -357,7 +357,7 @@ def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: S
 def cut_off(**changes: Any) -> Node:
     """The file of a job that ended in its first attempt, as the last checkpoint left it."""
     made = judged(attempt(**changes), of=nodes.spec(), name="gpu1")
-    sure = certain_faults(made.attempts[0], nodes.spec())
+    sure = find_certain_faults(made.attempts[0], nodes.spec())
     return replace(made, complete=False, findings=sure, reason="the validation ended in phase speed")
 
 

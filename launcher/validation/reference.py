@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
+from bench.records import Environment
 from launcher.errors import UserError
-
-if TYPE_CHECKING:
-    from launcher.validation.node import Node, Rate
+from launcher.validation.node import Node, Rate
 
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5
 _DECILES = tuple(range(10, 100, 10))
 
 
-Key = tuple[str, int, int | None, str, str]
-"""GPU, number of GPUs, links of each, deep_ep, NCCL."""
+NodeKind = tuple[str, int, int | None, str, str]
+"""What the nodes of one reference share: GPU, number of GPUs, links of each, deep_ep, NCCL."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -37,6 +36,11 @@ class Reference(msgspec.Struct, frozen=True):
     median: float
     shape: list[float]
     num_nodes: int
+
+    @property
+    def kind(self) -> NodeKind:
+        """The kind of node."""
+        return (self.gpu, self.num_gpus, self.num_links, self.deep_ep, self.nccl)
 
 
 class File(msgspec.Struct, frozen=True):
@@ -54,48 +58,50 @@ class File(msgspec.Struct, frozen=True):
     drivers: list[str] = []
 
 
-def key_of(node: Node) -> Key:
-    """What the nodes of one reference share: GPU, their number, links, and the libraries' versions."""
-    environment = next((one.environment for one in node.attempts if one.environment), None)
-    if environment is None:
-        return ("", 0, None, "", "")
-    versions = environment.versions
+def environment_kind(environment: Environment) -> NodeKind:
+    """The kind of the node that measured in this environment."""
     return (
         environment.device,
         environment.num_ranks,
         environment.num_links,
-        versions.get("deep_ep", ""),
-        versions.get("nccl", ""),
+        environment.versions.get("deep_ep", ""),
+        environment.versions.get("nccl", ""),
     )
+
+
+def node_kind(node: Node) -> NodeKind:
+    """The kind of a node; one that measured nothing has no GPUs."""
+    environment = next((attempt.environment for attempt in node.attempts if attempt.environment), None)
+    return ("", 0, None, "", "") if environment is None else environment_kind(environment)
 
 
 def learn(nodes: list[Node], *, learned: str, program: str) -> File:
     """The reference of these good nodes. UserError for fewer than five of a kind, and for rates above the peak."""
-    groups: dict[Key, list[Node]] = defaultdict(list)
+    groups: dict[NodeKind, list[Node]] = defaultdict(list)
     for node in nodes:
-        groups[key_of(node)].append(node)
-    kinds = [(key, members) for key, members in groups.items() if key[1]]
-    if not kinds or max(len(members) for _, members in kinds) < MIN_NODES:
-        count = max((len(members) for _, members in kinds), default=0)
+        groups[node_kind(node)].append(node)
+    measured = {kind: members for kind, members in groups.items() if kind[1]}
+    count = max(map(len, measured.values()), default=0)
+    if count < MIN_NODES:
         raise UserError(
             f"a reference is learned from at least {MIN_NODES} good nodes of one kind, got {count}",
             hint="validate more nodes; only PASS and WARN count, and only the same GPU and versions",
         )
-    enough = [(key, members) for key, members in kinds if len(members) >= MIN_NODES]
-    teachers = [node for _, members in enough for node in members]
+    enough = {kind: members for kind, members in measured.items() if len(members) >= MIN_NODES}
+    teachers = [node for members in enough.values() for node in members]
     drivers = {attempt.environment.driver for node in teachers for attempt in node.attempts if attempt.environment}
     return File(
         schema=SCHEMA,
         learned=learned,
         nodes=sorted(node.node for node in teachers),
         program=program,
-        entries=[entry for key, members in enough for entry in _entries(key, members)],
+        entries=[entry for kind, members in enough.items() for entry in _make_entries(kind, members)],
         revisions=sorted({node.revision.commit or node.revision.code for node in teachers}),
         drivers=sorted(filter(None, drivers)),
     )
 
 
-def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
+def _make_entries(kind: NodeKind, nodes: list[Node]) -> list[Reference]:
     rates: dict[str, list[Rate]] = defaultdict(list)
     for node in nodes:
         for rate in node.rates:
@@ -106,7 +112,7 @@ def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
                     hint="no reference is learned from a wrong measurement",
                 )
             rates[rate.key].append(rate)
-    gpu, num_gpus, num_links, deep_ep, nccl = key
+    gpu, num_gpus, num_links, deep_ep, nccl = kind
     return [
         Reference(
             gpu=gpu,
@@ -115,12 +121,12 @@ def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
             test=test,
             deep_ep=deep_ep,
             nccl=nccl,
-            unit=found[0].unit,
-            median=float(np.median([rate.median for rate in found])),
-            shape=shape([block / rate.median for rate in found for block in rate.blocks]),
+            unit=members[0].unit,
+            median=float(np.median([rate.median for rate in members])),
+            shape=shape([block / rate.median for rate in members for block in rate.blocks]),
             num_nodes=len(nodes),
         )
-        for test, found in sorted(rates.items())
+        for test, members in sorted(rates.items())
     ]
 
 
@@ -139,11 +145,11 @@ def distance(blocks: list[float], reference: Reference) -> float:
     return float(np.clip(np.asarray(reference.shape) - own, 0, None).mean())
 
 
-def find(references: Sequence[Reference], node_key: Key, test: str) -> Reference | None:
+def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Reference | None:
     """The entry of exactly this kind of node and test."""
-    for one in references:
-        if (one.gpu, one.num_gpus, one.num_links, one.deep_ep, one.nccl) == node_key and one.test == test:
-            return one
+    for entry in references:
+        if entry.kind == kind and entry.test == test:
+            return entry
     return None
 
 

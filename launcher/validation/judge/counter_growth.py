@@ -27,7 +27,7 @@ _PENDING: dict[str, tuple[str, str]] = {
 }
 
 
-def findings(attempt: SuiteRun) -> list[Finding]:
+def judge_growth(attempt: SuiteRun) -> list[Finding]:
     """Of every GPU, and the XID errors that were heard."""
     seconds = max(sum(phase.wall_s for phase in attempt.phases), 1.0)
     found = [_xid(said) for said in attempt.xids]

@@ -14,7 +14,8 @@ from scipy import stats as scipy_stats
 from launcher.jobs.slurm import ENDED
 from launcher.validation.codes import WORST_FIRST, Finding, NodeVerdict
 from launcher.validation.config import Thresholds
-from launcher.validation.judge.layers import certain_faults_of, drain_reason, headline
+from launcher.validation.judge.findings import select_certain_faults
+from launcher.validation.judge.headline import choose_headline, drain_reason
 from launcher.validation.node import Node, Rate
 
 _FAIL_FROM, _WARN_FROM = 8, 4
@@ -172,7 +173,7 @@ def _with(row: NodeRow, outlier: Outlier) -> NodeRow:
         f"(robust z {outlier.z:.1f})"
     )
     findings = [*row.result.findings, Finding(verdict, "E208", "", message, "fleet")]
-    new, code, short, reason = headline(findings)
+    new, code, short, reason = choose_headline(findings)
     result = msgspec.structs.replace(
         row.result, findings=findings, verdict=new, code=code, reason_short=short, reason=reason
     )
@@ -212,9 +213,9 @@ def row_of(name: str, job_id: str | None, state: str | None, result: Node | None
             "U918",
             f"the job ended ({state or 'unknown'}) before the validation began",
         )
-    sure = certain_faults_of(result.findings) if result is not None else []
+    sure = select_certain_faults(result.findings) if result is not None else []
     if sure:  # no end of the job takes it back
-        verdict, code, short, found = headline(sure)
+        verdict, code, short, found = choose_headline(sure)
         return NodeRow(name, verdict, code, short, f"{found}; {why}", job_id, result)
     if result is not None:
         why = f"{why}; {result.reason}"

@@ -22,7 +22,9 @@ from launcher.text import utc
 from launcher.validation import node as nodes
 from launcher.validation.codes import Finding, NodeVerdict
 from launcher.validation.config import Spec
-from launcher.validation.judge.layers import LAYERS, certain_faults, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.judge.confirmation import confirm_findings
+from launcher.validation.judge.headline import choose_headline, drain_reason
+from launcher.validation.judge.layers import LAYERS, find_certain_faults, judge_suite_run
 from launcher.validation.measure.context import Context
 from launcher.validation.measure.phases import run_phases
 from launcher.validation.measure.readings import Doctored, Nvml, Readings
@@ -77,7 +79,7 @@ class Suite:
         verdict, code = (NodeVerdict.FAIL, "E101") if lost else (NodeVerdict.SETUP, "U901")
         broke = Finding(verdict, code, "", said, "inventory" if lost else "correctness")
         findings = [*self._certain(self._seen), broke]
-        verdict, code, short, reason = headline(findings)
+        verdict, code, short, reason = choose_headline(findings)
         if reason != said:
             reason += f"; then the validation broke: {said}"
         made = self._node_of(verdict, code, short, reason, self._seen)
@@ -114,8 +116,8 @@ class Suite:
             findings, found = judge_suite_run(made, self._spec)
             layers = layers or found
             attempts.append(msgspec.structs.replace(made, findings=findings))
-        findings, layers["confirmation"] = conclude(attempts, confirm=self._spec.confirm)
-        verdict, code, short, reason = headline(findings)
+        findings, layers["confirmation"] = confirm_findings(attempts, confirm=self._spec.confirm)
+        verdict, code, short, reason = choose_headline(findings)
         said = {name: layers[name] for name in LAYERS if name in layers}
         made_node = self._node_of(verdict, code, short, reason, attempts)
         made_node = msgspec.structs.replace(made_node, complete=True, findings=findings, layers=said)
@@ -126,7 +128,7 @@ class Suite:
 
     def _certain(self, attempts: list[SuiteRun]) -> list[Finding]:
         """What no cut-off and no break of ours takes back, each once."""
-        found = [one for attempt in attempts for one in certain_faults(attempt, self._spec)]
+        found = [one for attempt in attempts for one in find_certain_faults(attempt, self._spec)]
         return list({(one.code, one.where): one for one in found}.values())
 
     def _checkpoint(self, attempts: list[SuiteRun]) -> None:
@@ -138,7 +140,7 @@ class Suite:
         reason = f"the validation ended {f'in phase {running}' if running else 'between two phases'}"
         findings = self._certain(attempts)
         if findings:
-            verdict, code, short, found = headline(findings)
+            verdict, code, short, found = choose_headline(findings)
             reason = f"{found}; {reason}"
         made = self._node_of(verdict, code, short, reason, attempts)
         self._written(msgspec.structs.replace(made, findings=findings))

@@ -80,7 +80,7 @@ def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
 
 def _shares(result: Node, key: str, value: float, median: float, references: Sequence[Reference]) -> list[str]:
     peak = next((rate.peak for rate in result.rates if rate.key == key), None)
-    known = reference.find(references, reference.key_of(result), key)
+    known = reference.find(references, reference.node_kind(result), key)
     return [
         f"{value:.4g}",
         f"{value / peak:.0%}" if peak else "",

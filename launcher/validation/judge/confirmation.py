@@ -1,0 +1,61 @@
+"""The confirmation layer: which findings of two suite runs count; pure."""
+
+from __future__ import annotations
+
+from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.judge.findings import select_certain
+from launcher.validation.node import SuiteRun
+
+
+def confirm_findings(attempts: list[SuiteRun], *, confirm: bool) -> tuple[list[Finding], str]:
+    """The findings that count, and what the layer did.
+
+    A finding that needs confirmation counts if the second attempt has it too (code and place); else it is INCONCLUSIVE.
+    """
+    first = attempts[0].findings
+    doubtful = [finding for finding in first if finding.needs_confirmation]
+    if not doubtful:
+        return first, "not needed"
+    if len(attempts) == 1 and not confirm:
+        return first, "absent: switched off (confirm=false)"
+    if len(attempts) == 1:
+        why = "the second attempt is missing"
+        return [*select_certain(first), *(_make_inconclusive(finding, why) for finding in doubtful)], f"absent: {why}"
+    second = _believe_hang(first, attempts[1].findings)
+    confirmed = [finding for finding in doubtful if _is_among(finding, second)]
+    text = (
+        f"judged: the second attempt, GPUs in order {attempts[1].order}, saw {len(confirmed)} of {len(doubtful)} again"
+    )
+    certain = {(finding.code, finding.where): finding for finding in [*select_certain(first), *select_certain(second)]}
+    if confirmed:  # the fault is certain; findings of only one attempt do not matter then
+        return [*certain.values(), *confirmed], text
+    new = [finding for finding in second if finding.needs_confirmation and not _is_among(finding, doubtful)]
+    unconfirmed = [_make_inconclusive(finding, "the other attempt did not see it") for finding in [*doubtful, *new]]
+    return [*certain.values(), *unconfirmed], text
+
+
+def _believe_hang(first: list[Finding], second: list[Finding]) -> list[Finding]:
+    """The second findings; where processes of a hang were left over and blocked the second attempt, with that hang.
+
+    A rank that cannot even be killed needs no other confirmation.
+    """
+    left_over = [finding for finding in second if finding.code == "U902"]
+    hung = [finding for finding in first if finding.needs_confirmation and finding.verdict is NodeVerdict.HANG]
+    if not left_over or not hung or any(finding.code == "U902" for finding in first):
+        return second
+    return [*hung, *(finding for finding in second if finding not in left_over)]
+
+
+def _is_among(finding: Finding, others: list[Finding]) -> bool:
+    """Whether another attempt has it too: in the same place, under the same code or that of its cause."""
+    return any(
+        finding.where == other.where
+        and other.needs_confirmation
+        and (finding.code == other.code or "E501" in (finding.code, other.code))
+        for other in others
+    )
+
+
+def _make_inconclusive(finding: Finding, why: str) -> Finding:
+    message = f"{finding.code}, but {why}: {finding.message}"
+    return Finding(NodeVerdict.INCONCLUSIVE, "U911", finding.where, message, "confirmation")

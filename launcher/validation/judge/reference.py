@@ -1,0 +1,51 @@
+"""The reference layer: rates against those of good nodes, learned earlier; pure."""
+
+from __future__ import annotations
+
+from launcher.validation import reference
+from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.config import Spec
+from launcher.validation.judge.findings import SLOW, grade, merge
+from launcher.validation.node import Rate, SuiteRun
+from launcher.validation.reference import Reference
+
+_MIN_BLOCKS = 5
+"""Fewer have no deciles to compare."""
+
+
+def compare_with_reference(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], str]:
+    """Rates below the reference's, and what the layer could judge."""
+    if not spec.references:
+        return [], "absent: no stored reference (learn=FILE makes one, reference=FILE uses it)"
+    if attempt.environment is None:
+        return [], "absent: nothing was measured"
+    kind = reference.environment_kind(attempt.environment)
+    findings, num_judged, unknown = [], 0, set()
+    for rate in attempt.rates:
+        known = reference.find(spec.references, kind, rate.key)
+        if known is None:
+            unknown.add(rate.key)
+            continue
+        num_judged += 1
+        findings += _compare_rate(rate, known, spec)
+    if not num_judged:
+        return [], f"absent: the reference has no entry for {attempt.environment.device} with these versions"
+    missing = f"; none for {', '.join(sorted(unknown))}" if unknown else ""
+    return merge(findings), f"judged: {num_judged} rates{missing}"
+
+
+def _compare_rate(rate: Rate, known: Reference, spec: Spec) -> list[Finding]:
+    findings = []
+    code = SLOW.get(rate.test, "E203")
+    ratio = rate.median / known.median
+    band = spec.thresholds.by_reference(rate.test)
+    if ratio < band[0]:
+        message = f"{rate.key} is {ratio:.2f}x the reference of {known.num_nodes} good nodes"
+        findings.append(Finding(grade(ratio, band), code, rate.where, message, "reference"))
+    distance = reference.distance(rate.blocks, known) if len(rate.blocks) >= _MIN_BLOCKS else 0.0
+    warn_above, fail_above = spec.thresholds.shape
+    if distance > warn_above:
+        verdict = NodeVerdict.FAIL if distance > fail_above else NodeVerdict.WARN
+        message = f"{rate.key} has slow blocks: {distance:.1%} below the reference's deciles"
+        findings.append(Finding(verdict, code, rate.where, message, "reference"))
+    return findings

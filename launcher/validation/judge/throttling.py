@@ -1,0 +1,45 @@
+"""The context layer: throttling as the cause of slowness; pure."""
+
+from __future__ import annotations
+
+from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.node import SuiteRun
+
+_THERMAL = {"hardware slowdown", "software thermal slowdown", "hardware thermal slowdown", "hardware power brake"}
+"""A power cap is not among them: under load it is how GPUs work."""
+
+
+def explain_slowness(findings: list[Finding], attempt: SuiteRun) -> list[Finding]:
+    """The findings, those of a throttled GPU with throttling as their cause; and throttling without slowness."""
+    explained = [_explain(finding, attempt) for finding in findings]
+    named = {finding.where for finding in explained if finding.code == "E501"}
+    for gpu, reasons in attempt.throttled.items():
+        thermal = sorted(_THERMAL.intersection(reasons))
+        if thermal and gpu not in named:
+            message = f"{', '.join(thermal)}, though nothing was slow beside the others"
+            explained.append(Finding(NodeVerdict.WARN, "E501", gpu, message, "context"))
+    return explained
+
+
+def _explain(finding: Finding, attempt: SuiteRun) -> Finding:
+    """The finding under the code of throttling, if a GPU that it is about was throttled."""
+    reasons = {
+        reason
+        for gpu, reasons in attempt.throttled.items()
+        for reason in reasons
+        if gpu in finding.where or not finding.where
+    }
+    thermal = sorted(_THERMAL & reasons)
+    if not thermal or finding.verdict not in (NodeVerdict.FAIL, NodeVerdict.WARN):
+        return finding
+    return Finding(finding.verdict, "E501", finding.where, f"{', '.join(thermal)}: {finding.message}", "context")
+
+
+def describe_throttling(attempt: SuiteRun) -> str:
+    """What the layer could judge."""
+    if not attempt.after:
+        return "absent: no counters of GPUs"
+    throttled = "; ".join(f"{gpu} {', '.join(reasons)}" for gpu, reasons in attempt.throttled.items() if reasons)
+    unknown = sorted({name for counters in attempt.after for name, value in counters.values.items() if value is None})
+    clause = f"; not told by this driver: {', '.join(unknown)}" if unknown else ""
+    return f"judged: {throttled or 'no GPU was throttled'}{clause}"
