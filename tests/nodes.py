@@ -156,8 +156,8 @@ def row(node: Node) -> NodeRow:
     return row_of(node.node, node.job_id, "COMPLETED", node)
 
 
-def fleet_of(*found: Node, spec: Spec) -> fleet.Fleet:
-    return fleet.judge_fleet([row(one) for one in found], spec.thresholds)
+def fleet_of(*found: Node) -> fleet.Fleet:
+    return fleet.judge_fleet([row(one) for one in found])
 
 
 def faulty(name: str, spec: Spec) -> Node:

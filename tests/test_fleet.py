@@ -29,13 +29,16 @@ from nodes import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from launcher.errors import UserError
 from launcher.jobs.slurm import JobState
 from launcher.validation import codes
 from launcher.validation import node as node_files
 from launcher.validation.codes import MEANINGS, NodeVerdict, Status, combined, exit_status
-from launcher.validation.config import Spec
-from launcher.validation.judge import fleet
+from launcher.validation.config import REMOVED_KEYS, Spec, refuse_removed
+from launcher.validation.judge import fleet, physics
+from launcher.validation.judge import reference as by_reference
 from launcher.validation.judge.fleet import row_of
+from launcher.validation.measure import tokens
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
 from launcher.validation.run.lanes import STUCK_LOOKS, Lanes
@@ -63,7 +66,7 @@ def test_of_64_nodes_the_three_that_are_a_tenth_slower_are_found_and_healthy_fle
     false_alarms = 0
     for seed in range(1000):
         slow = {seed % 64, (seed * 7 + 1) % 64, (seed * 13 + 2) % 64}
-        found = set(fleet.outliers(on_paper(slow, seed=seed), spec.thresholds))
+        found = set(fleet.outliers(on_paper(slow, seed=seed)))
         assert found >= slow
         false_alarms += bool(found - slow)
     assert false_alarms <= 11
@@ -94,9 +97,7 @@ def test_a_small_fleet_warns_and_a_smaller_one_is_not_judged(spec: Spec):
         of = [
             attempt(rates=rates(scale=A_TENTH_SLOWER if number == 0 else 1.0, seed=number)) for number in range(count)
         ]
-        found = fleet.judge_fleet(
-            [row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)], spec.thresholds
-        )
+        found = fleet.judge_fleet([row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)])
         return found.rows[0].verdict, next(iter(found.layer.values()))
 
     assert verdicts(8)[0] is NodeVerdict.FAIL
@@ -108,7 +109,7 @@ def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
     members = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
     odd = judged(attempt(rates=rates(scale=A_TENTH_SLOWER), environment=newer), of=spec, name="odd")
-    found = fleet.judge_fleet([row(one) for one in (*members, odd)], spec.thresholds)
+    found = fleet.judge_fleet([row(one) for one in (*members, odd)])
     assert all(one.verdict is NodeVerdict.PASS for one in found.rows)
     assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(found, run="r", when="now")
 
@@ -154,7 +155,7 @@ def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itse
     new = [
         judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
     ]
-    found = fleet.judge_fleet([row(one) for one in (*old, *new)], spec.thresholds)
+    found = fleet.judge_fleet([row(one) for one in (*old, *new)])
     assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
     said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
     assert len(said_of) == 6
@@ -203,11 +204,29 @@ def test_a_job_that_heads_its_lane_for_several_looks_is_stuck_where_others_wait_
     assert looks[-1] == {"a": {"c"}}
 
 
+# ---- keys of earlier versions
+
+
+def test_a_removed_key_is_refused_with_the_value_of_its_constant():
+    values = {
+        "block_iterations": tokens.BLOCK_ITERATIONS,
+        "thresholds.dip": physics.DIP,
+        "thresholds.fleet_floor": fleet.FLEET_FLOOR,
+        "thresholds.fleet_z": fleet.FLEET_Z,
+        "thresholds.shape": list(by_reference.TAIL),
+    }
+    assert {key: json.loads(value) for key, value in REMOVED_KEYS.items()} == values
+    for key, value in REMOVED_KEYS.items():
+        with pytest.raises(UserError, match=f"^{key} is no longer an option: it is fixed at {re.escape(value)}$"):
+            refuse_removed([f"{key}=1"])
+    refuse_removed(["thresholds.variation=0.05", "blocks=9"])
+
+
 # ---- outputs
 
 
 def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: Spec):
-    found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec), spec=spec)
+    found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec))
     ((drain, undo),) = node_reports.drain_lines(
         found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC"
     )
@@ -226,11 +245,11 @@ def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: 
 def test_hostile_names_and_reasons_break_no_output(spec: Spec):
     wrong = {"speed: dispatch bf16": f"gpu1: {HOSTILE}"}
     node = judged(attempt(checks=wrong), of=spec, name=HOSTILE)
-    found = fleet_of(node, spec=spec)
+    found = fleet_of(node)
     text = node_reports.markdown(found, run=HOSTILE, when="now")
     assert "<script>" not in re.sub("`+[^`]*`+|```.*?```", "", text, flags=re.DOTALL)
     assert node_reports.drain_lines(found, run=HOSTILE, when="now") == []  # nobody can be meant by such a name
-    named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE), spec=spec)
+    named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE))
     (commands,) = node_reports.drain_lines(named, run=HOSTILE, when="now")
     assert [len(shlex.split(command)) for command in commands] == [5, 4]
     assert not any(set(command) & set("\n\x00\x07") for command in commands)
@@ -244,7 +263,7 @@ def test_hostile_names_and_reasons_break_no_output(spec: Spec):
 def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec: Spec):
     rows = [row(faulty("bad", spec)), row(judged(attempt(), of=spec, name="fine"))]
     rows += [row_of("lost", "9", "NODE_FAIL", None), fleet.skipped("down", "U908", "Slurm has it down")]
-    found = fleet.judge_fleet(rows, spec.thresholds)
+    found = fleet.judge_fleet(rows)
     file = io.BytesIO(node_reports.junit(found).encode())
     suites = {suite.name: suite for suite in junitparser.JUnitXml.fromfile(file)}
     counts = {name: (suite.failures, suite.errors, suite.skipped) for name, suite in suites.items()}
@@ -252,7 +271,7 @@ def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec
 
 
 def test_prometheus_reads_verdicts_rates_and_the_time(spec: Spec):
-    found = fleet_of(faulty("gpu1", spec), spec=spec)
+    found = fleet_of(faulty("gpu1", spec))
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(node_reports.prometheus(found))

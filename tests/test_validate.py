@@ -270,6 +270,8 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),
+        (["block_iterations=3"], "error: block_iterations is no longer an option: it is fixed at 10\n"),
+        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option: it is fixed at 0.95\n"),
     ],
 )
 def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(
@@ -335,7 +337,7 @@ def test_host_lists_are_those_of_clustershell():
 
 SMALL = (
     *("hardware=cpu", "backend=alltoall", "workload=small", "measure=quick", "gpus=2", "blocks=5"),
-    *("block_iterations=3", "measure.deadline_s=100", "measure.startup_s=100"),
+    *("measure.deadline_s=100", "measure.startup_s=100"),
 )
 
 
@@ -435,7 +437,7 @@ def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_se
     assert len(made.attempts) == 2
     assert phases(made) == {"preflight": "failed"} | dict.fromkeys(PHASES[1:], "skipped")
     once = Suite(replace(quick, confirm=False), tmp_path / "once", node="gpu1", readings=Silent()).run()
-    assert node_reports.drain_lines(fleet_of(once, spec=quick), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(once), run="r", when="") == []
 
 
 def test_a_rank_that_dies_while_the_links_are_counted_is_a_crash(tmp_path: Path):

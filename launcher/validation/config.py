@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,12 +48,8 @@ class ThresholdsConf:
     )  # of GEMMs: good GPUs differ, power-capped
     reference: list[float] = field(default_factory=lambda: [0.95, 0.90])  # over the stored reference's median
     reference_compute: list[float] = field(default_factory=lambda: [0.90, 0.83])  # of GEMMs: good GPUs reach 0.91
-    shape: list[float] = field(default_factory=lambda: [0.03, 0.05])  # how far slow blocks lie below the reference's
     variation: float = 0.03  # scatter of the blocks, a standard deviation: measured longer, then too noisy
     variation_compute: float = 0.08  # the same of GEMMs, which scatter at the power cap
-    dip: float = 0.95  # bandwidth of an all-to-all over that of the next smaller one
-    fleet_z: float = 3.5  # robust deviations below the fleet's median
-    fleet_floor: float = 0.01  # least deviation, as a share of the median; of GEMMs three times that
     pair_copy: list[float] = field(default_factory=lambda: [0.80, 0.75])  # floors, shares of the link's peak
     pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])  # the same floors of copies by kernel
     all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])  # the same floors of the all-to-all
@@ -75,7 +72,6 @@ class ValidateConf:
     thresholds: ThresholdsConf = field(default_factory=ThresholdsConf)
     configs: ConfigsConf = field(default_factory=ConfigsConf)
     blocks: int = 24  # visits of dispatch, combine and compute
-    block_iterations: int = 10  # samples of a visit
     copy_mib: int = 256  # of a pair; below it copies have no floor
     alltoall_mib: list[int] = field(default_factory=lambda: [64, 256, 1024])  # of a rank; from 1024 on it has a floor
     reference: str | None = None  # a file that learn= wrote
@@ -114,12 +110,8 @@ class Thresholds(msgspec.Struct, frozen=True):
     inside: Band
     inside_compute: Band
     reference: Band
-    shape: Band
     variation: float
     variation_compute: float
-    dip: float
-    fleet_z: float
-    fleet_floor: float
     pair_copy: Band
     pair_sm: Band
     all_to_all: Band
@@ -146,13 +138,20 @@ ON_CPU = {
     "inside_compute": [0.5, 0.33],
     "reference": [0.5, 0.33],
     "reference_compute": [0.5, 0.33],
-    "shape": [9.0, 9.0],
     "variation": 9.0,
     "variation_compute": 9.0,
-    "dip": 0.0,
-    "fleet_floor": 0.25,
 }
 """Thresholds of a dry run: processes that share cores scatter by tens of percent, and only gross faults can be seen."""
+
+
+REMOVED_KEYS = {
+    "block_iterations": "10",
+    "thresholds.dip": "0.95",
+    "thresholds.fleet_floor": "0.01",
+    "thresholds.fleet_z": "3.5",
+    "thresholds.shape": "[0.03,0.05]",
+}
+"""Keys of earlier versions, with the values that are constants now."""
 
 
 DEEPEP_CONFIG = [64, 8, 256]
@@ -178,7 +177,6 @@ class Spec(msgspec.Struct, frozen=True):
     thresholds: Thresholds
     configs: dict[str, list[int]]
     blocks: int
-    block_iterations: int
     copy_mib: int
     alltoall_mib: list[int]
     confirm: bool
@@ -221,6 +219,14 @@ class Options(msgspec.Struct, frozen=True):
     self_test: bool
 
 
+def refuse_removed(given: Sequence[str]) -> None:
+    """UserError for a key that was an option in an earlier version."""
+    for argument in given:
+        key = argument.partition("=")[0].lstrip("+~")
+        if key in REMOVED_KEYS:
+            raise UserError(f"{key} is no longer an option: it is fixed at {REMOVED_KEYS[key]}")
+
+
 def register() -> None:
     """Makes the schema known to Hydra."""
     ConfigStore.instance().store(name="validate_schema", node=ValidateConf)
@@ -239,7 +245,6 @@ def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
         raise UserError(f"the configuration is not of the right form: {error}", hint="see --help") from None
     for key, least in (
         ("blocks", 5),
-        ("block_iterations", 3),
         ("copy_mib", 1),
         ("max_in_flight", 1),
         ("deadline_min", 1),

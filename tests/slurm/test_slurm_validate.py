@@ -33,7 +33,6 @@ SMALL = (
     "measure.deadline_s=5",
     "measure.startup_s=30",
     "blocks=5",
-    "block_iterations=3",
     "gpus=4",
     "hydra.launcher.gpus_per_node=4",
 )

@@ -13,15 +13,23 @@ from scipy import stats as scipy_stats
 
 from launcher.jobs.slurm import ENDED
 from launcher.validation.codes import WORST_FIRST, Finding, NodeVerdict
-from launcher.validation.config import Thresholds
 from launcher.validation.judge.findings import select_certain_faults
 from launcher.validation.judge.headline import choose_headline, drain_reason
 from launcher.validation.node import Node, Rate
 
 _FAIL_FROM, _WARN_FROM = 8, 4
 _FALSE_ALARMS = 0.01
-_COMPUTE_FLOOR = 3.0
-"""Good GPUs differ by some percent in GEMMs, at their power cap."""
+FLEET_Z = 3.5
+"""Robust deviations below the median that make an outlier: Iglewicz and Hoaglin, How to Detect and Handle Outliers."""
+
+FLEET_FLOOR = 0.01
+"""Least deviation, as a share of the median: in a fleet of almost equal nodes a trifle would make an outlier."""
+
+_DRY_RUN_FLOOR = 0.25
+"""The same for ranks without GPUs: processes that share cores scatter by tens of percent."""
+
+_COMPUTE_FACTOR = 3.0
+"""The floor of GEMMs over the others: good GPUs differ by some percent in GEMMs, at their power cap."""
 
 _MAD_SCALE = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
@@ -102,7 +110,7 @@ def rates_of(result: Node | None) -> dict[str, float]:
     return {key: float(np.median([rate.median for rate in rates])) for key, rates in found.items()}
 
 
-def judge_fleet(rows: list[NodeRow], thresholds: Thresholds) -> Fleet:
+def judge_fleet(rows: list[NodeRow]) -> Fleet:
     """Adds what each node is among its fleet: those with the same GPUs, links and versions.
 
     One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). Below -z it is FAIL from 8
@@ -122,7 +130,7 @@ def judge_fleet(rows: list[NodeRow], thresholds: Thresholds) -> Fleet:
         if len(members) < _WARN_FROM:
             layer[name] = f"absent: {len(members)} nodes, {_WARN_FROM} are needed"
             continue
-        slow = outliers([rates_of(rows[at].result) for at in members], thresholds)
+        slow = outliers([rates_of(rows[at].result) for at in members], floor=_floor(rows[members[0]]))
         layer[name] = f"judged: {len(members)} nodes, {len(slow)} below"
         for position, outlier in slow.items():
             judged[members[position]] = _with(judged[members[position]], outlier)
@@ -144,10 +152,14 @@ class Outlier(NamedTuple):
     num_nodes: int
 
 
-def outliers(rates: list[dict[str, float]], thresholds: Thresholds) -> dict[int, Outlier]:
+def _floor(row: NodeRow) -> float:
+    return _DRY_RUN_FLOOR if row.result is not None and row.result.dry_run else FLEET_FLOOR
+
+
+def outliers(rates: list[dict[str, float]], *, floor: float = FLEET_FLOOR) -> dict[int, Outlier]:
     """By position each slow node with its worst rate; a rate is looked at where four nodes have it."""
     keys = sorted({key for one in rates for key in one})
-    limit = max(thresholds.fleet_z, float(scipy_stats.norm.isf(_FALSE_ALARMS / max(len(keys) * len(rates), 1))))
+    limit = max(FLEET_Z, float(scipy_stats.norm.isf(_FALSE_ALARMS / max(len(keys) * len(rates), 1))))
     found: dict[int, Outlier] = {}
     for key in keys:
         members = [at for at, one in enumerate(rates) if key in one]
@@ -155,8 +167,8 @@ def outliers(rates: list[dict[str, float]], thresholds: Thresholds) -> dict[int,
             continue
         logs = np.log([rates[at][key] for at in members])
         centre = float(np.median(logs))
-        floor = thresholds.fleet_floor * (_COMPUTE_FLOOR if key.startswith("compute") else 1.0)
-        scale = max(_MAD_SCALE * float(np.median(np.abs(logs - centre))), floor)
+        least = floor * (_COMPUTE_FACTOR if key.startswith("compute") else 1.0)
+        scale = max(_MAD_SCALE * float(np.median(np.abs(logs - centre))), least)
         for at, value in zip(members, logs.tolist(), strict=True):
             z = (value - centre) / scale
             if z < -limit and (at not in found or z < found[at].z):

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from launcher.validation import reference
 from launcher.validation.codes import Finding, NodeVerdict
-from launcher.validation.config import Spec
+from launcher.validation.config import Band, Spec
 from launcher.validation.judge.findings import SLOW, grade, merge
 from launcher.validation.node import Rate, SuiteRun
 from launcher.validation.reference import Reference
+
+TAIL: Band = (0.03, 0.05)
+"""How far the deciles of the blocks may lie below the reference's before a warning, and before a fault.
+
+Of 5000 times 24 blocks that scatter by 3 %, as much as is taken for stable, one in a hundred lay 0.9 % below by chance,
+and none 1.7 %. The healthy published nodes lie at most 1.0 % below their own deciles.
+"""
 
 _MIN_BLOCKS = 5
 """Fewer have no deciles to compare."""
@@ -42,10 +49,11 @@ def _compare_rate(rate: Rate, known: Reference, spec: Spec) -> list[Finding]:
     if ratio < band[0]:
         message = f"{rate.key} is {ratio:.2f}x the reference of {known.num_nodes} good nodes"
         findings.append(Finding(grade(ratio, band), code, rate.where, message, "reference"))
-    distance = reference.distance(rate.blocks, known) if len(rate.blocks) >= _MIN_BLOCKS else 0.0
-    warn_above, fail_above = spec.thresholds.shape
-    if distance > warn_above:
-        verdict = NodeVerdict.FAIL if distance > fail_above else NodeVerdict.WARN
+    if spec.on_cpu or len(rate.blocks) < _MIN_BLOCKS:  # processes that share cores always have slow blocks
+        return findings
+    distance = reference.distance(rate.blocks, known)
+    if distance > TAIL[0]:
+        verdict = NodeVerdict.FAIL if distance > TAIL[1] else NodeVerdict.WARN
         message = f"{rate.key} has slow blocks: {distance:.1%} below the reference's deciles"
         findings.append(Finding(verdict, code, rate.where, message, "reference"))
     return findings

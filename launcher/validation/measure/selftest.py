@@ -13,7 +13,7 @@ from launcher.validation.config import Spec
 from launcher.validation.measure.suite import Suite
 
 _SLOW_US = 50_000
-_BLOCKS, _ITERATIONS, _DEADLINE_S = 5, 3, 5.0
+_BLOCKS, _DEADLINE_S = 5, 5.0
 """Less than a validation takes: the faults are gross."""
 
 
@@ -58,7 +58,7 @@ def run(spec: Spec, say: Callable[[str], None]) -> Status:
     """Every case in turn; EXIT_OK when each got its verdict, code and place."""
     wrong = 0
     measure = msgspec.structs.replace(spec.measure, deadline_s=_DEADLINE_S)
-    spec = msgspec.structs.replace(spec, blocks=_BLOCKS, block_iterations=_ITERATIONS, measure=measure)
+    spec = msgspec.structs.replace(spec, blocks=_BLOCKS, measure=measure)
     for case in cases(spec):
         with tempfile.TemporaryDirectory(prefix="deepep-self-test-") as folder:
             node = Suite(msgspec.structs.replace(spec, faults=case.faults), Path(folder), node="self").run()

@@ -36,7 +36,7 @@ def collect(folder: ValidationFolder) -> Fleet:
         if state not in slurm.ENDED:
             state = states[job].state if job in states else state or silent
         rows.append(_row(folder, name, job, state))
-    return fleet.judge_fleet(rows, order.spec.thresholds)
+    return fleet.judge_fleet(rows)
 
 
 def _states(order: Order) -> tuple[dict[str, JobState], str | None]:
