@@ -20,7 +20,7 @@ from launcher.validation import reference
 from launcher.validation.config import Spec, from_config
 from launcher.validation.judge import fleet
 from launcher.validation.judge.confirmation import confirm_findings
-from launcher.validation.judge.fleet import NodeRow, row_of
+from launcher.validation.judge.fleet import NodeRow, make_row
 from launcher.validation.judge.headline import choose_headline, drain_reason
 from launcher.validation.judge.layers import LAYERS, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
@@ -132,7 +132,7 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
         revision=Revision(commit=None, dirty=None, code="0" * 16),
         findings=findings,
         layers={layer: layers[layer] for layer in LAYERS if layer in layers},
-        attempts=seen,
+        suite_runs=seen,
         faults=list(faults),
     )
     return replace(made, drain=drain_reason(made))
@@ -153,7 +153,7 @@ def there(**changes: Any) -> Preflight:
 
 
 def row(node: Node) -> NodeRow:
-    return row_of(node.node, node.job_id, "COMPLETED", node)
+    return make_row(node.node, node.job_id, "COMPLETED", node)
 
 
 def fleet_of(*found: Node) -> fleet.Fleet:

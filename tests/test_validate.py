@@ -133,7 +133,7 @@ def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped
     assert done.stdout.startswith("DEEPEP OK - dry run without GPUs: 1 node passes")
     assert done.stderr.startswith("This is a dry run on CPUs")
     node = node_files.read(folder / "nodes" / socket.gethostname() / "NODE.json")
-    phases = {phase.name: phase for phase in node.attempts[0].phases}
+    phases = {phase.name: phase for phase in node.suite_runs[0].phases}
     assert {name: phase.status for name, phase in phases.items()} == {
         "preflight": "skipped",
         "pairs": "skipped",
@@ -143,7 +143,7 @@ def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped
         "counters": "skipped",
     }
     assert all(phase.reason for phase in phases.values() if phase.status == "skipped")
-    checks = node.attempts[0].checks
+    checks = node.suite_runs[0].checks
     assert {name for name in checks if name.startswith("correctness: ") and checks[name] == "ok"} >= {
         "correctness: dispatch bf16",
         "correctness: combine bf16",
@@ -211,13 +211,13 @@ def test_what_five_good_nodes_do_is_learned_from_their_files_and_judges_the_next
 ):
     """They are this machine, a hundred times slower, so that it passes whatever else it does; and a sixth failed."""
     known = node_files.read(dry[1] / "nodes" / socket.gethostname() / "NODE.json")
-    (measured,) = known.attempts
+    (measured,) = known.suite_runs
     slowly = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
     names = [f"gpu{number}" for number in range(1, 7)]
     folder = ValidationFolder.create(tmp_path, tmp_path / "paper")
     folder.note(Order(1, 0.0, ["deepep-validate"], ValidationFolder(dry[1]).order().spec, names))
     for name in names:
-        made = replace(known, node=name, attempts=[replace(measured, rates=slowly)])
+        made = replace(known, node=name, suite_runs=[replace(measured, rates=slowly)])
         made = replace(made, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else made
         node_files.write(folder.of(name), made)
     file = tmp_path / "reference.json"
@@ -270,8 +270,8 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),
-        (["block_iterations=3"], "error: block_iterations is no longer an option: it is fixed at 10\n"),
-        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option: it is fixed at 0.95\n"),
+        (["block_iterations=3"], "error: block_iterations is no longer an option (it is fixed at 10)\n"),
+        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option (it is fixed at 0.95)\n"),
     ],
 )
 def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(
@@ -317,11 +317,11 @@ def test_gpus_without_a_driver_are_no_reason_for_a_dry_run_unless_they_are_hidde
 
 
 def test_a_fault_for_one_node_is_none_for_another():
-    from launcher.validation.node_faults import own_faults
+    from launcher.validation.node_faults import select_faults
 
     texts = ["gpu1/slow@0:", "gpu2/hang@1:combine", "segfault@3:"]
-    assert own_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
-    assert [Fault.parse(text).rank for text in own_faults(texts, "gpu2")] == [1, 3]
+    assert select_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
+    assert [Fault.parse(text).rank for text in select_faults(texts, "gpu2")] == [1, 3]
 
 
 def test_host_lists_are_those_of_clustershell():
@@ -357,7 +357,7 @@ class Faked:
     def xids(self) -> list[str]:
         return []
 
-    def pair_links(self, one: int, other: int) -> int | None:
+    def pair_links(self, gpu: int, other: int) -> int | None:
         return None
 
 
@@ -395,7 +395,7 @@ def ranks() -> list[int]:
 
 
 def phases(node: node_files.Node) -> dict[str, str]:
-    return {phase.name: phase.status for phase in node.attempts[0].phases}
+    return {phase.name: phase.status for phase in node.suite_runs[0].phases}
 
 
 def test_a_phase_that_its_limit_ends_is_no_hang_and_nothing_is_known(tmp_path: Path):
@@ -408,7 +408,7 @@ def test_a_phase_that_its_limit_ends_is_no_hang_and_nothing_is_known(tmp_path: P
         ("U915", "correctness: not done within its 4 s"),
         ("U915", "speed: not done within its 4 s"),
     }
-    assert len(made.attempts) == 1
+    assert len(made.suite_runs) == 1
     assert ranks() == []
 
 
@@ -434,7 +434,7 @@ def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_se
     quick = nodes.spec(*SMALL, "limits.preflight_s=0.2")
     made = Suite(quick, tmp_path / "twice", node="gpu1", readings=Silent()).run()
     assert said(made) == ("HANG", "E605")
-    assert len(made.attempts) == 2
+    assert len(made.suite_runs) == 2
     assert phases(made) == {"preflight": "failed"} | dict.fromkeys(PHASES[1:], "skipped")
     once = Suite(replace(quick, confirm=False), tmp_path / "once", node="gpu1", readings=Silent()).run()
     assert node_reports.drain_lines(fleet_of(once), run="r", when="") == []
@@ -456,16 +456,16 @@ def test_a_rank_that_dies_while_the_links_are_counted_is_a_crash(tmp_path: Path)
 def test_wrong_tokens_while_the_links_are_counted_are_seen_and_a_healthy_node_has_its_check(tmp_path: Path):
     made = Suite(nodes.spec(*SMALL), tmp_path, node="gpu1", readings=Faked()).run()
     assert said(made) == ("PASS", "")
-    checks = made.attempts[0].checks
+    checks = made.suite_runs[0].checks
     assert [checks[f"speed: {op} bf16 while links are counted"] for op in ("dispatch", "combine")] == ["ok", "ok"]
-    assert {one.where for one in made.attempts[0].link_bytes} == {"gpu0", "gpu1"}
+    assert {one.where for one in made.suite_runs[0].link_bytes} == {"gpu0", "gpu1"}
 
     point = Point("alltoall", Op.DISPATCH, Dtype.BF16, {"num_slices": 1, "num_in_flight": 1})
     workload = nodes.spec(*SMALL).workload
     wrong = [Fault.parse("wrong_token@1:dispatch")]
     group = Group(GroupSpec(2, "cpu", False, workload, [point], wrong), log_folder=tmp_path, startup_s=100)
     try:
-        counted = link_bytes.count(
+        counted = link_bytes.count_bytes(
             group,
             point,
             order=[1, 0],

@@ -37,7 +37,7 @@ from launcher.validation import reference
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import row_of
+from launcher.validation.judge.fleet import make_row
 from launcher.validation.judge.layers import find_certain_faults
 from launcher.validation.node import Node, Rate, Trouble
 from launcher.validation.run import node_reports
@@ -349,7 +349,7 @@ def test_an_all_to_all_has_a_floor_at_the_size_at_which_it_was_seen_and_dips_by_
 
 def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: Spec):
     cut = replace(faulty("gpu1", spec), complete=False, reason="the validation ended in phase pairs")
-    found = fleet.judge_fleet([row_of("gpu1", "7", "TIMEOUT", cut)])
+    found = fleet.judge_fleet([make_row("gpu1", "7", "TIMEOUT", cut)])
     assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.HANG, "E603")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
@@ -357,14 +357,14 @@ def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: S
 def cut_off(**changes: Any) -> Node:
     """The file of a job that ended in its first attempt, as the last checkpoint left it."""
     made = judged(attempt(**changes), of=nodes.spec(), name="gpu1")
-    sure = find_certain_faults(made.attempts[0], nodes.spec())
+    sure = find_certain_faults(made.suite_runs[0], nodes.spec())
     return replace(made, complete=False, findings=sure, reason="the validation ended in phase speed")
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "RUNNING", None])
 def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: str | None, spec: Spec):
     wrong = cut_off(checks={"correctness: combine bf16": "gpu3: 2 of 8158 received tokens are wrong"})
-    found = fleet.judge_fleet([row_of("gpu1", "7", state, wrong)])
+    found = fleet.judge_fleet([make_row("gpu1", "7", state, wrong)])
     (one,) = found.rows
     assert (one.verdict, one.code, one.where) == (NodeVerdict.FAIL, "E301", "gpu3")
     assert "tokens are wrong; " in one.reason
@@ -381,7 +381,7 @@ def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: s
     ],
 )
 def test_a_doubtful_fault_of_a_job_that_was_cut_off_is_none(changes: dict[str, Any], spec: Spec):
-    found = fleet.judge_fleet([row_of("gpu1", "7", "PREEMPTED", cut_off(**changes))])
+    found = fleet.judge_fleet([make_row("gpu1", "7", "PREEMPTED", cut_off(**changes))])
     assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.SKIPPED, "U906")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
@@ -410,7 +410,7 @@ def test_a_certain_fault_beside_an_unconfirmed_one_is_the_reason_to_drain(spec: 
 
 
 def test_out_of_memory_is_setup_whatever_the_ranks_that_were_killed_made_of_it(spec: Spec):
-    found = row_of("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
+    found = make_row("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
     assert (found.verdict, found.code) == (NodeVerdict.SETUP, "U904")
 
 

@@ -161,8 +161,8 @@ def combined(statuses: list[Status]) -> Status:
     if not statuses or set(statuses) == {EXIT_USAGE}:
         return EXIT_USAGE if statuses else EXIT_OK
     by_severity = (EXIT_CRITICAL, EXIT_USAGE, EXIT_UNKNOWN, EXIT_WARN, EXIT_OK)
-    worst_one = min(statuses, key=by_severity.index)
-    return EXIT_UNKNOWN if worst_one is EXIT_USAGE else worst_one
+    worst_status = min(statuses, key=by_severity.index)
+    return EXIT_UNKNOWN if worst_status is EXIT_USAGE else worst_status
 
 
 def exit_status(verdicts: list[NodeVerdict], *, strict: bool) -> Status:

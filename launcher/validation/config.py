@@ -129,8 +129,8 @@ class Thresholds(msgspec.Struct, frozen=True):
 
     def floor(self, test: str) -> Band | None:
         """Shares of the peak below which a test warns, and fails; None for tests without a peak."""
-        found: Band | None = getattr(self, test, None)
-        return found
+        band: Band | None = getattr(self, test, None)
+        return band
 
 
 ON_CPU = {
@@ -187,8 +187,8 @@ class Spec(msgspec.Struct, frozen=True):
     @property
     def has_dispatch_floor(self) -> bool:
         """Whether the floors of dispatch and combine are meant for what the speed phase runs."""
-        own = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
-        return own and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
+        is_tuned = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
+        return is_tuned and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
 
     def has_floor(self, test: str, mib: int) -> bool:
         """Whether the floor of a test holds: what latency holds back has none."""
@@ -224,7 +224,7 @@ def refuse_removed(given: Sequence[str]) -> None:
     for argument in given:
         key = argument.partition("=")[0].lstrip("+~")
         if key in REMOVED_KEYS:
-            raise UserError(f"{key} is no longer an option: it is fixed at {REMOVED_KEYS[key]}")
+            raise UserError(f"{key} is no longer an option (it is fixed at {REMOVED_KEYS[key]})")
 
 
 def register() -> None:

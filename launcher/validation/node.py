@@ -93,7 +93,7 @@ class Preflight(msgspec.Struct, frozen=True):
     links_up: list[int | None]
     topology: str | None
     driver: str | None
-    made_up: bool = False
+    is_synthetic: bool = msgspec.field(name="made_up", default=False)
     pci_gpus: int | None = None
 
 
@@ -157,13 +157,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     findings: list[Finding] = []
     layers: dict[str, str] = {}
-    attempts: list[SuiteRun] = []
+    suite_runs: list[SuiteRun] = msgspec.field(name="attempts", default=[])
     faults: list[str] = []
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
         """What two nodes must share to be compared: the kind of GPU and link, and the versions."""
-        environment = next((one.environment for one in self.attempts if one.environment), None)
+        environment = next((run.environment for run in self.suite_runs if run.environment), None)
         if environment is None:
             return ("unknown",)
         versions = tuple(sorted(environment.versions.items()))
@@ -171,8 +171,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rates(self) -> list[Rate]:
-        """Those of the first attempt, which every node has."""
-        return self.attempts[0].rates if self.attempts else []
+        """Those of the first suite run, which every node has."""
+        return self.suite_runs[0].rates if self.suite_runs else []
 
 
 def write(folder: Path, node: Node) -> None:
@@ -193,5 +193,5 @@ def read(file: Path) -> Node:
 
 def schema() -> bytes:
     """The JSON Schema of NODE.json, docs/node.schema.json."""
-    made = msgspec.json.schema(Node) | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
-    return msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n"
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Node) | head), indent=1) + b"\n"

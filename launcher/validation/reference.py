@@ -71,7 +71,7 @@ def environment_kind(environment: Environment) -> NodeKind:
 
 def node_kind(node: Node) -> NodeKind:
     """The kind of a node; one that measured nothing has no GPUs."""
-    environment = next((attempt.environment for attempt in node.attempts if attempt.environment), None)
+    environment = next((run.environment for run in node.suite_runs if run.environment), None)
     return ("", 0, None, "", "") if environment is None else environment_kind(environment)
 
 
@@ -89,7 +89,7 @@ def learn(nodes: list[Node], *, learned: str, program: str) -> File:
         )
     enough = {kind: members for kind, members in measured.items() if len(members) >= MIN_NODES}
     teachers = [node for members in enough.values() for node in members]
-    drivers = {attempt.environment.driver for node in teachers for attempt in node.attempts if attempt.environment}
+    drivers = {run.environment.driver for node in teachers for run in node.suite_runs if run.environment}
     return File(
         schema=SCHEMA,
         learned=learned,
@@ -141,8 +141,8 @@ def distance(blocks: list[float], reference: Reference) -> float:
     Both are divided by their medians first: a plain shift is the business of the ratio of medians, and a node that is
     6 % slower throughout must not count twice. What is left is a longer slow tail.
     """
-    own = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
-    return float(np.clip(np.asarray(reference.shape) - own, 0, None).mean())
+    deciles = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
+    return float(np.clip(np.asarray(reference.shape) - deciles, 0, None).mean())
 
 
 def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Reference | None:

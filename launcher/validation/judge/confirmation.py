@@ -7,31 +7,30 @@ from launcher.validation.judge.findings import select_certain
 from launcher.validation.node import SuiteRun
 
 
-def confirm_findings(attempts: list[SuiteRun], *, confirm: bool) -> tuple[list[Finding], str]:
+def confirm_findings(suite_runs: list[SuiteRun], *, confirm: bool) -> tuple[list[Finding], str]:
     """The findings that count, and what the layer did.
 
     A finding that needs confirmation counts if the second attempt has it too (code and place); else it is INCONCLUSIVE.
     """
-    first = attempts[0].findings
+    first = suite_runs[0].findings
     doubtful = [finding for finding in first if finding.needs_confirmation]
     if not doubtful:
         return first, "not needed"
-    if len(attempts) == 1 and not confirm:
+    if len(suite_runs) == 1 and not confirm:
         return first, "absent: switched off (confirm=false)"
-    if len(attempts) == 1:
+    if len(suite_runs) == 1:
         why = "the second attempt is missing"
         return [*select_certain(first), *(_make_inconclusive(finding, why) for finding in doubtful)], f"absent: {why}"
-    second = _believe_hang(first, attempts[1].findings)
+    second = _believe_hang(first, suite_runs[1].findings)
     confirmed = [finding for finding in doubtful if _is_among(finding, second)]
-    text = (
-        f"judged: the second attempt, GPUs in order {attempts[1].order}, saw {len(confirmed)} of {len(doubtful)} again"
-    )
+    order, counts = suite_runs[1].order, f"{len(confirmed)} of {len(doubtful)}"
+    report = f"judged: the second attempt, GPUs in order {order}, saw {counts} again"
     certain = {(finding.code, finding.where): finding for finding in [*select_certain(first), *select_certain(second)]}
     if confirmed:  # the fault is certain; findings of only one attempt do not matter then
-        return [*certain.values(), *confirmed], text
+        return [*certain.values(), *confirmed], report
     new = [finding for finding in second if finding.needs_confirmation and not _is_among(finding, doubtful)]
     unconfirmed = [_make_inconclusive(finding, "the other attempt did not see it") for finding in [*doubtful, *new]]
-    return [*certain.values(), *unconfirmed], text
+    return [*certain.values(), *unconfirmed], report
 
 
 def _believe_hang(first: list[Finding], second: list[Finding]) -> list[Finding]:

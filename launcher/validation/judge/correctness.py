@@ -30,7 +30,7 @@ _SITE = {
 _WRONG = {"pairs": "E302", "alltoall": "E303"}
 
 
-def judge_correctness(attempt: SuiteRun) -> list[Finding]:
+def judge_correctness(suite_run: SuiteRun) -> list[Finding]:
     """A finding for each check that was wrong, and for each rank that could not go on."""
     wrong = [
         Finding(
@@ -40,15 +40,15 @@ def judge_correctness(attempt: SuiteRun) -> list[Finding]:
             f"{name}: {result}",
             "correctness",
         )
-        for name, result in attempt.checks.items()
+        for name, result in suite_run.checks.items()
         if result != "ok"
     ]
-    return wrong + _judge_troubles(attempt)
+    return wrong + _judge_troubles(suite_run)
 
 
-def _judge_troubles(attempt: SuiteRun) -> list[Finding]:
+def _judge_troubles(suite_run: SuiteRun) -> list[Finding]:
     findings = []
-    for trouble in attempt.troubles:
+    for trouble in suite_run.troubles:
         if trouble.kind == "incorrect":
             continue  # it is among the checks
         words = f"{trouble.message} {trouble.last_words}"
@@ -63,7 +63,9 @@ def _find_place(text: str) -> str:
     return match[0] if match else ""
 
 
-def describe_correctness(attempt: SuiteRun, spec: Spec) -> str:
+def describe_correctness(suite_run: SuiteRun, spec: Spec) -> str:
     """What the layer could judge."""
-    checked = f"judged: {len(attempt.checks)} checks against the oracle" if attempt.checks else "absent: nothing ran"
+    checked = (
+        f"judged: {len(suite_run.checks)} checks against the oracle" if suite_run.checks else "absent: nothing ran"
+    )
     return checked + ("; FP8 not tested: hidden is no multiple of 128" if spec.workload.hidden % 128 else "")

@@ -15,7 +15,7 @@ from launcher.jobs.slurm import ENDED
 from launcher.validation.codes import WORST_FIRST, Finding, NodeVerdict
 from launcher.validation.judge.findings import select_certain_faults
 from launcher.validation.judge.headline import choose_headline, drain_reason
-from launcher.validation.node import Node, Rate
+from launcher.validation.node import Node
 
 _FAIL_FROM, _WARN_FROM = 8, 4
 _FALSE_ALARMS = 0.01
@@ -49,8 +49,10 @@ class NodeRow(msgspec.Struct, frozen=True):
     @property
     def where(self) -> str:
         """The GPU or pair that the verdict is about; empty when it is the node."""
-        findings = self.result.findings if self.result is not None else []
-        return next((one.where for one in findings if one.code == self.code and one.message in self.reason), "")
+        for finding in self.result.findings if self.result is not None else []:
+            if finding.code == self.code and finding.message in self.reason:
+                return finding.where
+        return ""
 
     @property
     def drain_reason(self) -> str:
@@ -95,19 +97,19 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 def _medians(rows: list[NodeRow]) -> dict[str, float]:
-    values: dict[str, list[float]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        for key, value in rates_of(row.result).items():
-            values[key].append(value)
-    return {key: float(np.median(found)) for key, found in values.items()}
+        for key, rate in median_rates(row.result).items():
+            rates[key].append(rate)
+    return {key: float(np.median(values)) for key, values in rates.items()}
 
 
-def rates_of(result: Node | None) -> dict[str, float]:
+def median_rates(result: Node | None) -> dict[str, float]:
     """A node's rates by key, those of its GPUs and pairs by their median."""
-    found: dict[str, list[Rate]] = defaultdict(list)
+    medians: dict[str, list[float]] = defaultdict(list)
     for rate in result.rates if result is not None else []:
-        found[rate.key].append(rate)
-    return {key: float(np.median([rate.median for rate in rates])) for key, rates in found.items()}
+        medians[rate.key].append(rate.median)
+    return {key: float(np.median(values)) for key, values in medians.items()}
 
 
 def judge_fleet(rows: list[NodeRow]) -> Fleet:
@@ -120,27 +122,27 @@ def judge_fleet(rows: list[NodeRow]) -> Fleet:
     fleet shows is never a drain.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.result is not None and row.result.complete and row.result.rates:
-            groups[row.result.fingerprint].append(at)
+            groups[row.result.fingerprint].append(index)
     judged = list(rows)
     layer = {}
     for fingerprint, members in sorted(groups.items(), key=lambda item: str(item[0])):
-        name = _name(fingerprint, groups)
+        name = _name_group(fingerprint, groups)
         if len(members) < _WARN_FROM:
             layer[name] = f"absent: {len(members)} nodes, {_WARN_FROM} are needed"
             continue
-        slow = outliers([rates_of(rows[at].result) for at in members], floor=_floor(rows[members[0]]))
+        slow = find_outliers([median_rates(rows[index].result) for index in members], floor=_floor(rows[members[0]]))
         layer[name] = f"judged: {len(members)} nodes, {len(slow)} below"
         for position, outlier in slow.items():
-            judged[members[position]] = _with(judged[members[position]], outlier)
+            judged[members[position]] = _add_outlier(judged[members[position]], outlier)
     return Fleet(sorted(judged, key=lambda row: (WORST_FIRST.index(row.verdict), row.name)), layer)
 
 
-def _name(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
-    """GPU, number and links, and all else where several groups share these."""
-    is_alone = sum(other[:3] == fingerprint[:3] for other in groups) == 1
-    return ", ".join(str(part) for part in (fingerprint[:3] if is_alone else fingerprint))
+def _name_group(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
+    """GPU, number and links; driver and versions too where several groups share these."""
+    is_unique = sum(other[:3] == fingerprint[:3] for other in groups) == 1
+    return ", ".join(str(part) for part in (fingerprint[:3] if is_unique else fingerprint))
 
 
 class Outlier(NamedTuple):
@@ -156,28 +158,28 @@ def _floor(row: NodeRow) -> float:
     return _DRY_RUN_FLOOR if row.result is not None and row.result.dry_run else FLEET_FLOOR
 
 
-def outliers(rates: list[dict[str, float]], *, floor: float = FLEET_FLOOR) -> dict[int, Outlier]:
-    """By position each slow node with its worst rate; a rate is looked at where four nodes have it."""
-    keys = sorted({key for one in rates for key in one})
+def find_outliers(rates: list[dict[str, float]], *, floor: float = FLEET_FLOOR) -> dict[int, Outlier]:
+    """Each slow node, by position, with its worst rate. A rate is judged where at least four nodes have it."""
+    keys = sorted({key for node_rates in rates for key in node_rates})
     limit = max(FLEET_Z, float(scipy_stats.norm.isf(_FALSE_ALARMS / max(len(keys) * len(rates), 1))))
-    found: dict[int, Outlier] = {}
+    worst: dict[int, Outlier] = {}
     for key in keys:
-        members = [at for at, one in enumerate(rates) if key in one]
+        members = [index for index, node_rates in enumerate(rates) if key in node_rates]
         if len(members) < _WARN_FROM:
             continue
-        logs = np.log([rates[at][key] for at in members])
+        logs = np.log([rates[index][key] for index in members])
         centre = float(np.median(logs))
         least = floor * (_COMPUTE_FACTOR if key.startswith("compute") else 1.0)
         scale = max(_MAD_SCALE * float(np.median(np.abs(logs - centre))), least)
-        for at, value in zip(members, logs.tolist(), strict=True):
+        for index, value in zip(members, logs.tolist(), strict=True):
             z = (value - centre) / scale
-            if z < -limit and (at not in found or z < found[at].z):
-                found[at] = Outlier(key, math.exp(value - centre), z, len(members))
-    return found
+            if z < -limit and (index not in worst or z < worst[index].z):
+                worst[index] = Outlier(key, math.exp(value - centre), z, len(members))
+    return worst
 
 
-def _with(row: NodeRow, outlier: Outlier) -> NodeRow:
-    """The row with one finding more; a fault that is known by a better name keeps it."""
+def _add_outlier(row: NodeRow, outlier: Outlier) -> NodeRow:
+    """The row with one more finding; a fault that has a more specific code keeps it."""
     assert row.result is not None
     verdict = NodeVerdict.FAIL if outlier.num_nodes >= _FAIL_FROM else NodeVerdict.WARN
     message = (
@@ -185,14 +187,19 @@ def _with(row: NodeRow, outlier: Outlier) -> NodeRow:
         f"(robust z {outlier.z:.1f})"
     )
     findings = [*row.result.findings, Finding(verdict, "E208", "", message, "fleet")]
-    new, code, short, reason = choose_headline(findings)
+    headline = choose_headline(findings)
     result = msgspec.structs.replace(
-        row.result, findings=findings, verdict=new, code=code, reason_short=short, reason=reason
+        row.result,
+        findings=findings,
+        verdict=headline.verdict,
+        code=headline.code,
+        reason_short=headline.short,
+        reason=headline.reason,
     )
-    return NodeRow(row.name, new, code, short, reason, row.job_id, result)
+    return NodeRow(row.name, *headline, row.job_id, result)
 
 
-_BY_STATE = {
+_STATE_VERDICTS = {
     "TIMEOUT": (NodeVerdict.HANG, "E603", "the job ran into its time limit"),
     "NODE_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node failed while it was validated"),
     "BOOT_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node did not boot"),
@@ -203,39 +210,40 @@ _BY_STATE = {
 }
 
 
-def _without_result(state: str | None) -> tuple[NodeVerdict, str, str]:
-    """What a job's state says of its node; any but the ends that Slurm knows is a job that may yet have a result."""
+def _judge_state(state: str | None) -> tuple[NodeVerdict, str, str]:
+    """Verdict, code and reason of a node without a result, by its job's state.
+
+    A state that is not one of Slurm's final ones means that the job may still leave a result.
+    """
     if state is not None and state not in ENDED:
         return NodeVerdict.INCONCLUSIVE, "U916", f"its job is not over yet ({state})"
     ended = f"the job ended ({state or 'unknown'}) without a verdict"
-    return _BY_STATE.get(state or "", (NodeVerdict.NO_RESULT, "U901", ended))
+    return _STATE_VERDICTS.get(state or "", (NodeVerdict.NO_RESULT, "U901", ended))
 
 
-def row_of(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> NodeRow:
-    """A node by its file, or where that is missing or not complete by Slurm's word for its job.
+def make_row(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> NodeRow:
+    """The row of a node: by its file, or by the state of its job where the file is missing or not complete.
 
-    ``began``: whether the job came as far as to run this program, without which nothing is known of the node.
+    ``began``: whether the job got as far as to run this program; otherwise nothing is known of the node.
     """
     if result is not None and result.complete and state != "OUT_OF_MEMORY":
         return NodeRow(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
-    verdict, code, why = _without_result(state)
+    verdict, code, why = _judge_state(state)
     if not began and code == "U901":
-        verdict, code, why = (
-            NodeVerdict.SETUP,
-            "U918",
-            f"the job ended ({state or 'unknown'}) before the validation began",
-        )
-    sure = select_certain_faults(result.findings) if result is not None else []
-    if sure:  # no end of the job takes it back
-        verdict, code, short, found = choose_headline(sure)
-        return NodeRow(name, verdict, code, short, f"{found}; {why}", job_id, result)
-    if result is not None:
-        why = f"{why}; {result.reason}"
-    place = f" in {result.reason.rpartition('phase ')[2]}" if result is not None and "in phase" in result.reason else ""
-    return NodeRow(name, verdict, code, f"{code}{place}", why, job_id, result)
+        verdict, code = NodeVerdict.SETUP, "U918"
+        why = f"the job ended ({state or 'unknown'}) before the validation began"
+    if result is None:
+        return NodeRow(name, verdict, code, code, why, job_id)
+    faults = select_certain_faults(result.findings)
+    if faults:  # they stand however the job ended
+        headline = choose_headline(faults)
+        return NodeRow(name, *headline._replace(reason=f"{headline.reason}; {why}"), job_id, result)
+    phase = result.reason.rpartition("in phase ")
+    short = f"{code} in {phase[2]}" if phase[1] else code
+    return NodeRow(name, verdict, code, short, f"{why}; {result.reason}", job_id, result)
 
 
-def skipped(name: str, code: str, why: str) -> NodeRow:
-    """A node that no job was submitted for."""
+def make_skipped_row(name: str, code: str, why: str) -> NodeRow:
+    """The row of a node that no job was submitted for."""
     verdict = {"U909": NodeVerdict.NO_RESULT, "U917": NodeVerdict.SETUP}.get(code, NodeVerdict.SKIPPED)
     return NodeRow(name, verdict, code, code, why)

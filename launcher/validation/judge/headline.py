@@ -47,7 +47,7 @@ def drain_reason(node: Node) -> str:
     """
     if node.faults or node.dry_run:
         return ""
-    is_confirmed = node.complete and len(node.attempts) > 1
+    is_confirmed = node.complete and len(node.suite_runs) > 1
     faults = [
         finding
         for finding in node.findings

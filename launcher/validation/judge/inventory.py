@@ -9,10 +9,10 @@ from launcher.validation.config import Spec
 from launcher.validation.node import Preflight, SuiteRun
 
 
-def judge_inventory(attempt: SuiteRun, spec: Spec) -> list[Finding]:
+def judge_inventory(suite_run: SuiteRun, spec: Spec) -> list[Finding]:
     """What is missing, of another kind, or in use."""
-    preflight = attempt.preflight
-    if preflight is None or (spec.on_cpu and not preflight.made_up):
+    preflight = suite_run.preflight
+    if preflight is None or (spec.on_cpu and not preflight.is_synthetic):
         return []
     if not preflight.gpus:
         return [_finding(NodeVerdict.SETUP, "U913", f"none of {spec.gpus} GPUs is there for NVML")]
@@ -21,12 +21,12 @@ def judge_inventory(attempt: SuiteRun, spec: Spec) -> list[Finding]:
     return [*_find_missing(preflight, spec), *unlike, *_find_busy(preflight)]
 
 
-def describe_inventory(attempt: SuiteRun, spec: Spec) -> str:
+def describe_inventory(suite_run: SuiteRun, spec: Spec) -> str:
     """What the layer could judge."""
-    preflight = attempt.preflight
+    preflight = suite_run.preflight
     if preflight is None or not preflight.gpus:
         return "absent: no GPUs were seen"
-    if preflight.made_up:
+    if preflight.is_synthetic:
         return "absent: the GPUs are made up"
     if not spec.gpus_named:
         return f"absent: how many GPUs belong here is not known ({len(preflight.gpus)} seen); gpus=N says it"
@@ -50,7 +50,7 @@ def _find_missing(preflight: Preflight, spec: Spec) -> list[Finding]:
 
 def _other_models(preflight: Preflight, spec: Spec) -> list[int]:
     """The GPUs of another kind than the hardware file's."""
-    pattern = "" if preflight.made_up else spec.hardware.gpu_pattern or ""
+    pattern = "" if preflight.is_synthetic else spec.hardware.gpu_pattern or ""
     return [number for number, gpu in enumerate(preflight.gpus) if not re.search(pattern, gpu.name)]
 
 

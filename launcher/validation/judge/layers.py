@@ -21,32 +21,32 @@ from launcher.validation.node import SuiteRun
 LAYERS = ("inventory", "correctness", "physics", "reference", "inside", "fleet", "stability", "context", "confirmation")
 
 
-def judge_suite_run(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
+def judge_suite_run(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
     """Every finding of one suite run, and the report of each layer; fleet and confirmation come later."""
-    inventory = judge_inventory(attempt, spec)
-    slow, layers = _judge_speed(attempt, spec)
+    inventory = judge_inventory(suite_run, spec)
+    slow, layers = _judge_speed(suite_run, spec)
     if any(finding.code == "U914" for finding in inventory):  # the floors and links are those of another GPU
         slow, layers = [], dict.fromkeys(layers, "absent: the GPUs are not those that were named (U914)")
     layers |= {
-        "inventory": describe_inventory(attempt, spec),
-        "correctness": describe_correctness(attempt, spec),
-        "context": describe_throttling(attempt),
+        "inventory": describe_inventory(suite_run, spec),
+        "correctness": describe_correctness(suite_run, spec),
+        "context": describe_throttling(suite_run),
     }
-    if attempt.link_bytes:
-        layers["physics"] += f"; {describe_link_bytes(attempt)}"
-    certain = [*inventory, *judge_correctness(attempt), *judge_growth(attempt)]
-    return [*certain, *explain_slowness(slow, attempt)], layers
+    if suite_run.link_bytes:
+        layers["physics"] += f"; {describe_link_bytes(suite_run)}"
+    certain = [*inventory, *judge_correctness(suite_run), *judge_growth(suite_run)]
+    return [*certain, *explain_slowness(slow, suite_run)], layers
 
 
-def find_certain_faults(attempt: SuiteRun, spec: Spec) -> list[Finding]:
+def find_certain_faults(suite_run: SuiteRun, spec: Spec) -> list[Finding]:
     """The faults of a suite run, finished or not, that stand whatever follows: wrong tokens, missing GPUs, counters."""
-    findings = [*judge_inventory(attempt, spec), *judge_correctness(attempt), *judge_growth(attempt)]
+    findings = [*judge_inventory(suite_run, spec), *judge_correctness(suite_run), *judge_growth(suite_run)]
     return select_certain_faults(findings)
 
 
-def _judge_speed(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
-    rates = attempt.rates
-    below_reference, reference_report = compare_with_reference(attempt, spec)
+def _judge_speed(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[str, str]]:
+    rates = suite_run.rates
+    below_reference, reference_report = compare_with_reference(suite_run, spec)
     findings = [
         *judge_physics(rates, spec),
         *compare_peers(rates, spec),

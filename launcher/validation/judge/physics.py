@@ -33,10 +33,10 @@ def describe_physics(rates: list[Rate], spec: Spec) -> str:
     return "; ".join(clauses)
 
 
-def describe_link_bytes(attempt: SuiteRun) -> str:
+def describe_link_bytes(suite_run: SuiteRun) -> str:
     """NVML's count of the bytes on the links over the bytes that the rates are derived from."""
     ratios: dict[str, list[float]] = defaultdict(list)
-    for count in attempt.link_bytes:
+    for count in suite_run.link_bytes:
         ratios[count.test].append(count.ratio)
     ranges = ", ".join(f"{test} {min(values):.2f} to {max(values):.2f}" for test, values in ratios.items())
     return f"NVML's link counters over the bytes of the tokens: {ranges}"

@@ -20,15 +20,15 @@ _MIN_BLOCKS = 5
 """Fewer have no deciles to compare."""
 
 
-def compare_with_reference(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding], str]:
+def compare_with_reference(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], str]:
     """Rates below the reference's, and what the layer could judge."""
     if not spec.references:
         return [], "absent: no stored reference (learn=FILE makes one, reference=FILE uses it)"
-    if attempt.environment is None:
+    if suite_run.environment is None:
         return [], "absent: nothing was measured"
-    kind = reference.environment_kind(attempt.environment)
+    kind = reference.environment_kind(suite_run.environment)
     findings, num_judged, unknown = [], 0, set()
-    for rate in attempt.rates:
+    for rate in suite_run.rates:
         known = reference.find(spec.references, kind, rate.key)
         if known is None:
             unknown.add(rate.key)
@@ -36,7 +36,7 @@ def compare_with_reference(attempt: SuiteRun, spec: Spec) -> tuple[list[Finding]
         num_judged += 1
         findings += _compare_rate(rate, known, spec)
     if not num_judged:
-        return [], f"absent: the reference has no entry for {attempt.environment.device} with these versions"
+        return [], f"absent: the reference has no entry for {suite_run.environment.device} with these versions"
     missing = f"; none for {', '.join(sorted(unknown))}" if unknown else ""
     return merge(findings), f"judged: {num_judged} rates{missing}"
 

@@ -9,11 +9,11 @@ _THERMAL = {"hardware slowdown", "software thermal slowdown", "hardware thermal 
 """A power cap is not among them: under load it is how GPUs work."""
 
 
-def explain_slowness(findings: list[Finding], attempt: SuiteRun) -> list[Finding]:
+def explain_slowness(findings: list[Finding], suite_run: SuiteRun) -> list[Finding]:
     """The findings, those of a throttled GPU with throttling as their cause; and throttling without slowness."""
-    explained = [_explain(finding, attempt) for finding in findings]
+    explained = [_explain(finding, suite_run) for finding in findings]
     named = {finding.where for finding in explained if finding.code == "E501"}
-    for gpu, reasons in attempt.throttled.items():
+    for gpu, reasons in suite_run.throttled.items():
         thermal = sorted(_THERMAL.intersection(reasons))
         if thermal and gpu not in named:
             message = f"{', '.join(thermal)}, though nothing was slow beside the others"
@@ -21,11 +21,11 @@ def explain_slowness(findings: list[Finding], attempt: SuiteRun) -> list[Finding
     return explained
 
 
-def _explain(finding: Finding, attempt: SuiteRun) -> Finding:
+def _explain(finding: Finding, suite_run: SuiteRun) -> Finding:
     """The finding under the code of throttling, if a GPU that it is about was throttled."""
     reasons = {
         reason
-        for gpu, reasons in attempt.throttled.items()
+        for gpu, reasons in suite_run.throttled.items()
         for reason in reasons
         if gpu in finding.where or not finding.where
     }
@@ -35,11 +35,11 @@ def _explain(finding: Finding, attempt: SuiteRun) -> Finding:
     return Finding(finding.verdict, "E501", finding.where, f"{', '.join(thermal)}: {finding.message}", "context")
 
 
-def describe_throttling(attempt: SuiteRun) -> str:
+def describe_throttling(suite_run: SuiteRun) -> str:
     """What the layer could judge."""
-    if not attempt.after:
+    if not suite_run.after:
         return "absent: no counters of GPUs"
-    throttled = "; ".join(f"{gpu} {', '.join(reasons)}" for gpu, reasons in attempt.throttled.items() if reasons)
-    unknown = sorted({name for counters in attempt.after for name, value in counters.values.items() if value is None})
+    throttled = "; ".join(f"{gpu} {', '.join(reasons)}" for gpu, reasons in suite_run.throttled.items() if reasons)
+    unknown = sorted({name for counters in suite_run.after for name, value in counters.values.items() if value is None})
     clause = f"; not told by this driver: {', '.join(unknown)}" if unknown else ""
     return f"judged: {throttled or 'no GPU was throttled'}{clause}"

@@ -17,7 +17,7 @@ from bench.records import Dtype, Failed, FailureKind, Line, Op, Point
 from bench.supervisor import StartError, environment_of
 from launcher.validation.config import Spec
 from launcher.validation.measure.clock import Clock
-from launcher.validation.measure.readings import Readings, SilentDriverError, answered
+from launcher.validation.measure.readings import Readings, SilentDriverError, await_response
 from launcher.validation.node import PHASES, Phase, Rate, SuiteRun, Trouble
 
 _DRIVER_SHARE = 0.5
@@ -83,7 +83,7 @@ class Context:
         may_take_s = _DRIVER_SHARE * self.spec.limits.preflight_s
         given_s = clock.left_s(may_take_s)
         try:
-            return answered(query, within_s=given_s)
+            return await_response(query, within_s=given_s)
         except SilentDriverError:
             if given_s < may_take_s:
                 raise clock.out_of_time() from None

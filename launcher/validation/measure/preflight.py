@@ -13,7 +13,7 @@ def take_stock(context: Context, clock: Clock) -> str | None:
     before = context.query_driver(clock, context.readings.counters)
     context.note(preflight=preflight, before=before)
     is_busy = any(state.foreign_processes for state in preflight.states)
-    is_short = (not spec.on_cpu or preflight.made_up) and len(preflight.gpus) < spec.gpus
+    is_short = (not spec.on_cpu or preflight.is_synthetic) and len(preflight.gpus) < spec.gpus
     context.is_usable = not (is_busy or is_short)
     if spec.on_cpu and not preflight.gpus:
         return "this machine has no GPUs, so there is nothing to take stock of"

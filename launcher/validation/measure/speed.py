@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from bench import workload
 from bench.records import Measured, Op, Point, Record
 from bench.supervisor import Task
-from launcher.validation.measure import link_bytes
 from launcher.validation.measure.clock import Clock, OutOfTimeError
 from launcher.validation.measure.context import Context
+from launcher.validation.measure.link_bytes import count_bytes
 from launcher.validation.measure.peaks import gpu_peak
 from launcher.validation.measure.tokens import make_task, measure_tasks
 from launcher.validation.node import LinkBytes, Rate
@@ -107,7 +107,7 @@ def _count_link_bytes(context: Context, clock: Clock, tokens: Tokens) -> None:
         point = context.point(op, spec.workload.dtype)
         group = context.running_group(clock)
         with clock.waiting():
-            counted = link_bytes.count(
+            counted = count_bytes(
                 group,
                 point,
                 order=context.order,

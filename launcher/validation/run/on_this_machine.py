@@ -37,11 +37,11 @@ def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
             hint="-m hydra/launcher=submitit_slurm validates others",
         )
     if values["hardware"]["name"] == "auto" and has_silent_gpus():
-        return _unknown
+        return _report_unknown
     return partial(_validate, resolve.for_here(values), options)
 
 
-def _unknown() -> Status:
+def _report_unknown() -> Status:
     print("DEEPEP UNKNOWN - this machine has NVIDIA GPUs, but NVML shows none; hardware=cpu tests without | ")
     return EXIT_UNKNOWN
 
