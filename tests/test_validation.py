@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import nodes
 import pytest
+from builders import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from nodes import (
@@ -33,6 +35,7 @@ from bench.nvml import gpus as telemetry
 from bench.records import GpuState
 from launcher.config import hardware as machine
 from launcher.errors import UserError
+from launcher.validation import node as node_files
 from launcher.validation import reference
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
@@ -510,3 +513,67 @@ def test_another_version_of_the_libraries_has_no_reference(spec: Spec):
     other = replace(nodes.ENVIRONMENT, versions={"torch": "2.11.0", "deep_ep": "another 2.0"})
     node = judged(attempt(environment=other), of=known)
     assert node.layers["reference"].startswith("absent: the reference has no entry")
+
+
+# ---- files of other versions
+
+
+def common(value: Any, pattern: Any) -> Any:
+    """The value without the members that the pattern does not have: those of later versions."""
+    if isinstance(pattern, dict):
+        return {name: common(value[name], member) for name, member in pattern.items()}
+    if isinstance(pattern, list):
+        return [common(*pair) for pair in zip(value, pattern, strict=True)]
+    return value
+
+
+PUBLISHED = sorted((ROOT / "outputs" / "published").rglob("NODE.json"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: str(file.relative_to(ROOT / "outputs" / "published")))
+def test_every_published_node_file_loads_and_keeps_its_members(file: Path):
+    members = json.loads(file.read_bytes())
+    assert common(json.loads(msgspec.json.encode(node_files.read(file))), members) == members
+
+
+def test_members_that_are_not_known_are_ignored(tmp_path: Path):
+    node_files.write(tmp_path, judged(attempt(), of=nodes.spec()))
+    file = tmp_path / node_files.FILE_NAME
+    node, members = node_files.read(file), json.loads(file.read_bytes())
+    (suite_run,) = members["attempts"]
+    places = [members, members["revision"], suite_run, suite_run["preflight"], suite_run["environment"]]
+    for member in (*places, suite_run["rates"][0], suite_run["phases"][0], suite_run["before"][0]):
+        member["from_a_later_version"] = {"any": [1]}
+    file.write_text(json.dumps(members))
+    assert node_files.read(file) == node
+
+    file = tmp_path / "reference.json"
+    members = json.loads(msgspec.json.encode(learned()))
+    members["from_a_later_version"] = members["entries"][0]["from_a_later_version"] = 1
+    file.write_text(json.dumps(members))
+    assert reference.read(file) == learned()
+
+
+def test_a_newer_major_version_is_refused_by_name(tmp_path: Path):
+    file = tmp_path / "NODE.json"
+    file.write_text('{"schema": "deepep-sweep/node/2"}')
+    with pytest.raises(UserError) as refusal:
+        node_files.read(file)
+    assert str(refusal.value) == (
+        f"{file} has schema deepep-sweep/node/2, this program reads up to deepep-sweep/node/1"
+    )
+    file.write_text('{"schema": "deepep-sweep/reference/12"}')
+    with pytest.raises(UserError) as refusal:
+        reference.read(file)
+    assert str(refusal.value) == (
+        f"reference={file} has schema deepep-sweep/reference/12, this program reads up to deepep-sweep/reference/1"
+    )
+
+
+@pytest.mark.parametrize("schema", ["deepep-sweep/reference/1", "deepep-sweep/node/0", "deepep-sweep/results/9", ""])
+def test_another_kind_of_file_is_not_taken_for_a_node_or_a_reference(schema: str, tmp_path: Path):
+    file = tmp_path / "NODE.json"
+    file.write_text(json.dumps({"schema": schema}))
+    for read in (node_files.read, reference.read):
+        with pytest.raises(UserError, match=re.escape(str(file))):
+            read(file)

@@ -14,6 +14,7 @@ from launcher.errors import UserError
 from launcher.store.files import write_atomic
 from launcher.store.revision import Revision
 from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/node/1"
 PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
@@ -182,9 +183,14 @@ def write(folder: Path, node: Node) -> None:
 
 
 def read(file: Path) -> Node:
-    """UserError when it cannot be read, or when it is of another version."""
+    """The node in a NODE.json; members that this version does not know are ignored.
+
+    UserError when the file cannot be read, and for a newer major version.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Node)
+        content = file.read_bytes()
+        refuse_newer(str(file), content, known=SCHEMA)
+        return msgspec.json.decode(content, type=Node)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 from bench.records import Environment
 from launcher.errors import UserError
 from launcher.validation.node import Node, Rate
+from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5
@@ -154,9 +155,14 @@ def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Referenc
 
 
 def read(path: Path) -> File:
-    """UserError when it is no reference file."""
+    """A reference file; members that this version does not know are ignored.
+
+    UserError when it is not a reference file, and for a newer major version.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=File)
+        content = path.read_bytes()
+        refuse_newer(f"reference={path}", content, known=SCHEMA)
+        return msgspec.json.decode(content, type=File)
     except OSError as error:
         raise UserError(f"reference={path} cannot be read: {error.strerror}", hint="learn=FILE writes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
