@@ -156,7 +156,7 @@ def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itse
         judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
     ]
     found = fleet.judge_fleet([row(one) for one in (*old, *new)])
-    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
+    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 slow"]
     said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
     assert len(said_of) == 6
     assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in said_of), said_of
@@ -177,7 +177,7 @@ def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Co
         "gpu3": ("INCONCLUSIVE", "U916"),
     }
     reasons = {one["node"]: one["reason"] for one in summary["nodes"]}
-    assert reasons["gpu2"] == "its job is not over yet (RUNNING)"
+    assert reasons["gpu2"] == "the job has not ended (RUNNING)"
     ages = re.findall(r'last_run_timestamp_seconds\{node="(\w+)"', (folder.path / "nodes.prom").read_text())
     assert ages == ["gpu1"]
 

@@ -202,7 +202,10 @@ def test_a_run_that_is_not_there_is_not_measured_when_a_report_is_wanted(run_mod
     for more in ([], ["-m", "hydra/launcher=submitit_slurm"]):
         done = run_module("launcher.validate", *more, f"outputs={tmp_path}", f"report={tmp_path / 'gone'}")
         assert (done.returncode, done.stdout) == (64, "")
-        assert done.stderr == f"error: {tmp_path / 'gone'} is no validation: No such file or directory: order.json\n"
+        assert (
+            done.stderr
+            == f"error: {tmp_path / 'gone'} is not a validation folder: No such file or directory: order.json\n"
+        )
         assert not (tmp_path / "gone").exists()
 
 
@@ -255,15 +258,15 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["nodes=gpu1"], "nodes and node_state choose nodes of Slurm"),
         (["hardware=h200"], "hardware=h200 needs GPUs, this machine has none"),
         (["gpus=1"], "gpus must be at least 2"),
-        (["gpus=3"], "3 GPUs are meant; gpus=N says how many belong here"),
+        (["gpus=3"], "3 GPUs are expected; set gpus=N to the number that belongs here"),
         (["blocks=6,1"], "blocks must be at least 5"),
         (["blocs=9"], "blocs"),
         (["hardware=h300"], "h300"),
         (["faults=[slowly@1:x]"], "KIND@RANK:TEXT"),
         (["report=outputs", "run=outputs"], "so that run=outputs means nothing"),
         (["report=outputs", "thresholds.fleet_z=0.1"], "so that thresholds.fleet_z=0.1 means nothing"),
-        (["faults=['hang@9:dispatch']"], "is for GPU 9, and there are 4, from 0 on"),
-        (["faults=['foreign@4:']"], "is for GPU 4, and there are 4, from 0 on"),
+        (["faults=['hang@9:dispatch']"], "is for GPU 9, but the GPUs are 0 to 3"),
+        (["faults=['foreign@4:']"], "is for GPU 4, but the GPUs are 0 to 3"),
         (["faults=['die@0:nosuch']"], "names no phase: preflight, pairs, "),
         (["alltoall_mib=[]"], "alltoall_mib must hold sizes of at least 1 MiB"),
         (["limits.job_min=0"], "limits.job_min must be above 0"),
@@ -404,9 +407,9 @@ def test_a_phase_that_its_limit_ends_is_no_hang_and_nothing_is_known(tmp_path: P
     made = Suite(nodes.spec(*SMALL, "faults=['hang@1:combine']", *limits), tmp_path, node="gpu1").run()
     assert said(made) == ("INCONCLUSIVE", "U915")
     assert {(one.code, one.message) for one in made.findings} == {
-        ("U915", "alltoall: not done within its 0.001 s"),
-        ("U915", "correctness: not done within its 4 s"),
-        ("U915", "speed: not done within its 4 s"),
+        ("U915", "alltoall: not finished within its limit of 0.001 s"),
+        ("U915", "correctness: not finished within its limit of 4 s"),
+        ("U915", "speed: not finished within its limit of 4 s"),
     }
     assert len(made.suite_runs) == 1
     assert ranks() == []

@@ -89,7 +89,7 @@ def test_slowness_that_two_attempts_see_is_a_fault_in_its_place(name: str, spec:
     node = judged(*slow, of=spec)
     assert said(node) == ("FAIL", code)
     assert place(node) == where
-    assert node.layers["confirmation"].startswith("judged: the second attempt")
+    assert node.layers["confirmation"].startswith("judged: the second suite run")
 
 
 @pytest.mark.parametrize("name", TWICE)
@@ -254,8 +254,10 @@ def test_gpus_that_pci_shows_and_nvml_does_not_are_a_warning_where_nobody_said_h
     counted = replace(spec, gpus_named=False)
     fewer = judged(attempt(preflight=there(pci_gpus=8)), of=counted)
     assert said(fewer) == ("WARN", "E101")
-    assert fewer.reason == "PCI shows 8 NVIDIA GPUs, NVML 4; gpus=N says how many are meant"
-    assert fewer.layers["inventory"] == ("absent: how many GPUs belong here is not known (4 seen); gpus=N says it")
+    assert fewer.reason == "PCI shows 8 NVIDIA GPUs, NVML 4; set gpus=N to the number that belongs here"
+    assert fewer.layers["inventory"] == (
+        "absent: the number of GPUs that belong here is not known (4 seen); set gpus=N"
+    )
     for of, number in ((spec, 8), (counted, 4), (counted, None)):
         assert said(judged(attempt(preflight=there(pci_gpus=number)), of=of)) == ("PASS", "")
     assert judged(attempt(), of=spec).layers["inventory"] == "judged: 4 GPUs, 4 expected"

@@ -1,4 +1,4 @@
-"""Faults that are injected into a node on purpose: how they are written, and which node they are for."""
+"""Faults that are injected into a node on purpose: how they are written, and for which node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MACHINE_FAULTS = ("missing_gpu", "lost_gpu", "throttle", "foreign", "ecc", "rema
 
 
 DIE = "die"
-"""A fault of the job itself: it is killed when the phase in the fault's text begins."""
+"""A fault of the job: it is killed when the phase named in the fault's text begins."""
 
 
 def select_faults(texts: list[str], node: str) -> list[str]:
@@ -31,7 +31,7 @@ def check_faults(texts: list[str], *, gpus: int) -> None:
         is_for_machine = parse_kind(fault) in (*MACHINE_FAULTS, DIE)
         gpu = parse_gpu(fault) if is_for_machine else Fault.parse(fault).rank
         if not 0 <= gpu < gpus:
-            raise ValueError(f"{text!r} is for GPU {gpu}, and there are {gpus}, from 0 on")
+            raise ValueError(f"{text!r} is for GPU {gpu}, but the GPUs are 0 to {gpus - 1}")
         phase = fault.split(":", 1)[1]
         if parse_kind(fault) == DIE and phase not in PHASES:
             raise ValueError(f"{text!r} names no phase: {', '.join(PHASES)}")
@@ -43,7 +43,7 @@ def parse_kind(fault: str) -> str:
 
 
 def parse_gpu(fault: str) -> int:
-    """The GPU of a fault: the number behind @. ValueError where there is none."""
+    """The GPU of a fault: the number after @. ValueError if there is none."""
     number = fault.partition("@")[2].partition(":")[0]
     if not number.isdigit() or ":" not in fault:
         raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT, got {fault!r}")

@@ -1,4 +1,4 @@
-"""What good nodes do, learned from at least five of them, to judge the next one by; pure but for reading a file."""
+"""The rates of at least five good nodes, to judge the next one by; pure except for reading a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NodeKind = tuple[str, int, int | None, str, str]
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """One test on one kind of node. ``shape``: the deciles of the blocks over their node's median, pooled."""
+    """One test on one kind of node. ``shape``: the deciles of all blocks, each over the median of its node."""
 
     gpu: str
     num_gpus: int
@@ -45,9 +45,9 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class File(msgspec.Struct, frozen=True):
-    """A reference file with its provenance: who taught it, when, under which drivers, and which code measured them.
+    """A reference file with its provenance: nodes, date, drivers, program, and the code that measured.
 
-    ``revisions``: commits, or the hash of the code where there is no commit.
+    ``revisions``: commits, or the hash of the code if there is no commit.
     """
 
     schema: Literal["deepep-sweep/reference/1"]
@@ -77,7 +77,7 @@ def node_kind(node: Node) -> NodeKind:
 
 
 def learn(nodes: list[Node], *, learned: str, program: str) -> File:
-    """The reference of these good nodes. UserError for fewer than five of a kind, and for rates above the peak."""
+    """The reference of these good nodes. UserError if fewer than five are of a kind, or a rate is above its peak."""
     groups: dict[NodeKind, list[Node]] = defaultdict(list)
     for node in nodes:
         groups[node_kind(node)].append(node)
@@ -86,18 +86,18 @@ def learn(nodes: list[Node], *, learned: str, program: str) -> File:
     if count < MIN_NODES:
         raise UserError(
             f"a reference is learned from at least {MIN_NODES} good nodes of one kind, got {count}",
-            hint="validate more nodes; only PASS and WARN count, and only the same GPU and versions",
+            hint="validate more nodes; only PASS and WARN count, with the same GPU and versions",
         )
     enough = {kind: members for kind, members in measured.items() if len(members) >= MIN_NODES}
-    teachers = [node for members in enough.values() for node in members]
-    drivers = {run.environment.driver for node in teachers for run in node.suite_runs if run.environment}
+    good = [node for members in enough.values() for node in members]
+    drivers = {run.environment.driver for node in good for run in node.suite_runs if run.environment}
     return File(
         schema=SCHEMA,
         learned=learned,
-        nodes=sorted(node.node for node in teachers),
+        nodes=sorted(node.node for node in good),
         program=program,
         entries=[entry for kind, members in enough.items() for entry in _make_entries(kind, members)],
-        revisions=sorted({node.revision.commit or node.revision.code for node in teachers}),
+        revisions=sorted({node.revision.commit or node.revision.code for node in good}),
         drivers=sorted(filter(None, drivers)),
     )
 
@@ -110,7 +110,7 @@ def _make_entries(kind: NodeKind, nodes: list[Node]) -> list[Reference]:
                 raise UserError(
                     f"{node.node}: {rate.key} {rate.where} of {rate.median:.0f} {rate.unit} is above the physical "
                     f"bound of {rate.peak:.0f}",
-                    hint="no reference is learned from a wrong measurement",
+                    hint="a wrong measurement cannot teach a reference",
                 )
             rates[rate.key].append(rate)
     gpu, num_gpus, num_links, deep_ep, nccl = kind
@@ -132,22 +132,22 @@ def _make_entries(kind: NodeKind, nodes: list[Node]) -> list[Reference]:
 
 
 def shape(relative: list[float]) -> list[float]:
-    """The deciles of blocks that were divided by their median."""
+    """The deciles of blocks that are divided by their median."""
     return [float(value) for value in np.percentile(relative, _DECILES)]
 
 
 def distance(blocks: list[float], reference: Reference) -> float:
-    """How far the blocks' deciles lie below the reference's, the mean of the positive differences.
+    """How far the blocks' deciles lie below the reference's: the mean of the positive differences.
 
-    Both are divided by their medians first: a plain shift is the business of the ratio of medians, and a node that is
-    6 % slower throughout must not count twice. What is left is a longer slow tail.
+    Both are divided by their medians first. A plain shift shows in the ratio of medians, and a node that is 6 % slower
+    throughout must not count twice. What remains is a longer slow tail.
     """
     deciles = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
     return float(np.clip(np.asarray(reference.shape) - deciles, 0, None).mean())
 
 
 def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Reference | None:
-    """The entry of exactly this kind of node and test."""
+    """The entry of exactly this kind of node and test; None if there is none."""
     for entry in references:
         if entry.kind == kind and entry.test == test:
             return entry
@@ -166,4 +166,4 @@ def read(path: Path) -> File:
     except OSError as error:
         raise UserError(f"reference={path} cannot be read: {error.strerror}", hint="learn=FILE writes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"reference={path} is no reference file: {error}", hint="learn=FILE writes one") from None
+        raise UserError(f"reference={path} is not a reference file: {error}", hint="learn=FILE writes one") from None

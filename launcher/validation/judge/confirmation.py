@@ -10,7 +10,8 @@ from launcher.validation.node import SuiteRun
 def confirm_findings(suite_runs: list[SuiteRun], *, confirm: bool) -> tuple[list[Finding], str]:
     """The findings that count, and what the layer did.
 
-    A finding that needs confirmation counts if the second attempt has it too (code and place); else it is INCONCLUSIVE.
+    A finding that needs confirmation counts if the second suite run reproduces it in the same place; else it is
+    INCONCLUSIVE.
     """
     first = suite_runs[0].findings
     doubtful = [finding for finding in first if finding.needs_confirmation]
@@ -19,22 +20,24 @@ def confirm_findings(suite_runs: list[SuiteRun], *, confirm: bool) -> tuple[list
     if len(suite_runs) == 1 and not confirm:
         return first, "absent: switched off (confirm=false)"
     if len(suite_runs) == 1:
-        why = "the second attempt is missing"
-        return [*select_certain(first), *(_make_inconclusive(finding, why) for finding in doubtful)], f"absent: {why}"
+        unconfirmed = [_make_inconclusive(finding, "without a second suite run") for finding in doubtful]
+        return [*select_certain(first), *unconfirmed], "absent: the second suite run is missing"
     second = _believe_hang(first, suite_runs[1].findings)
     confirmed = [finding for finding in doubtful if _is_among(finding, second)]
     order, counts = suite_runs[1].order, f"{len(confirmed)} of {len(doubtful)}"
-    report = f"judged: the second attempt, GPUs in order {order}, saw {counts} again"
+    report = f"judged: the second suite run, GPUs in order {order}, reproduced {counts} findings"
     certain = {(finding.code, finding.where): finding for finding in [*select_certain(first), *select_certain(second)]}
-    if confirmed:  # the fault is certain; findings of only one attempt do not matter then
+    if confirmed:  # the fault is certain; what only one suite run found does not matter
         return [*certain.values(), *confirmed], report
     new = [finding for finding in second if finding.needs_confirmation and not _is_among(finding, doubtful)]
-    unconfirmed = [_make_inconclusive(finding, "the other attempt did not see it") for finding in [*doubtful, *new]]
+    unconfirmed = [
+        _make_inconclusive(finding, "not reproduced by the other suite run") for finding in [*doubtful, *new]
+    ]
     return [*certain.values(), *unconfirmed], report
 
 
 def _believe_hang(first: list[Finding], second: list[Finding]) -> list[Finding]:
-    """The second findings; where processes of a hang were left over and blocked the second attempt, with that hang.
+    """The second findings. If leftover ranks of a hang blocked the second suite run, that hang replaces them.
 
     A rank that cannot even be killed needs no other confirmation.
     """
@@ -46,7 +49,7 @@ def _believe_hang(first: list[Finding], second: list[Finding]) -> list[Finding]:
 
 
 def _is_among(finding: Finding, others: list[Finding]) -> bool:
-    """Whether another attempt has it too: in the same place, under the same code or that of its cause."""
+    """Whether another suite run reproduced it: in the same place, under the same code or that of its cause."""
     return any(
         finding.where == other.where
         and other.needs_confirmation
@@ -56,5 +59,5 @@ def _is_among(finding: Finding, others: list[Finding]) -> bool:
 
 
 def _make_inconclusive(finding: Finding, why: str) -> Finding:
-    message = f"{finding.code}, but {why}: {finding.message}"
+    message = f"{finding.code}, {why}: {finding.message}"
     return Finding(NodeVerdict.INCONCLUSIVE, "U911", finding.where, message, "confirmation")

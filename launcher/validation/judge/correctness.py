@@ -1,4 +1,4 @@
-"""Layer 1: wrong tokens and bytes, and ranks that could not go on; pure."""
+"""The correctness layer: wrong tokens and bytes, and ranks that could not go on; pure."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SITE = {
     ),
     r"(?i)out of memory": (NodeVerdict.SETUP, "U904"),
 }
-"""Last words of a rank that blame the site's software, whatever became of the rank."""
+"""Last words of a rank that show a fault of the site's software, however the rank ended."""
 
 _WRONG = {"pairs": "E302", "alltoall": "E303"}
 
 
 def judge_correctness(suite_run: SuiteRun) -> list[Finding]:
-    """A finding for each check that was wrong, and for each rank that could not go on."""
+    """A finding for each check that failed, and for each rank that could not go on."""
     wrong = [
         Finding(
             NodeVerdict.FAIL,
@@ -66,6 +66,6 @@ def _find_place(text: str) -> str:
 def describe_correctness(suite_run: SuiteRun, spec: Spec) -> str:
     """What the layer could judge."""
     checked = (
-        f"judged: {len(suite_run.checks)} checks against the oracle" if suite_run.checks else "absent: nothing ran"
+        f"judged: {len(suite_run.checks)} checks against the oracle" if suite_run.checks else "absent: no check ran"
     )
-    return checked + ("; FP8 not tested: hidden is no multiple of 128" if spec.workload.hidden % 128 else "")
+    return checked + ("; FP8 is not tested: hidden is not a multiple of 128" if spec.workload.hidden % 128 else "")

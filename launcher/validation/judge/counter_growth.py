@@ -1,4 +1,4 @@
-"""Findings from NVML's counters: growth during the suite run, conditions that are pending, and XID errors; pure.
+"""Findings from NVML's counters: growth during the suite run, pending repairs, and XID errors; pure.
 
 A counter that the driver does not have is not judged.
 """
@@ -12,8 +12,8 @@ from launcher.validation.node import SuiteRun
 _CRC_PER_S = 100.0
 
 _ZERO_TOLERANCE = {
-    "ecc_uncorrectable": ("E401", "{} uncorrectable memory errors while it ran"),
-    "nvlink_recovery": ("E404", "{} recoveries of NVLinks while it ran"),
+    "ecc_uncorrectable": ("E401", "{} uncorrectable memory errors during the validation"),
+    "nvlink_recovery": ("E404", "{} NVLink recoveries during the validation"),
 }
 _PROGRAM_XIDS = ("13", "31", "43", "45")
 """XIDs that the driver's table attributes to the program: exception, page fault, reset channel, preemptive removal."""
@@ -57,9 +57,11 @@ def _judge_gpu(before: Counters, after: Counters, seconds: float) -> list[tuple[
         if after.values.get(name):
             findings.append((NodeVerdict.FAIL, code, text.format(after.values[name])))
     if growth("nvlink_crc") / seconds > _CRC_PER_S:
-        findings.append((NodeVerdict.FAIL, "E405", f"{growth('nvlink_crc') / seconds:.0f} CRC errors a second"))
+        findings.append(
+            (NodeVerdict.FAIL, "E405", f"{growth('nvlink_crc') / seconds:.0f} NVLink CRC errors per second")
+        )
     if growth("nvlink_replay") > 0:
-        findings.append((NodeVerdict.WARN, "E406", f"{growth('nvlink_replay')} replays while it ran"))
+        findings.append((NodeVerdict.WARN, "E406", f"{growth('nvlink_replay')} NVLink replays during the validation"))
     if growth("links_up") < 0:
-        findings.append((NodeVerdict.FAIL, "E103", f"{-growth('links_up')} NVLinks went down while it ran"))
+        findings.append((NodeVerdict.FAIL, "E103", f"{-growth('links_up')} NVLinks went down during the validation"))
     return findings

@@ -1,4 +1,4 @@
-"""What several layers do with findings: grade a share, merge alike findings, and keep the certain ones; pure."""
+"""What several layers share: grading a ratio, merging findings, and selecting the certain ones; pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launcher.validation.codes import Finding, NodeVerdict
 from launcher.validation.config import Band
 
 SLOW = {"pair_copy": "E201", "pair_sm": "E201", "all_to_all": "E204", "dispatch": "E206", "combine": "E207"}
-"""The code of each test that is slow as a whole; GEMMs are those of one GPU (E203)."""
+"""The code of each test that is slow. GEMMs are those of one GPU: E203."""
 
 
 def grade(share: float, band: Band) -> NodeVerdict:
@@ -22,7 +22,7 @@ def describe_band(band: Band) -> str:
 
 
 def merge(findings: list[Finding]) -> list[Finding]:
-    """The worst finding of each code and place, with the number of the others: a slow GPU is one line and not six."""
+    """The worst finding of each code and place, with the number of the others: a slow GPU is one line, not six."""
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.code, finding.where].append(finding)

@@ -1,4 +1,4 @@
-"""The nodes together: what only the fleet can show, what became of nodes without a result; pure."""
+"""The nodes together: those slower than their fleet, and those without a result; pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLEET_Z = 3.5
 """Robust deviations below the median that make an outlier: Iglewicz and Hoaglin, How to Detect and Handle Outliers."""
 
 FLEET_FLOOR = 0.01
-"""Least deviation, as a share of the median: in a fleet of almost equal nodes a trifle would make an outlier."""
+"""Least deviation, as a share of the median: among nearly equal nodes a trifle would make an outlier."""
 
 _DRY_RUN_FLOOR = 0.25
 """The same for ranks without GPUs: processes that share cores scatter by tens of percent."""
@@ -36,7 +36,7 @@ _MAD_SCALE = 1.4826
 
 
 class NodeRow(msgspec.Struct, frozen=True):
-    """One node of the summary. ``node`` may have no file; then ``result`` is None and the reason is Slurm's."""
+    """One node of the summary. ``result`` is None if the node has no file; then the reason is that of its job."""
 
     name: str
     verdict: NodeVerdict
@@ -56,9 +56,9 @@ class NodeRow(msgspec.Struct, frozen=True):
 
     @property
     def drain_reason(self) -> str:
-        """The short reason to drain it, as in NODE.json; empty where there is none.
+        """The short reason to drain it, as in NODE.json; empty if there is none.
 
-        What only the fleet has shown is none: validate these nodes again.
+        A fault that only the fleet shows is no reason: validate that node again.
         """
         if self.result is None or self.verdict not in (NodeVerdict.FAIL, NodeVerdict.HANG):
             return ""
@@ -66,29 +66,29 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """Every row, worst first, and what the fleet layer could do: group of nodes -> what it says."""
+    """Every row, worst first, and the report of the fleet layer for each group of nodes."""
 
     rows: list[NodeRow]
     layer: dict[str, str]
 
     @property
     def verdicts(self) -> list[NodeVerdict]:
-        """Of every node."""
+        """The verdict of every node."""
         return [row.verdict for row in self.rows]
 
     @property
     def has_injected(self) -> bool:
-        """Whether a node had faults injected on purpose."""
+        """Whether any node had faults injected."""
         return any(row.result is not None and row.result.faults for row in self.rows)
 
     @property
     def medians(self) -> dict[str, float]:
-        """Of each rate over the nodes that have it."""
+        """The median of each rate over the nodes that have it."""
         return _medians(self.rows)
 
     @property
     def medians_by_kind(self) -> dict[tuple[object, ...], dict[str, float]]:
-        """The same over the nodes with the same GPUs, links and versions, by Node.fingerprint."""
+        """The same for each group of nodes with the same GPUs, links and versions, by Node.fingerprint."""
         kinds: dict[tuple[object, ...], list[NodeRow]] = defaultdict(list)
         for row in self.rows:
             if row.result is not None:
@@ -105,21 +105,26 @@ def _medians(rows: list[NodeRow]) -> dict[str, float]:
 
 
 def median_rates(result: Node | None) -> dict[str, float]:
-    """A node's rates by key, those of its GPUs and pairs by their median."""
+    """A node's rates by key; where GPUs or pairs have one each, their median."""
     medians: dict[str, list[float]] = defaultdict(list)
     for rate in result.rates if result is not None else []:
         medians[rate.key].append(rate.median)
     return {key: float(np.median(values)) for key, values in medians.items()}
 
 
-def judge_fleet(rows: list[NodeRow]) -> Fleet:
-    """Adds what each node is among its fleet: those with the same GPUs, links and versions.
+def count_nodes(number: int) -> str:
+    """``1 node``, ``2 nodes``."""
+    return f"{number} node" if number == 1 else f"{number} nodes"
 
-    One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). Below -z it is FAIL from 8
-    nodes on and WARN from 4. The limit grows with the number of values that are looked at (a normal tail; Bonferroni at
-    1 %): where nodes differ by 1 % in each rate, 1 to 2 % of healthy fleets of 8 to 64 nodes are flagged. Where they
-    differ by 2 % it is 7 % of fleets of 64 and a third of those of 8, whose MAD is itself uncertain: what only the
-    fleet shows is never a drain.
+
+def judge_fleet(rows: list[NodeRow]) -> Fleet:
+    """The rows with a finding for each node that is slower than its fleet: the same GPUs, links and versions.
+
+    One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). A z below the limit is FAIL
+    with 8 or more nodes and WARN with 4 or more. The limit grows with the number of values tested (a normal tail;
+    Bonferroni at 1 %). Where nodes differ by 1 % in each rate, 1 to 2 % of healthy fleets of 8 to 64 nodes are flagged.
+    Where they differ by 2 %, it is 7 % of fleets of 64 and a third of those of 8, whose MAD is itself uncertain. A
+    fault that only the fleet shows is therefore never a reason to drain.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
@@ -130,23 +135,23 @@ def judge_fleet(rows: list[NodeRow]) -> Fleet:
     for fingerprint, members in sorted(groups.items(), key=lambda item: str(item[0])):
         name = _name_group(fingerprint, groups)
         if len(members) < _WARN_FROM:
-            layer[name] = f"absent: {len(members)} nodes, {_WARN_FROM} are needed"
+            layer[name] = f"absent: {count_nodes(len(members))}, {_WARN_FROM} are needed"
             continue
         slow = find_outliers([median_rates(rows[index].result) for index in members], floor=_floor(rows[members[0]]))
-        layer[name] = f"judged: {len(members)} nodes, {len(slow)} below"
+        layer[name] = f"judged: {count_nodes(len(members))}, {len(slow)} slow"
         for position, outlier in slow.items():
             judged[members[position]] = _add_outlier(judged[members[position]], outlier)
     return Fleet(sorted(judged, key=lambda row: (WORST_FIRST.index(row.verdict), row.name)), layer)
 
 
 def _name_group(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
-    """GPU, number and links; driver and versions too where several groups share these."""
+    """GPU, number and links; also driver and versions if several groups share these."""
     is_unique = sum(other[:3] == fingerprint[:3] for other in groups) == 1
     return ", ".join(str(part) for part in (fingerprint[:3] if is_unique else fingerprint))
 
 
 class Outlier(NamedTuple):
-    """The worst rate of a slow node: which, over the median, robust z, and among how many nodes."""
+    """The worst rate of a slow node: its key, ratio to the median, robust z, and the number of nodes compared."""
 
     key: str
     ratio: float
@@ -183,7 +188,7 @@ def _add_outlier(row: NodeRow, outlier: Outlier) -> NodeRow:
     assert row.result is not None
     verdict = NodeVerdict.FAIL if outlier.num_nodes >= _FAIL_FROM else NodeVerdict.WARN
     message = (
-        f"{outlier.key} is {outlier.ratio:.2f}x the median of {outlier.num_nodes} alike nodes "
+        f"{outlier.key} is {outlier.ratio:.2f}x the median of {outlier.num_nodes} nodes of its kind "
         f"(robust z {outlier.z:.1f})"
     )
     findings = [*row.result.findings, Finding(verdict, "E208", "", message, "fleet")]
@@ -200,13 +205,13 @@ def _add_outlier(row: NodeRow, outlier: Outlier) -> NodeRow:
 
 
 _STATE_VERDICTS = {
-    "TIMEOUT": (NodeVerdict.HANG, "E603", "the job ran into its time limit"),
-    "NODE_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node failed while it was validated"),
+    "TIMEOUT": (NodeVerdict.HANG, "E603", "the job reached its time limit"),
+    "NODE_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node failed during the validation"),
     "BOOT_FAIL": (NodeVerdict.NO_RESULT, "E604", "the node did not boot"),
-    "OUT_OF_MEMORY": (NodeVerdict.SETUP, "U904", "the job was out of memory"),
+    "OUT_OF_MEMORY": (NodeVerdict.SETUP, "U904", "the job ran out of memory"),
     "CANCELLED": (NodeVerdict.SKIPPED, "U905", "the job was cancelled"),
     "PREEMPTED": (NodeVerdict.SKIPPED, "U906", "the job was preempted"),
-    "DEADLINE": (NodeVerdict.SKIPPED, "U907", "its turn did not come before the deadline"),
+    "DEADLINE": (NodeVerdict.SKIPPED, "U907", "the job did not begin before the deadline"),
 }
 
 
@@ -216,15 +221,15 @@ def _judge_state(state: str | None) -> tuple[NodeVerdict, str, str]:
     A state that is not one of Slurm's final ones means that the job may still leave a result.
     """
     if state is not None and state not in ENDED:
-        return NodeVerdict.INCONCLUSIVE, "U916", f"its job is not over yet ({state})"
+        return NodeVerdict.INCONCLUSIVE, "U916", f"the job has not ended ({state})"
     ended = f"the job ended ({state or 'unknown'}) without a verdict"
     return _STATE_VERDICTS.get(state or "", (NodeVerdict.NO_RESULT, "U901", ended))
 
 
 def make_row(name: str, job_id: str | None, state: str | None, result: Node | None, *, began: bool = True) -> NodeRow:
-    """The row of a node: by its file, or by the state of its job where the file is missing or not complete.
+    """The row of a node: by its file, or by the state of its job if the file is missing or incomplete.
 
-    ``began``: whether the job got as far as to run this program; otherwise nothing is known of the node.
+    ``began``: whether the job got as far as running this program; otherwise nothing is known of the node.
     """
     if result is not None and result.complete and state != "OUT_OF_MEMORY":
         return NodeRow(name, result.verdict, result.code, result.reason_short, result.reason, job_id, result)
@@ -235,7 +240,7 @@ def make_row(name: str, job_id: str | None, state: str | None, result: Node | No
     if result is None:
         return NodeRow(name, verdict, code, code, why, job_id)
     faults = select_certain_faults(result.findings)
-    if faults:  # they stand however the job ended
+    if faults:  # they are certain, however the job ended
         headline = choose_headline(faults)
         return NodeRow(name, *headline._replace(reason=f"{headline.reason}; {why}"), job_id, result)
     phase = result.reason.rpartition("in phase ")

@@ -1,4 +1,4 @@
-"""The one finding that a node's verdict stands on, and the short reason to drain the node; pure."""
+"""The finding that decides a node's verdict, and the short reason to drain the node; pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SPEED_LAYERS = ("physics", "reference", "inside", "stability", "context", "flee
 
 
 class Headline(NamedTuple):
-    """``short`` fits the 20 columns that Slurm shows of a reason: code, place and ratio."""
+    """Verdict, code and reason of a node. ``short`` fits the 20 columns of sinfo: code, place and ratio."""
 
     verdict: NodeVerdict
     code: str
@@ -23,8 +23,8 @@ class Headline(NamedTuple):
 def choose_headline(findings: list[Finding]) -> Headline:
     """The first of the worst findings.
 
-    A wrong result goes before a slow one, and a slow GPU before a slow pair or a slow node, which may only follow from
-    it.
+    A wrong result goes before a slow one, and a slow GPU before a slow pair or a slow node, because these may follow
+    from it.
     """
     verdict = worst([finding.verdict for finding in findings])
     if verdict is NodeVerdict.PASS:
@@ -41,9 +41,9 @@ def _rank_consequence(finding: Finding) -> tuple[bool, int]:
 
 
 def drain_reason(node: Node) -> str:
-    """The short reason to drain a node: a fault that needs no confirmation, or that has it. Empty where there is none.
+    """The short reason to drain a node: a fault that is certain or confirmed. Empty if there is none.
 
-    Empty too where faults were injected, and for ranks without GPUs.
+    Empty too if faults were injected, and for ranks without GPUs.
     """
     if node.faults or node.dry_run:
         return ""

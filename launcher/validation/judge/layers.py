@@ -25,8 +25,8 @@ def judge_suite_run(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], dic
     """Every finding of one suite run, and the report of each layer; fleet and confirmation come later."""
     inventory = judge_inventory(suite_run, spec)
     slow, layers = _judge_speed(suite_run, spec)
-    if any(finding.code == "U914" for finding in inventory):  # the floors and links are those of another GPU
-        slow, layers = [], dict.fromkeys(layers, "absent: the GPUs are not those that were named (U914)")
+    if any(finding.code == "U914" for finding in inventory):  # the peaks and floors are those of another GPU
+        slow, layers = [], dict.fromkeys(layers, "absent: the GPUs are not those of hardware=NAME (U914)")
     layers |= {
         "inventory": describe_inventory(suite_run, spec),
         "correctness": describe_correctness(suite_run, spec),
@@ -39,7 +39,7 @@ def judge_suite_run(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], dic
 
 
 def find_certain_faults(suite_run: SuiteRun, spec: Spec) -> list[Finding]:
-    """The faults of a suite run, finished or not, that stand whatever follows: wrong tokens, missing GPUs, counters."""
+    """The faults of a suite run, finished or not, that need no confirmation: wrong tokens, missing GPUs, counters."""
     findings = [*judge_inventory(suite_run, spec), *judge_correctness(suite_run), *judge_growth(suite_run)]
     return select_certain_faults(findings)
 
@@ -57,6 +57,6 @@ def _judge_speed(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], dict[s
         "physics": describe_physics(rates, spec),
         "inside": describe_peers(rates),
         "stability": describe_scatter(rates),
-        "fleet": "absent: one node alone; the fleet's summary judges it",
+        "fleet": "absent: it needs other nodes; the fleet's summary judges it",
         "reference": reference_report,
     }

@@ -32,7 +32,9 @@ def compare_peers(rates: list[Rate], spec: Spec) -> list[Finding]:
 def describe_peers(rates: list[Rate]) -> str:
     """What the layer could judge."""
     return (
-        "judged: copies of each pair and GEMMs of each GPU by the others" if rates else "absent: nothing was measured"
+        "judged: the copies of each pair and the GEMMs of each GPU against the others"
+        if rates
+        else "absent: nothing was measured"
     )
 
 
@@ -58,7 +60,7 @@ def _find_slow_pairs(key: str, medians: dict[str, float], band: Band) -> list[Fi
         others = statistics.median(median for pair, median in medians.items() if pair not in pairs)
         if all(medians[pair] / others < band[0] for pair in pairs):
             ratio = statistics.median(medians[pair] for pair in pairs) / others
-            message = f"{key}: every pair of it is slow, {ratio:.2f}x the other pairs"
+            message = f"{key}: every pair of this GPU is slow, {ratio:.2f}x the other pairs"
             findings.append(Finding(grade(ratio, band), "E203", gpu, message, "inside"))
             slow = {pair: ratio for pair, ratio in slow.items() if pair not in pairs}
     for pair, ratio in slow.items():

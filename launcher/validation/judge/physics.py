@@ -22,7 +22,7 @@ def judge_physics(rates: list[Rate], spec: Spec) -> list[Finding]:
 def describe_physics(rates: list[Rate], spec: Spec) -> str:
     """What the layer could judge, with a clause for each test that has no floor here."""
     if not any(rate.peak for rate in rates):
-        return "absent: no link whose peak is known"
+        return "absent: the links' peak is not known"
     clauses = ["judged"]
     if not spec.has_dispatch_floor:
         clauses.append("dispatch and combine have no floor with this backend, config or workload")
@@ -34,7 +34,7 @@ def describe_physics(rates: list[Rate], spec: Spec) -> str:
 
 
 def describe_link_bytes(suite_run: SuiteRun) -> str:
-    """NVML's count of the bytes on the links over the bytes that the rates are derived from."""
+    """NVML's count of the bytes on the links over ours, from which the rates follow."""
     ratios: dict[str, list[float]] = defaultdict(list)
     for count in suite_run.link_bytes:
         ratios[count.test].append(count.ratio)
@@ -54,13 +54,13 @@ def _judge_shares(rates: list[Rate], spec: Spec) -> list[Finding]:
         if share > 1:
             findings.append(Finding(NodeVerdict.INCONCLUSIVE, "U912", rate.where, message, "physics"))
         elif share < band[0]:
-            message += f", {describe_band(band)} is the floor"
+            message += f", below the floor of {describe_band(band)}"
             findings.append(Finding(grade(share, band), SLOW[rate.test], rate.where, message, "physics"))
     return findings
 
 
 def _find_dips(rates: list[Rate], spec: Spec) -> list[Finding]:
-    """All-to-alls that are slower than the next smaller one. A dry run has none: its processes share cores."""
+    """All-to-alls with less bandwidth than the next smaller one. Dry runs are exempt: their processes share cores."""
     if spec.on_cpu:
         return []
     findings = []

@@ -1,4 +1,4 @@
-"""The reference layer: rates against those of good nodes, learned earlier; pure."""
+"""The reference layer: rates against those of good nodes; pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from launcher.validation.reference import Reference
 TAIL: Band = (0.03, 0.05)
 """How far the deciles of the blocks may lie below the reference's before a warning, and before a fault.
 
-Of 5000 times 24 blocks that scatter by 3 %, as much as is taken for stable, one in a hundred lay 0.9 % below by chance,
-and none 1.7 %. The healthy published nodes lie at most 1.0 % below their own deciles.
+In 5000 simulated nodes with 24 blocks that scatter by 3 %, the limit of stability, chance alone reached 0.9 % in one of
+a hundred and 1.7 % in none. The healthy published nodes reach 1.0 % against their own pooled blocks.
 """
 
 _MIN_BLOCKS = 5
-"""Fewer have no deciles to compare."""
+"""Fewer blocks are too few for deciles."""
 
 
 def compare_with_reference(suite_run: SuiteRun, spec: Spec) -> tuple[list[Finding], str]:
     """Rates below the reference's, and what the layer could judge."""
     if not spec.references:
-        return [], "absent: no stored reference (learn=FILE makes one, reference=FILE uses it)"
+        return [], "absent: no stored reference (learn=FILE writes one, reference=FILE uses it)"
     if suite_run.environment is None:
         return [], "absent: nothing was measured"
     kind = reference.environment_kind(suite_run.environment)

@@ -8,14 +8,14 @@ from launcher.validation.node import Rate
 
 
 def judge_scatter(rates: list[Rate], spec: Spec) -> list[Finding]:
-    """The noisiest rate, where one is too noisy."""
+    """A finding for the noisiest rate, if it is too noisy."""
     noisy = [rate for rate in rates if rate.variation > spec.thresholds.noise(rate.test)]
     if not noisy:
         return []
     rate = max(noisy, key=lambda rate: rate.variation)
     message = (
         f"{rate.key} {rate.where}".strip()
-        + f" scatters by {rate.variation:.1%} over {len(rate.blocks)} blocks, twice as many as planned"
+        + f" scatters by {rate.variation:.1%} even over {len(rate.blocks)} blocks, twice the planned number"
     )
     return [Finding(NodeVerdict.INCONCLUSIVE, "U910", rate.where, message, "stability")]
 

@@ -34,11 +34,11 @@ class Clock:
 
     def out_of_time(self) -> OutOfTimeError:
         """The error to raise when the limit is used up."""
-        return OutOfTimeError(f"not done within its {self._limit_s:.3g} s")
+        return OutOfTimeError(f"not finished within its limit of {self._limit_s:.3g} s")
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Turns a hang into OutOfTimeError where only the phase's limit ended the wait: the rank may just be slow."""
+        """Turns a hang into OutOfTimeError if the phase's limit ended the wait: the rank may merely be slow."""
         try:
             yield
         except RankError as failure:

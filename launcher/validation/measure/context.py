@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 
 class Context:
-    """One suite run in progress. ``suite_run`` holds its results so far and is replaced with each new one.
+    """One suite run in progress. ``suite_run`` holds the results so far; each new result replaces it.
 
-    ``is_usable``: whether phases with ranks can run at all. ``sink`` gets every raw line.
+    ``is_usable``: whether ranks can run here at all. ``sink`` gets every raw line.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class Context:
         self.note(checks=self.suite_run.checks | checks)
 
     def note_trouble(self, trouble: Trouble) -> None:
-        """Adds one thing that the ranks could not do."""
+        """Adds a failure."""
         self.note(troubles=[*self.suite_run.troubles, trouble])
 
     def note_failure(self, phase: str, failed: Failed) -> None:
-        """Adds the failure of a rank, at its GPU. A hang has no place: a silent rank may be the victim of another."""
+        """Adds the failure of a rank, at its GPU. A hang has no place: another rank may have caused it."""
         is_placed = failed.rank is not None and failed.failure is not FailureKind.HANG
         where = f"gpu{self.order[failed.rank]}" if is_placed and failed.rank is not None else ""
         self.note_trouble(Trouble(phase, failed.failure.value, where, failed.message, failed.last_words))
 
     def query_driver(self, clock: Clock, query: Callable[[], T]) -> T:
-        """NVML's response. OutOfTimeError where the phase has less time left than a response may take."""
+        """NVML's response. SilentDriverError if there is none; OutOfTimeError if the limit cut the wait short."""
         may_take_s = _DRIVER_SHARE * self.spec.limits.preflight_s
         given_s = clock.left_s(may_take_s)
         try:
@@ -97,7 +97,7 @@ class Context:
         return Point(backend.name, op, Dtype.BF16 if op is Op.COMBINE else dtype, knobs)
 
     def group_spec(self, dtype: Dtype) -> GroupSpec:
-        """The process group of all ranks that dispatches in ``dtype``."""
+        """The process group of all ranks, dispatching in ``dtype``."""
         return GroupSpec(
             num_ranks=self.spec.gpus,
             device="cpu" if self.spec.on_cpu else "cuda",
@@ -109,7 +109,7 @@ class Context:
         )
 
     def running_group(self, clock: Clock) -> Group:
-        """The ranks, which are started where there are none. StartError when they do not start."""
+        """The ranks, started if there are none. StartError if they do not start."""
         if self._group is None:
             spec, startup_s = self.group_spec(self.spec.workload.dtype), clock.left_s(self.spec.measure.startup_s)
             try:

@@ -1,4 +1,4 @@
-"""Phase 5: what grew in NVML's counters since the preflight, throttling, and XID errors."""
+"""Phase 5: NVML's counters after the other phases, throttling, and XID errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.validation.measure.clock import Clock
 from launcher.validation.measure.context import Context
 
 _THROTTLED_SHARE = 0.01
-"""A GPU counts as throttled from this share of the time of the suite run."""
+"""A GPU counts as throttled if it was for more than this share of the suite run."""
 
 _THROTTLE = {
     "throttle_hardware_thermal_ns": "hardware thermal slowdown",
@@ -20,7 +20,7 @@ _THROTTLE = {
 
 
 def read_counters(context: Context, clock: Clock) -> str | None:
-    """Notes the counters, each GPU's reasons of throttling, and XID errors."""
+    """Notes the counters, why each GPU was throttled, and XID errors."""
     context.end_group()
     after = context.query_driver(clock, context.readings.counters)
     least_ns = _THROTTLED_SHARE * 1e9 * max(time.monotonic() - context.began, 1.0)
@@ -30,7 +30,7 @@ def read_counters(context: Context, clock: Clock) -> str | None:
     }
     context.note(after=after, throttled=throttled)
     context.note(xids=context.query_driver(clock, context.readings.xids))
-    return None if after else "this machine has no GPUs, and so no counters"
+    return None if after else "this machine has no GPUs, hence no counters"
 
 
 def _throttle_reasons(before: Counters, after: Counters, least_ns: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""NVML's link counters against the bytes that we count: two independent counts of the same traffic."""
+"""NVML's link counters against our count of bytes: two independent counts of the same traffic."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SETTLE_S = 0.2
 
 
 class CountedRun(NamedTuple):
-    """The bytes of each GPU, and what was wrong with the tokens meanwhile, None when nothing was."""
+    """The bytes of each GPU, and what was wrong with the tokens meanwhile; None if nothing was."""
 
     link_bytes: list[LinkBytes]
     wrong: str | None
 
 
 class Traffic(NamedTuple):
-    """What one GPU moves in one direction: its counter's name, and the tokens of one call."""
+    """One GPU's traffic in one direction: the name of its counter, and the tokens of one call."""
 
     gpu: int
     direction: str
@@ -43,7 +43,7 @@ def count_bytes(
     counters: Callable[[], list[Counters]],
     deadline_s: float,
 ) -> CountedRun:
-    """Each GPU's bytes out and in while the point runs many times; none where the driver counts none.
+    """Each GPU's bytes out and in while the point runs many times; none if the driver does not count them.
 
     ``order`` is the GPU of each rank, ``tokens[source][destination]`` the layout. A combine sends the tokens back.
     """

@@ -1,4 +1,4 @@
-"""Phases 1 and 2: copies between each pair of GPUs, and all-to-alls of all."""
+"""Phases 1 and 2: copies between each pair of GPUs, and all-to-alls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BLOCKS, _BLOCK_ITERATIONS, _WARMUP = 5, 3, 2
 def measure_pairs(context: Context, clock: Clock) -> str | None:
     """Copies between each pair of GPUs in both directions, by copy engine and by kernel; every byte is compared."""
     if context.spec.on_cpu:
-        return "there are no GPUs, and so no links between them"
+        return "this machine has no GPUs, hence no links"
     for engine in ("copy", "sm"):
         for source, target in itertools.permutations(range(context.spec.gpus), 2):
             _measure_pair(context, clock, engine, source, target)
@@ -50,7 +50,7 @@ def measure_all_to_all(context: Context, clock: Clock) -> str | None:
     ranks = context.spec.gpus
     for size_mib in _CPU_ALLTOALL_MIB if context.spec.on_cpu else context.spec.alltoall_mib:
         size = size_mib * _MIB // ranks * ranks
-        context.running_group(clock)  # its environment tells the peak
+        context.running_group(clock)  # the peak needs the ranks' environment
         _move(
             context,
             clock,
@@ -78,7 +78,7 @@ def _move(
     size: float,
     samples_of: Callable[[list[protocol.Moved]], list[float]],
 ) -> None:
-    """Notes the rate and whether a byte was wrong. Blocks that scatter are followed by as many again.
+    """Notes the rate and whether a byte was wrong. If the blocks scatter, as many again follow.
 
     ``rate`` has no blocks yet; ``size`` is the number of bytes that cross the links in one iteration.
     """

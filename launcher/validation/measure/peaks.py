@@ -1,4 +1,4 @@
-"""The most that the links can carry in one direction, GB/s of payload; None where it is not known."""
+"""The peak of the links in one direction, GB/s of payload; None if it is not known."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from launcher.validation.measure.context import Context
 
 
 def pair_peak(context: Context, gpu: int, other: int) -> float | None:
-    """Of the links between two GPUs."""
+    """The peak between two GPUs."""
     links = context.readings.pair_links(gpu, other) or context.spec.hardware.num_links
     return _multiply(links, _link_rate(context))
 
 
 def gpu_peak(context: Context) -> float | None:
-    """Of all links of one GPU. On a mesh some lead to GPUs that take no part, and these do not count."""
+    """The peak of one GPU. On a mesh, links to GPUs that take no part do not count."""
     environment = context.suite_run.environment
     links = (environment.num_links if environment is not None else None) or context.spec.hardware.num_links
     first, *others = context.order
@@ -21,7 +21,7 @@ def gpu_peak(context: Context) -> float | None:
 
 
 def _link_rate(context: Context) -> float | None:
-    """Payload of one link, from the hardware file. NVML gives the signalling rate: 26.6 where 25 GB/s are payload."""
+    """Payload of one link, from the hardware file. NVML reports the signalling rate, 26.6 GB/s for a payload of 25."""
     environment = context.suite_run.environment
     by_nvml = environment.link_gb_per_s if environment is not None else None
     return context.spec.hardware.link_gb_per_s or by_nvml

@@ -1,4 +1,4 @@
-"""The six phases of a suite run: their order, their limits, and what becomes of a phase that fails; judges nothing."""
+"""The six phases of a suite run: their order, their limits, and how each ended; judges nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_phases(context: Context, *, checkpoint: Callable[[SuiteRun], None], say:
 
 
 def _run_phase(context: Context, name: str, body: Callable[[Context, Clock], str | None]) -> Phase:
-    """The phase as it ended."""
+    """How the phase ended."""
     began = time.monotonic()
     num_troubles = len(context.suite_run.troubles)
     reason = _try_phase(context, name, body)
@@ -60,11 +60,11 @@ def _run_phase(context: Context, name: str, body: Callable[[Context, Clock], str
 
 
 def _try_phase(context: Context, name: str, body: Callable[[Context, Clock], str | None]) -> str | None:
-    """Why the phase was skipped, None when it was not. What ends it early is noted as trouble."""
+    """Why the phase was skipped, None if it was not. A failure that ends it is noted as trouble."""
     if context.is_driver_silent:
-        return "the driver does not response"
+        return "the driver does not respond"
     if not context.is_usable and name != "counters":
-        return "the preflight found that it cannot run here"
+        return "the preflight found that ranks cannot run here"
     limit_s: float = getattr(context.spec.limits, f"{name}_s")
     try:
         return body(context, Clock(limit_s))

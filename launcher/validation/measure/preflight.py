@@ -7,7 +7,7 @@ from launcher.validation.measure.context import Context
 
 
 def take_stock(context: Context, clock: Clock) -> str | None:
-    """Notes what NVML shows. GPUs that are missing or in use keep the other phases from running."""
+    """Notes what NVML shows. The other phases do not run if GPUs are missing or in use."""
     spec = context.spec
     preflight = context.query_driver(clock, context.readings.preflight)
     before = context.query_driver(clock, context.readings.counters)
@@ -16,5 +16,5 @@ def take_stock(context: Context, clock: Clock) -> str | None:
     is_short = (not spec.on_cpu or preflight.is_synthetic) and len(preflight.gpus) < spec.gpus
     context.is_usable = not (is_busy or is_short)
     if spec.on_cpu and not preflight.gpus:
-        return "this machine has no GPUs, so there is nothing to take stock of"
+        return "this machine has no GPUs to take stock of"
     return None

@@ -1,4 +1,4 @@
-"""NVML's readings of the GPUs, before and after the suite run; with machine faults injected where a test wants them."""
+"""NVML's readings of the GPUs, before and after the suite run; for tests also with machine faults injected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SilentDriverError(Exception):
 
 
 def await_response(query: Callable[[], T], *, within_s: float) -> T:
-    """NVML's response to a query. SilentDriverError when it does not come in time.
+    """NVML's response to a query. SilentDriverError if it does not come in time.
 
     Nothing ends a call that is stuck in the kernel: the thread that waits for it stays behind.
     """
@@ -105,7 +105,7 @@ class Nvml:
 
 
 class FaultyReadings:
-    """Readings with machine faults injected. Where there are no GPUs, the faults strike healthy synthetic ones."""
+    """Readings with machine faults injected. On a machine without GPUs these go into healthy synthetic GPUs."""
 
     def __init__(
         self, readings: Readings, faults: Sequence[tuple[str, int]], *, num_gpus: int, hardware: Hardware
@@ -139,7 +139,7 @@ class FaultyReadings:
         return Preflight([gpu] * count, [state] * count, [links] * count, None, None, is_synthetic=True)
 
     def counters(self) -> list[Counters]:
-        """See Readings. Each reading after the first shows the faults' marks."""
+        """See Readings. The faults show from the second reading on."""
         current = self._readings.counters() or [Counters(f"synthetic {gpu}", {}) for gpu in range(self._num_gpus)]
         self._num_readings += 1
         for kind, gpu in self._faults:

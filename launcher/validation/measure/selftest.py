@@ -1,4 +1,4 @@
-"""Injects every fault on this machine and checks that each gets its verdict: validators are themselves buggy."""
+"""Injects every fault on this machine and checks that each gets its verdict: validators have bugs too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.validation.measure.suite import Suite
 
 _SLOW_US = 50_000
 _BLOCKS, _DEADLINE_S = 5, 5.0
-"""Less than a validation takes: the faults are gross."""
+"""Less than a validation takes, because the faults are gross."""
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 def list_cases(spec: Spec) -> list[Case]:
-    """The faults that can be injected here; the last GPU has them."""
+    """The faults that can be injected here, into the last GPU."""
     last = spec.gpus - 1
     gpu = f"gpu{last}"
     return [
@@ -59,7 +59,7 @@ def list_cases(spec: Spec) -> list[Case]:
 
 
 def run(spec: Spec, say: Callable[[str], None]) -> Status:
-    """Every case in turn; EXIT_OK when each got its verdict, code and place."""
+    """Runs every case in turn; EXIT_OK if each got its verdict, code and place."""
     measure = msgspec.structs.replace(spec.measure, deadline_s=_DEADLINE_S)
     spec = msgspec.structs.replace(spec, blocks=_BLOCKS, measure=measure)
     cases = list_cases(spec)

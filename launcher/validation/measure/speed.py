@@ -22,7 +22,7 @@ Tokens = list[list[int]]
 
 
 def measure_speed(context: Context, clock: Clock) -> str | None:
-    """Blocks of dispatch and combine, then of GEMMs; then the bytes on the links where NVML counts them."""
+    """Blocks of dispatch and combine, then of GEMMs; then the bytes on the links, if NVML counts them."""
     spec = context.spec
     tokens = workload.token_matrix(spec.workload, num_ranks=spec.gpus)
     repetitions = _Repetitions(context, tokens)
@@ -32,7 +32,7 @@ def measure_speed(context: Context, clock: Clock) -> str | None:
     is_counted = any(counters.values.get("nvlink_tx_kib") is not None for counters in context.suite_run.before)
     has_failed = any(trouble.phase == "speed" for trouble in context.suite_run.troubles)
     if is_counted and not has_failed:
-        with contextlib.suppress(OutOfTimeError):  # the count is for information: no verdict needs it
+        with contextlib.suppress(OutOfTimeError):  # no verdict needs the count
             _count_link_bytes(context, clock, tokens)
         context.end_group()
     return None
@@ -85,9 +85,9 @@ class _Repetitions:
 
 
 def _blocks(context: Context, repetitions: _Repetitions) -> Iterator[Task]:
-    """Dispatch and combine in turn, then GEMMs: these heat the GPUs up to their power cap, which would slow the others.
+    """Dispatch and combine in turn, then GEMMs: these heat the GPUs to their power cap, which would slow the others.
 
-    Blocks that scatter are followed by as many again.
+    If the blocks scatter, as many again follow.
     """
     spec = context.spec
     for ops in ((Op.DISPATCH, Op.COMBINE), (Op.COMPUTE,)):

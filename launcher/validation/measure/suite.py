@@ -1,4 +1,4 @@
-"""The validation of one node on this machine: one suite run, or two where a finding needs confirmation."""
+"""The validation of one node on this machine: one suite run, or two if a finding needs confirmation."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Suite:
         """The node with its verdict, as written to NODE.json."""
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder / nodes.LINES_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        with contextlib.suppress(OSError):  # without locks in the file system nobody can see that this still runs
+        with contextlib.suppress(OSError):  # on a file system without locks nobody can see that this still runs
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             with contextlib.closing(Appender(descriptor)) as appender:
                 return self._validate(appender)
-        except Exception as error:  # noqa: BLE001  (whatever broke, it must look neither like no result nor like a fault)
+        except Exception as error:  # noqa: BLE001  (whatever broke, the node needs a result, and not that of a fault)
             traceback.print_exc()
             return self._write_broken(error)
         finally:
@@ -90,7 +90,7 @@ class Suite:
             if suite_runs and not self._needs_second(suite_runs[0]):
                 break
             if suite_runs:
-                self._say("a second attempt, in fresh processes and with the GPUs in another order")
+                self._say("second suite run, in fresh processes and with the GPUs in reverse order")
             suite_run = self._run_phases(appender, devices, suite_runs)
             findings, reports = judge_suite_run(suite_run, self._spec)
             layers = layers or reports
@@ -116,12 +116,12 @@ class Suite:
         return self._spec.confirm and any(finding.needs_confirmation for finding in first.findings)
 
     def _find_certain_faults(self) -> list[Finding]:
-        """The faults so far that stand however the validation ends, one for each code and place."""
+        """The certain faults so far, one for each code and place."""
         faults = [fault for suite_run in self._suite_runs for fault in find_certain_faults(suite_run, self._spec)]
         return list({(fault.code, fault.where): fault for fault in faults}.values())
 
     def _write_checkpoint(self, suite_runs: list[SuiteRun]) -> None:
-        """Writes NODE.json as it stands if this process dies now."""
+        """Writes the NODE.json that remains if this process dies now."""
         self._suite_runs = suite_runs
         running = next((phase.name for phase in suite_runs[-1].phases if phase.status == "running"), None)
         reason = f"the validation ended {f'in phase {running}' if running else 'between two phases'}"
@@ -137,7 +137,7 @@ class Suite:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _write_broken(self, error: Exception) -> Node:
-        """The node when the suite cannot go on: a GPU fell off the bus, or we made a mistake."""
+        """Writes the node when the suite cannot go on: a GPU fell off the bus, or we made a mistake."""
         message = f"{type(error).__name__}: {error}"
         if isinstance(error, pynvml.NVMLError_GpuIsLost):
             finding = Finding(NodeVerdict.FAIL, "E101", "", message, "inventory")
@@ -151,7 +151,7 @@ class Suite:
         return self._write(msgspec.structs.replace(node, complete=True, findings=findings))
 
     def _write(self, node: Node) -> Node:
-        """The node with its drain reason, as it now stands in NODE.json."""
+        """The node with its drain reason, as written to NODE.json."""
         node = msgspec.structs.replace(node, drain=drain_reason(node))
         nodes.write(self._folder, node)
         return node

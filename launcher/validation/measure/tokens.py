@@ -1,4 +1,4 @@
-"""Phase 3, the correctness of dispatch and combine; and the records of any tasks that move tokens."""
+"""Phase 3, the correctness of dispatch and combine; and the records of tasks that move tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.validation.measure.context import Context
 from launcher.validation.node import Trouble
 
 BLOCK_ITERATIONS = 10
-"""Samples of one repetition, whose median is one block; the published nodes were measured with as many."""
+"""Samples of one repetition; their median is one block. The published nodes were measured with the same number."""
 
 _CHECK_ITERATIONS = 3
 
@@ -22,7 +22,7 @@ def check_correctness(context: Context, clock: Clock) -> str | None:
     context.end_group()
     for dtype in (Dtype.BF16, Dtype.FP8):
         if context.spec.workload.hidden % 128 and dtype is Dtype.FP8:
-            continue  # FP8 has a scale for every 128 columns; the layer reports that it was not tested
+            continue  # FP8 has a scale per 128 columns; the layer reports that FP8 is not tested
         tasks = [make_task(context, op, dtype, iterations=_CHECK_ITERATIONS) for op in (Op.DISPATCH, Op.COMBINE)]
         for record in measure_tasks(context, clock, "correctness", dtype, tasks):
             context.note_checks({f"correctness: {record.point.op} {dtype}": "ok"})
@@ -38,7 +38,7 @@ def make_task(context: Context, op: Op, dtype: Dtype, *, block: int = 0, iterati
 def measure_tasks(context: Context, clock: Clock, phase: str, dtype: Dtype, tasks: Iterable[Task]) -> Iterator[Record]:
     """The record of each task, up to the first that fails; a task may depend on the records before it.
 
-    Notes the self-test and the failure. OutOfTimeError where the limit ended the tasks.
+    Notes the results of the self-test, and the failure. OutOfTimeError if the limit ended the tasks.
     """
     measure = context.spec.measure
     supervisor = Supervisor(
@@ -58,7 +58,7 @@ def measure_tasks(context: Context, clock: Clock, phase: str, dtype: Dtype, task
                     context.note_checks({label: _name_gpu(context, record.outcome)})
                 return
             yield record
-    clock.left_s()  # raises where the limit ended the tasks
+    clock.left_s()  # raises if the limit ended the tasks
 
 
 def _name_gpu(context: Context, failed: Failed) -> str:

@@ -1,4 +1,4 @@
-"""What a validation leaves for people and for monitoring, from NODES.md to a Nagios line; pure."""
+"""The reports of a validation for people and for monitoring, from NODES.md to a Nagios line; pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from launcher.text import code, table, text
 from launcher.validation import reference
 from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, NodeVerdict, exit_status
-from launcher.validation.judge.fleet import Fleet, NodeRow, median_rates
+from launcher.validation.judge.fleet import Fleet, NodeRow, count_nodes, median_rates
 from launcher.validation.node import Node
 from launcher.validation.reference import Reference
 
@@ -25,15 +25,15 @@ SCHEMA = "deepep-sweep/nodes/1"
 _NAGIOS = {0: "OK", 1: "WARNING", 2: "CRITICAL", 3: "UNKNOWN"}
 _HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
 INJECTED = "Faults were injected on purpose."
-_DRY = "**Dry run: ranks without GPUs. Correctness was tested, speed was not measured.**"
+_DRY_RUN = "**Dry run: ranks without GPUs. Correctness was tested, speed was not measured.**"
 
 
 def markdown(fleet: Fleet, *, run: str, when: str, references: Sequence[Reference] = ()) -> str:
-    """NODES.md: the worst first, what to do, and what was not judged."""
+    """NODES.md: the nodes, worst first, what to do, their rates, and what could not be judged."""
     counts = {verdict: fleet.verdicts.count(verdict) for verdict in WORST_FIRST}
     lines = [f"# Nodes: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}", ""]
     if any(row.result is not None and row.result.dry_run for row in fleet.rows):
-        lines += [_DRY, ""]
+        lines += [_DRY_RUN, ""]
     if fleet.has_injected:
         lines += [f"**{INJECTED}**", ""]
     lines += [f"Validated {text(when)} in {code(run)}.", ""]
@@ -56,7 +56,7 @@ def _actions(fleet: Fleet) -> list[str]:
 
 
 def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
-    """Each node's rates and their shares, a line for each: a fleet has many nodes and few tests."""
+    """One line per node and rate, because a fleet has many nodes and few tests."""
     medians = fleet.medians_by_kind
     rows = [
         [text(row.name), text(key), *_shares(row.result, key, rate, medians[row.result.fingerprint][key], references)]
@@ -69,10 +69,11 @@ def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
     return [
         "## Rates",
         "",
-        "Medians of the blocks, over the GPUs or pairs where there are several; GB/s, or layers a second for compute. "
-        "**of peak**: of the links concerned, one direction. **of fleet**: over the median of the "
-        "nodes with the same GPUs, links and versions. "
-        "**of reference**: over that of the good nodes that it was learned from.",
+        "**rate**: median of the blocks, and of the GPUs or pairs if there are several. "
+        "GB/s; layers per second for compute. "
+        "**of peak**: share of the links' peak in one direction. "
+        "**of fleet**: over the median of the nodes with the same GPUs, links and versions. "
+        "**of reference**: over the median of the good nodes in the reference.",
         "",
         *table(("node", "test", "rate", "of peak", "of fleet", "of reference"), rows),
     ]
@@ -91,7 +92,7 @@ def _shares(result: Node, key: str, rate: float, median: float, references: Sequ
 
 
 def _versions(fleet: Fleet) -> list[str]:
-    """Which nodes have which environment, where they differ."""
+    """The nodes by environment, if their environments differ."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for row in fleet.rows:
         if row.result is not None and row.result.rates:
@@ -103,7 +104,7 @@ def _versions(fleet: Fleet) -> list[str]:
 
 
 def _link_bytes(fleet: Fleet) -> list[str]:
-    """NVML's count of bytes over ours, from which the rates follow."""
+    """NVML's count of bytes over ours, as a check of the rates."""
     rows = []
     for row in fleet.rows:
         ratios: dict[str, list[float]] = {}
@@ -112,7 +113,7 @@ def _link_bytes(fleet: Fleet) -> list[str]:
         rows += [[text(row.name), text(test), f"{min(span):.3f} to {max(span):.3f}"] for test, span in ratios.items()]
     if not rows:
         return []
-    head = ["## NVML's link counters over the bytes of the tokens", "", "The range over GPUs and directions."]
+    head = ["## NVML's link counters over the bytes of the tokens", "", "Range over GPUs and directions."]
     return [*head, "", *table(("node", "test", "NVML / ours"), rows)]
 
 
@@ -123,22 +124,22 @@ def _layers(fleet: Fleet) -> list[str]:
             for gap in _find_gaps(report) if name != "fleet" else ():
                 absent.setdefault(f"{name}: {gap}", []).append(row.name)
     lines = ["## What was not judged", ""]
-    lines += [f"* {text(gap)} ({len(names)} nodes)" for gap, names in sorted(absent.items())]
+    lines += [f"* {text(gap)} ({count_nodes(len(names))})" for gap, names in sorted(absent.items())]
     lines += [f"* fleet, {text(name)}: {text(report)}" for name, report in fleet.layer.items()]
     return [*lines, ""] if len(lines) > 2 else []
 
 
 def _find_gaps(report: str) -> list[str]:
-    """The parts of a layer's report about something that it did not judge: all of it, or clauses at its end."""
+    """The clauses of a layer's report that name something it could not judge."""
     if report.startswith("absent"):
         return [report]
     return [clause for clause in report.split("; ")[1:] if re.search(r"\b(no|not|none)\b", clause)]
 
 
 def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
-    """For each node with a confirmed or certain fault the command that drains it, and the one that takes it back.
+    """For each node with a confirmed or certain fault, the command that drains it and the command that undoes that.
 
-    The code comes first: sinfo shows some 20 characters.
+    The code comes first, because sinfo shows about 20 characters.
     """
     lines = []
     for row in fleet.rows:
@@ -159,7 +160,7 @@ def _drain(fleet: Fleet, *, run: str, when: str) -> list[str]:
     return [
         "## To drain",
         "",
-        "Nothing below was executed. A node that has a reason already (`sinfo -R`) keeps it: look first.",
+        "Nothing below was executed. Check `sinfo -R` first: a node that already has a reason should keep it.",
         "",
         "```",
         *(f"{drain}\n# undo: {undo}" for drain, undo in commands),
@@ -198,7 +199,7 @@ def to_json(fleet: Fleet, *, run: str, when: str, status: int) -> dict[str, Any]
 
 
 def junit(fleet: Fleet) -> str:
-    """A suite for each node: failure for a fault, error for what could not run, skipped for what was not tried."""
+    """JUnit XML, one suite per node: failure is a fault, error could not run, skipped was not tried."""
     document = junitparser.JUnitXml("deepep-sweep validate")
     for row in sorted(fleet.rows, key=lambda row: row.name):
         document.add_testsuite(_make_suite(row))
@@ -237,7 +238,7 @@ def _clean(text: str) -> str:
 
 
 def prometheus(fleet: Fleet) -> str:
-    """For the node exporter's textfile collector."""
+    """Metrics for the node exporter's textfile collector."""
     registry = CollectorRegistry()
     verdict = Gauge(
         "deepep_node_verdict", "1 for the verdict that the node has", ["node", "verdict", "code"], registry=registry
@@ -250,12 +251,15 @@ def prometheus(fleet: Fleet) -> str:
         registry=registry,
     )
     drain = Gauge(
-        "deepep_node_drain", "1 where a certain or confirmed fault is a reason to drain", ["node"], registry=registry
+        "deepep_node_drain",
+        "1 if a certain or confirmed fault is a reason to drain, else 0",
+        ["node"],
+        registry=registry,
     )
     for row in fleet.rows:
         drain.labels(row.name).set(bool(row.drain_reason))
         verdict.labels(row.name, row.verdict.value, row.code).set(1)
-        if row.result is not None:  # what was never validated has no age
+        if row.result is not None:  # a node without a result has no age
             last.labels(row.name).set(datetime.fromisoformat(row.result.ended).timestamp())
         for key, median in median_rates(row.result).items():
             rate.labels(row.name, key).set(median)
@@ -263,7 +267,7 @@ def prometheus(fleet: Fleet) -> str:
 
 
 def nagios(fleet: Fleet, *, strict: bool) -> str:
-    """One line: state, what is wrong with the worst, and performance data."""
+    """The line of a Nagios plugin: state, the worst nodes, and performance data."""
     status = exit_status(fleet.verdicts, strict=strict)
     summary = _describe_good(fleet) if status == EXIT_OK else _describe_worst(fleet)
     data = " ".join(f"{verdict.value.lower()}={fleet.verdicts.count(verdict)}" for verdict in WORST_FIRST)

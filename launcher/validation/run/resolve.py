@@ -1,4 +1,4 @@
-"""From the configuration to a node's Spec: what ``auto`` and null mean here, and what is refused; see validate."""
+"""From the configuration to a node's Spec: resolves ``auto`` and null, and refuses what cannot run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.validation.config import DEEPEP_CONFIG, ON_CPU, Spec
 from launcher.validation.node_faults import check_faults
 
 _CPU_INTERMEDIATE = 1
-"""Width of an expert in a dry run: BF16 products take a CPU long, and there they only tell the ranks apart."""
+"""Width of an expert in a dry run: BF16 products are slow on a CPU, and there they only show slow ranks."""
 
 
 def for_jobs(values: dict[str, Any]) -> Spec:
-    """The Spec of nodes elsewhere: hardware has to be named where this machine has no GPUs."""
+    """The Spec of other nodes. UserError without hardware=NAME if this machine has no GPUs."""
     return _resolve(values, local=False)
 
 
@@ -77,11 +77,11 @@ def _choose_configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[i
 
 
 def _make_hint(violation: Violation, spec: Spec) -> str:
-    """Of a rule that the number of GPUs breaks, the number is to be looked at first: one of them may be missing."""
+    """The hint of a violation; if the number of GPUs breaks the rule, the number first: a GPU may be missing."""
     if violation.key not in ("ep.size", "workload.num_experts"):
         return violation.hint
-    count = f"{spec.gpus} GPUs are " + ("meant" if spec.gpus_named else "seen here")
-    return f"{count}; gpus=N says how many belong here; {violation.hint}"
+    count = f"{spec.gpus} GPUs are " + ("expected" if spec.gpus_named else "seen here")
+    return f"{count}; set gpus=N to the number that belongs here; {violation.hint}"
 
 
 def _check(spec: Spec, backend: Backend) -> None:

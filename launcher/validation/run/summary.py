@@ -1,4 +1,4 @@
-"""Writes the summary of a validation from its files and Slurm's words, and says the exit status."""
+"""The summary of a validation: from the nodes' files and the states of their jobs to reports and an exit status."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def collect(folder: ValidationFolder) -> Fleet:
 
 
 def _query_states(order: Order) -> tuple[dict[str, JobState], str | None]:
-    """The jobs' states, and a word for the state of a job that Slurm does not report."""
+    """The states of the jobs, and what stands for a state that Slurm does not report."""
     if not order.jobs:
         return {}, None
     if not slurm.available():
         return {}, "no Slurm here"
     try:
         return slurm.states(order.jobs.values()), None
-    except SlurmSilentError:  # the states in the order must do
+    except SlurmSilentError:  # the states in order.json must do
         return {}, "Slurm does not answer"
 
 
@@ -68,7 +68,7 @@ def _read_result(folder: ValidationFolder, name: str) -> Node | None:
 
 
 def shown(validate: Callable[[], Status]) -> Status:
-    """The exit status of one validation, that of a usage error where it refuses."""
+    """The exit status of a validation; that of a usage error if it raises UserError."""
     try:
         return validate()
     except UserError as error:
@@ -77,7 +77,7 @@ def shown(validate: Callable[[], Status]) -> Status:
 
 
 def wanted(options: Options) -> ValidationFolder | None:
-    """The folder that report= names; None where nobody wants that. UserError where there is none."""
+    """The folder that report= names; None without report=. UserError if it is not a validation folder."""
     if options.report is None:
         return None
     folder = ValidationFolder(Path(options.report))
@@ -86,14 +86,14 @@ def wanted(options: Options) -> ValidationFolder | None:
 
 
 def refuse_idle(options: Options) -> None:
-    """UserError for what a run that is there would pass over in silence."""
+    """UserError for options that the report of an existing run would ignore."""
     for key in ("self_test", "dry_run"):
         if getattr(options, key):
-            raise UserError(f"run={options.run} is there and is only reported, so that {key} means nothing")
+            raise UserError(f"run={options.run} exists and is only reported: it cannot use {key}")
 
 
 def write(folder: ValidationFolder, options: Options) -> Status:
-    """NODES.md, NODES.json, junit.xml and nodes.prom; the Nagios line on stdout; the exit status."""
+    """Writes NODES.md, NODES.json, junit.xml and nodes.prom, prints the Nagios line, and returns the exit status."""
     fleet = collect(folder)
     ended = [row.result.ended for row in fleet.rows if row.result is not None]
     when = max(ended, default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
