@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launcher.errors import FAILURE, OK, USAGE, UserError
 from launcher.report.writer import UnlikeEnvironmentsError, aggregate
+from launcher.store.records_file import refuse_packed
 from launcher.store.run_folder import RunFolder
 
 _FLAGS = ("strict", "allow_mixed")
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         path, flags = _parsed(given)
         folder = RunFolder.open(path)
-        folder.refuse_packed()
+        refuse_packed(folder)
         status = aggregate(folder, **flags)
     except UnlikeEnvironmentsError as error:
         error.show()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from launcher.config.arguments import drop_removed
 from launcher.errors import OK, USAGE, UserError
 from launcher.store.run_folder import RunFolder
 
@@ -23,7 +24,7 @@ def main() -> None:
     except UserError as error:
         error.show()
         sys.exit(USAGE)
-    kept = [argument for argument in command[1:] if not argument.startswith(("run=", "outputs="))]
+    kept = [argument for argument in drop_removed(command[1:]) if not argument.startswith(("run=", "outputs="))]
     escaped = given[0].replace("\\", "\\\\").replace("'", "\\'")
     sys.argv[1:] = [*kept, f"run='{escaped}'", *given[1:]]
     from launcher import sweep

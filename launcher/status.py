@@ -15,6 +15,7 @@ from rich.console import Console
 
 from launcher.errors import OK, USAGE, UserError
 from launcher.jobs import run_status
+from launcher.store.records_file import refuse_packed
 from launcher.store.run_folder import RunFolder
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK if paths or "--help" in given or "-h" in given else USAGE
     try:
         folder = RunFolder.open(Path(paths[0]))
-        folder.refuse_packed()
+        refuse_packed(folder)
         now = run_status.run_status(folder, folder.plan())
     except UserError as error:
         error.show()

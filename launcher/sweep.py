@@ -64,11 +64,11 @@ def _in_a_row(config: DictConfig) -> int:
         spec, options = schema.spec_from(config)
         command = arguments.command_line(given.task, given.hydra)
         plan, folder = prepare.prepare(spec, options, local=True, command=command)
-        prepare.announce(plan)
+        prepare.print_caveats(plan)
         if folder is not None:
             print(f"run folder: {folder.path}", file=sys.stderr)
             return inline.execute(plan, folder, options)
-        print(prepare.show(plan))
+        print(prepare.describe(plan))
     except KeyboardInterrupt:
         print("interrupted; what was measured is kept: python -m launcher.resume with the run folder", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None

@@ -174,11 +174,11 @@ def _report(given: list[str]) -> int:
 def _completed(given: list[str]) -> list[str]:
     """The arguments with host lists quoted, and on a machine without GPUs a toy workload where none is chosen."""
     from bench.nvml import gpus
-    from launcher.config.arguments import refuse_added
+    from launcher.config.arguments import check_keys
     from launcher.validation.config import refuse_removed
 
     refuse_removed(given)
-    refuse_added(given)
+    check_keys(given)
     given = [_quoted(argument) for argument in given]
     keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
     if keys & {"hardware", "backend", "hydra/launcher"} or gpus.inventory():

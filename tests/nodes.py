@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-from builders import ENVIRONMENT
 
 from bench.nvml.counters import Counters
 from bench.records import Gpu, GpuState
@@ -24,6 +24,7 @@ from launcher.validation.judge.fleet import NodeRow, make_row
 from launcher.validation.judge.headline import choose_headline, drain_reason
 from launcher.validation.judge.layers import LAYERS, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
+from tests.builders import ENVIRONMENT
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
@@ -41,7 +42,7 @@ COUNTED = (
     *("throttle_power_ns", "throttle_thermal_ns", "throttle_software_thermal_ns", "throttle_hardware_thermal_ns"),
     *("throttle_power_brake_ns", "recovery_action"),
 )
-ZEROS = dict.fromkeys(COUNTED, 0) | {"links_up": 18}
+ZEROS: dict[str, int | None] = {**dict.fromkeys(COUNTED, 0), "links_up": 18}
 
 
 @functools.cache
@@ -67,9 +68,8 @@ def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: 
     generator = np.random.default_rng(seed)
 
     def rate(test: str, where: str, per: str, middle: float) -> Rate:
-        factor = scale if isinstance(scale, float) else 1.0
-        for key in (f"{test} {where}", test, where) if isinstance(scale, dict) else ():
-            factor *= scale.get(key, 1.0)
+        factors = scale if isinstance(scale, dict) else {test: scale}
+        factor = math.prod(factors.get(key, 1.0) for key in (f"{test} {where}", test, where))
         blocks = middle * factor * (1 + noise * generator.standard_normal(24))
         unit, peak = ("layers/s", None) if test == "compute" else ("GB/s", PEAK)
         return Rate(test, where, per, unit, [round(float(block), 3) for block in blocks], peak)
@@ -103,7 +103,7 @@ def attempt(**changes: Any) -> SuiteRun:
 
 def grown(gpu: int, **changes: int) -> list[Counters]:
     """The counters afterwards, when something grew on one GPU."""
-    return [Counters(f"GPU-{at}", ZEROS | (changes if at == gpu else {})) for at in range(4)]
+    return [Counters(f"GPU-{at}", {**ZEROS, **(changes if at == gpu else {})}) for at in range(4)]
 
 
 def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
@@ -173,3 +173,7 @@ def good(count: int, *, factor: float = 1.0) -> list[Node]:
 
 def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
     return reference.learn(good(count, factor=factor), learned="2026-11-24", program="0.1.0")
+
+
+def phases(node: Node) -> dict[str, str]:
+    return {phase.name: phase.status for phase in node.suite_runs[0].phases}

@@ -15,8 +15,10 @@ from launcher.analysis.choice import Choice, choose
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_unjudged
 from launcher.config.plan import FINAL, Plan, Planned
+from launcher.store.accounting import Accounting
+from launcher.store.records_file import Damaged
 from launcher.store.results_file import Cost, Counts
-from launcher.store.run_folder import Accounting, Damaged, Manifest
+from launcher.store.run_folder import Manifest
 from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows, RunRecords, in_measured_order
 
 

@@ -1,4 +1,4 @@
-"""What the command line means before Hydra reads it."""
+"""The command line before Hydra reads it, and Hydra's errors as one line."""
 
 from __future__ import annotations
 
@@ -10,44 +10,62 @@ from pathlib import Path
 from bench.nvml import gpus
 from launcher.errors import UserError
 
+REMOVED = {
+    "hydra.launcher.poll_s": "it backs off from 2 to 8 s",
+    "search.finalists_per_group": "up to 2 configs of a group reach the final",
+}
+"""Keys of earlier versions, and what holds now."""
+
 _SMALL = ("workload=small", "grid=smoke", "measure=quick", "search.rounds=2", "search.final_groups=2")
-_DECIDED = ("hardware", "backend", "hydra/launcher")
-_ONLY_ASKING = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
-_MAY_BE_ADDED = ("grid.", "hydra")
-"""What there are more of than the schema knows: the knobs of a backend, and Hydra's own."""
+"""The toy workload of a dry run: four processes on two cores take minutes for a real one."""
+
+_MACHINE_KEYS = ("hardware", "backend", "hydra/launcher")
+_ASKING = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
+"""Flags that measure nothing."""
+
+_ADDABLE = ("grid.", "hydra")
+"""Prefixes of keys that the schema does not list: knobs of a backend, and Hydra's own."""
 
 _NUMBER_CHOICE = re.compile(r"^(\+?ep)=(\d+(?:,\d+)*)$")
 
 
-def complete_arguments(given: Sequence[str]) -> list[str]:
-    """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs the dry run's groups.
+def complete_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs a toy workload.
 
-    UserError for a key that is added, ``+KEY``, and that nothing would read.
-
-    The dry run gets a toy workload, since four processes on two cores take minutes for a real one. It is only filled
-    in where the command line leaves a group open and chooses neither hardware, backend nor launcher.
+    The toy workload fills only the groups that the arguments leave open, and only if they choose neither hardware,
+    backend nor launcher. UserError as in ``check_keys``.
     """
-    refuse_added(given)
-    quoted = [_quote_choice(argument) for argument in given]
-    keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
-    if keys & {*_DECIDED, *_ONLY_ASKING} or gpus.inventory():
+    check_keys(arguments)
+    quoted = [_quote_choice(argument) for argument in arguments]
+    keys = {_key(argument) for argument in arguments}
+    if keys & {*_MACHINE_KEYS, *_ASKING} or gpus.inventory():
         return quoted
-    return quoted + [override for override in _SMALL if override.partition("=")[0] not in keys]
+    return quoted + [override for override in _SMALL if _key(override) not in keys]
 
 
-def refuse_added(given: Sequence[str]) -> None:
-    """UserError for ``+KEY`` that nothing would read: Hydra adds it, and a typo would pass in silence."""
-    for argument in given:
-        if argument.startswith("+") and not argument.lstrip("+").startswith(_MAY_BE_ADDED):
+def check_keys(arguments: Sequence[str]) -> None:
+    """UserError for a key of an earlier version, and for ``+KEY`` that nothing reads: Hydra would add a typo."""
+    for argument in arguments:
+        if _key(argument) in REMOVED:
+            raise UserError(_removed_message(_key(argument)), hint="leave it out")
+        if argument.startswith("+") and not argument.lstrip("+").startswith(_ADDABLE):
             raise UserError(f"{argument} adds a key that nothing reads", hint="without +; --help lists the keys")
 
 
-def make_output_folder(given: Sequence[str]) -> None:
-    """Makes the folder that Hydra and new run folders are made in. UserError where that cannot be."""
-    if set(given) & set(_ONLY_ASKING):
+def drop_removed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of an earlier version's command without removed keys, each with a line on stderr."""
+    for argument in arguments:
+        if _key(argument) in REMOVED:
+            print(f"dropped {argument}: {_removed_message(_key(argument))}", file=sys.stderr)
+    return [argument for argument in arguments if _key(argument) not in REMOVED]
+
+
+def make_output_folder(arguments: Sequence[str]) -> None:
+    """Makes the folder of Hydra and of new run folders. UserError if that fails."""
+    if set(arguments) & set(_ASKING):
         return
-    named = [argument.partition("=")[2] for argument in given if argument.startswith("outputs=")]
-    folder = Path(named[-1].strip("'\"") if named else "outputs") / ".hydra"
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("outputs=")]
+    folder = Path(values[-1].strip("'\"") if values else "outputs") / ".hydra"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,10 +75,35 @@ def make_output_folder(given: Sequence[str]) -> None:
 
 
 def one_line_message(error: Exception) -> str:
-    """One line of what Hydra or OmegaConf says, with the reason that it keeps behind, without advice to add keys."""
-    said = " ".join(str(error).split()).partition(" To append to your config")[0].rstrip(".")
+    """An error of Hydra or OmegaConf as one line, with its cause and without advice to add keys."""
+    message = " ".join(str(error).split()).partition(" To append to your config")[0].rstrip(".")
+    for key in REMOVED:
+        if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
+            file = re.match(r"In '[^']*': ", message)
+            return (file[0] if file else "") + _removed_message(key)
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")
-    return said if not cause or cause in said else f"{said}: {cause}"
+    return message if not cause or cause in message else f"{message}: {cause}"
+
+
+def command_line(overrides: Sequence[str] = (), hydra_overrides: Sequence[str] = ()) -> list[str]:
+    """This command, with the toy workload if one was filled in.
+
+    For one of several sweeps (ep=2,4) it is the command of that sweep, with its ``overrides``: it can be resumed by
+    itself.
+    """
+    if all(override in sys.argv for override in overrides):
+        return ["deepep-sweep", *sys.argv[1:]]
+    kept = [override for override in hydra_overrides if not override.startswith("hydra.mode=")]
+    return ["deepep-sweep", "-m", *kept, *overrides]
+
+
+def _key(argument: str) -> str:
+    """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _removed_message(key: str) -> str:
+    return f"{key} is no longer an option ({REMOVED[key]})"
 
 
 def _quote_choice(argument: str) -> str:
@@ -69,14 +112,3 @@ def _quote_choice(argument: str) -> str:
     if not match:
         return argument
     return f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
-
-
-def command_line(overrides: Sequence[str] = (), of_hydra: Sequence[str] = ()) -> list[str]:
-    """The command as it was given, with what this machine filled in.
-
-    Where it meant several sweeps (ep=2,4), that of the one with these overrides, so that it can be resumed by itself.
-    """
-    if all(override in sys.argv for override in overrides):
-        return ["deepep-sweep", *sys.argv[1:]]
-    kept = [override for override in of_hydra if not override.startswith("hydra.mode=")]
-    return ["deepep-sweep", "-m", *kept, *overrides]

@@ -18,8 +18,10 @@ from bench.stats import Interval
 from bench.workload import Workload
 from launcher.errors import UserError
 from launcher.store import results_v1
+from launcher.store.accounting import Accounting
+from launcher.store.records_file import Damaged
 from launcher.store.revision import Revision
-from launcher.store.run_folder import Accounting, Damaged, RunFolder
+from launcher.store.run_folder import RunFolder
 
 SCHEMA: Final = "deepep-sweep/results/2"
 LIBRARY_DEFAULT: Final = "library"

@@ -1,4 +1,4 @@
-"""Which code runs: its commit, its digest, its version, and the copy that jobs run."""
+"""The code that runs: its commit, its digest, its version, and the copy that jobs run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ import msgspec
 from bench import records
 from launcher import ROOT
 
+_NAME = "deepep-sweep"
+_PROJECT = "pyproject.toml"
+_PACKAGES = ("bench", "launcher", "conf")
+
 
 class Revision(msgspec.Struct, frozen=True):
-    """The code that ran: its commit, and whether files differed from it, both None outside a git checkout.
+    """The code that ran: its commit, and whether files differed from it. Both are None outside a git checkout.
 
-    ``code`` is a hash of the program's own files (``code_digest``), which every installation has.
+    ``code`` is a hash of the program's own files (``code_digest``); every installation has one.
     """
 
     commit: str | None
@@ -26,15 +30,8 @@ class Revision(msgspec.Struct, frozen=True):
     code: str
 
 
-_NAME = "deepep-sweep"
-
-
-_PROJECT = "pyproject.toml"
-_PACKAGES = ("bench", "launcher", "conf")
-
-
-def revision() -> Revision:
-    """The commit of this source tree, None for both when it is not a git checkout."""
+def read_revision() -> Revision:
+    """The revision of the program that runs."""
     code = code_digest()
     if not (ROOT / ".git").exists():
         return Revision(None, None, code)
@@ -54,12 +51,8 @@ def code_digest() -> str:
     return records.digest([[str(file.relative_to(ROOT)), file.read_text()] for file in files])
 
 
-def _git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def version() -> str:
-    """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
+def read_version() -> str:
+    """The version of the program: from the checkout that runs, else from the installation; "unknown" without either."""
     checkout = ROOT / _PROJECT
     project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
     if project.get("name") == _NAME:
@@ -71,9 +64,9 @@ def version() -> str:
 
 
 def snapshot_code(to: Path) -> None:
-    """Copies the packages that a job needs, so that a node runs what was submitted, whatever changes here later.
+    """Copies the packages that a job needs: a node runs the code of the submission, whatever changes here later.
 
-    The copy that a run began with is kept: a resumed run must not mix two versions of the program.
+    An existing copy is kept: a resumed run must not mix two versions of the program.
     """
     if to.is_dir():
         return
@@ -82,6 +75,10 @@ def snapshot_code(to: Path) -> None:
     for package in (*_PACKAGES, "hydra_plugins"):
         if (ROOT / package).is_dir():
             shutil.copytree(ROOT / package, partial / package, ignore=ignore, dirs_exist_ok=True)
-    if (ROOT / _PROJECT).is_file():  # it names the version
+    if (ROOT / _PROJECT).is_file():  # the copy reads its version there
         shutil.copy(ROOT / _PROJECT, partial)
     partial.rename(to)
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from builders import command
 
 from bench.nvml import counters, gpus
 from launcher.validation import node as node_files
 from launcher.validation.node import Node
+from tests.builders import command
 
 pytestmark = [
     pytest.mark.gpu,

@@ -97,7 +97,7 @@ class Nvml:
 
     def xids(self) -> list[str]:
         """See Readings."""
-        return self._watch.heard() if self._watch is not None else []
+        return self._watch.read_errors() if self._watch is not None else []
 
     def pair_links(self, gpu: int, other: int) -> int | None:
         """See Readings."""

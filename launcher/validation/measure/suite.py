@@ -172,8 +172,8 @@ class Suite:
             backend=self._spec.backend,
             num_gpus=self._spec.gpus,
             dry_run=self._spec.on_cpu,
-            program=revision.version(),
-            revision=revision.revision(),
+            program=revision.read_version(),
+            revision=revision.read_revision(),
             suite_runs=suite_runs,
             faults=self._faults,
         )

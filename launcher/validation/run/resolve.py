@@ -33,15 +33,15 @@ def for_here(values: dict[str, Any]) -> Spec:
 
 def _resolve(values: dict[str, Any], *, local: bool) -> Spec:
     requested = msgspec.convert(values | {"gpus": values["gpus"] or 0, "references": _read_references(values)}, Spec)
-    hardware = machine.hardware(requested.hardware, local=local)
-    counted = machine.num_gpus() if local else 0
+    hardware = machine.resolve_hardware(requested.hardware, local=local)
+    counted = machine.count_gpus() if local else 0
     gpus = requested.gpus or counted or hardware.gpus_per_node or 4
     on_cpu = hardware.name == "cpu"
     if local and not on_cpu and not counted:
         raise UserError(
             f"hardware={hardware.name} needs GPUs, this machine has none", hint="hardware=cpu tests without them"
         )
-    backend_name = machine.backend(requested.backend, hardware, local=local)
+    backend_name = machine.resolve_backend(requested.backend, hardware, local=local)
     backend = BACKENDS[backend_name]
     thresholds, workload = requested.thresholds, requested.workload
     if on_cpu:

@@ -42,10 +42,10 @@ def _query_states(order: Order) -> tuple[dict[str, JobState], str | None]:
     """The states of the jobs, and what stands for a state that Slurm does not report."""
     if not order.jobs:
         return {}, None
-    if not slurm.available():
+    if not slurm.is_available():
         return {}, "no Slurm here"
     try:
-        return slurm.states(order.jobs.values()), None
+        return slurm.query_jobs(order.jobs.values()), None
     except SlurmSilentError:  # the states in order.json must do
         return {}, "Slurm does not answer"
 
@@ -124,7 +124,7 @@ def _write_reference(fleet: Fleet, file: Path, when: str) -> None:
         for row in fleet.rows
         if row.result is not None and row.verdict in (NodeVerdict.PASS, NodeVerdict.WARN) and not row.result.faults
     ]
-    learned = reference.learn(good, learned=when, program=revision.version())
+    learned = reference.learn(good, learned=when, program=revision.read_version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:
