@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,16 +151,6 @@ ON_CPU = {
 """Thresholds of a dry run: processes that share cores scatter by tens of percent, so only gross faults show."""
 
 
-REMOVED_KEYS = {
-    "block_iterations": "10",
-    "thresholds.dip": "0.95",
-    "thresholds.fleet_floor": "0.01",
-    "thresholds.fleet_z": "3.5",
-    "thresholds.shape": "[0.03,0.05]",
-}
-"""Keys of earlier versions, with the values of the constants that replaced them."""
-
-
 DEEPEP_CONFIG = [64, 8, 256]
 """num_sms, nvl_chunk and nvl_buffer of the speed phase: valid for any number of ranks; on H100s and H200s half of the
 links' peak or more."""
@@ -225,14 +214,6 @@ class Options(msgspec.Struct, frozen=True):
     outputs: str
     dry_run: bool
     self_test: bool
-
-
-def refuse_removed(given: Sequence[str]) -> None:
-    """UserError for a key of an earlier version that is a constant now."""
-    for argument in given:
-        key = argument.partition("=")[0].lstrip("+~")
-        if key in REMOVED_KEYS:
-            raise UserError(f"{key} is no longer an option (it is fixed at {REMOVED_KEYS[key]})")
 
 
 def register() -> None:

@@ -179,6 +179,8 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),
+        (["block_iterations=3"], "error: block_iterations is no longer an option (it is fixed at 10)\n"),
+        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option (it is fixed at 0.95)\n"),
     ],
 )
 def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(
