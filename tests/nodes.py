@@ -19,8 +19,10 @@ from launcher.validation import node as nodes
 from launcher.validation import reference
 from launcher.validation.config import Spec, from_config
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import NodeRow, row_of
-from launcher.validation.judge.layers import LAYERS, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.judge.confirmation import confirm_findings
+from launcher.validation.judge.fleet import NodeRow, make_row
+from launcher.validation.judge.headline import choose_headline, drain_reason
+from launcher.validation.judge.layers import LAYERS, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
 from tests.builders import ENVIRONMENT
 
@@ -108,9 +110,9 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
     """The node as its job would have left it."""
     found = [judge_suite_run(one, of) for one in attempts]
     seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
-    findings, confirmation = conclude(seen, confirm=of.confirm)
+    findings, confirmation = confirm_findings(seen, confirm=of.confirm)
     layers = found[0][1] | {"confirmation": confirmation}
-    verdict, code, short, reason = headline(findings)
+    verdict, code, short, reason = choose_headline(findings)
     made = Node(
         verdict=verdict,
         reason_short=short,
@@ -130,7 +132,7 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
         revision=Revision(commit=None, dirty=None, code="0" * 16),
         findings=findings,
         layers={layer: layers[layer] for layer in LAYERS if layer in layers},
-        attempts=seen,
+        suite_runs=seen,
         faults=list(faults),
     )
     return replace(made, drain=drain_reason(made))
@@ -151,11 +153,11 @@ def there(**changes: Any) -> Preflight:
 
 
 def row(node: Node) -> NodeRow:
-    return row_of(node.node, node.job_id, "COMPLETED", node)
+    return make_row(node.node, node.job_id, "COMPLETED", node)
 
 
-def fleet_of(*found: Node, spec: Spec) -> fleet.Fleet:
-    return fleet.judge_fleet([row(one) for one in found], spec.thresholds)
+def fleet_of(*found: Node) -> fleet.Fleet:
+    return fleet.judge_fleet([row(one) for one in found])
 
 
 def faulty(name: str, spec: Spec) -> Node:
@@ -174,4 +176,4 @@ def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
 
 
 def phases(node: Node) -> dict[str, str]:
-    return {phase.name: phase.status for phase in node.attempts[0].phases}
+    return {phase.name: phase.status for phase in node.suite_runs[0].phases}

@@ -11,8 +11,13 @@ from bench.nvml import gpus
 from launcher.errors import UserError
 
 REMOVED = {
+    "block_iterations": "it is fixed at 10",
     "hydra.launcher.poll_s": "it backs off from 2 to 8 s",
     "search.finalists_per_group": "up to 2 configs of a group reach the final",
+    "thresholds.dip": "it is fixed at 0.95",
+    "thresholds.fleet_floor": "it is fixed at 0.01",
+    "thresholds.fleet_z": "it is fixed at 3.5",
+    "thresholds.shape": "it is fixed at [0.03,0.05]",
 }
 """Keys of earlier versions, and what holds now."""
 

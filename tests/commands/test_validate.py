@@ -39,7 +39,7 @@ def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped
     assert done.stdout.startswith("DEEPEP OK - dry run without GPUs: 1 node passes")
     assert done.stderr.startswith("This is a dry run on CPUs")
     node = node_files.read(folder / "nodes" / socket.gethostname() / "NODE.json")
-    phases = {phase.name: phase for phase in node.attempts[0].phases}
+    phases = {phase.name: phase for phase in node.suite_runs[0].phases}
     assert {name: phase.status for name, phase in phases.items()} == {
         "preflight": "skipped",
         "pairs": "skipped",
@@ -49,7 +49,7 @@ def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped
         "counters": "skipped",
     }
     assert all(phase.reason for phase in phases.values() if phase.status == "skipped")
-    checks = node.attempts[0].checks
+    checks = node.suite_runs[0].checks
     assert {name for name in checks if name.startswith("correctness: ") and checks[name] == "ok"} >= {
         "correctness: dispatch bf16",
         "correctness: combine bf16",
@@ -108,7 +108,10 @@ def test_a_run_that_is_not_there_is_not_measured_when_a_report_is_wanted(run_mod
     for more in ([], ["-m", "hydra/launcher=submitit_slurm"]):
         done = run_module("launcher.validate", *more, f"outputs={tmp_path}", f"report={tmp_path / 'gone'}")
         assert (done.returncode, done.stdout) == (64, "")
-        assert done.stderr == f"error: {tmp_path / 'gone'} is no validation: No such file or directory: order.json\n"
+        assert (
+            done.stderr
+            == f"error: {tmp_path / 'gone'} is not a validation folder: No such file or directory: order.json\n"
+        )
         assert not (tmp_path / "gone").exists()
 
 
@@ -117,13 +120,13 @@ def test_what_five_good_nodes_do_is_learned_from_their_files_and_judges_the_next
 ):
     """They are this machine, a hundred times slower, so that it passes whatever else it does; and a sixth failed."""
     known = node_files.read(dry[1] / "nodes" / socket.gethostname() / "NODE.json")
-    (measured,) = known.attempts
+    (measured,) = known.suite_runs
     slowly = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
     names = [f"gpu{number}" for number in range(1, 7)]
     folder = ValidationFolder.create(tmp_path, tmp_path / "paper")
     folder.note(Order(1, 0.0, ["deepep-validate"], ValidationFolder(dry[1]).order().spec, names))
     for name in names:
-        made = replace(known, node=name, attempts=[replace(measured, rates=slowly)])
+        made = replace(known, node=name, suite_runs=[replace(measured, rates=slowly)])
         made = replace(made, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else made
         node_files.write(folder.of(name), made)
     file = tmp_path / "reference.json"
@@ -161,21 +164,23 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["nodes=gpu1"], "nodes and node_state choose nodes of Slurm"),
         (["hardware=h200"], "hardware=h200 needs GPUs, this machine has none"),
         (["gpus=1"], "gpus must be at least 2"),
-        (["gpus=3"], "3 GPUs are meant; gpus=N says how many belong here"),
+        (["gpus=3"], "3 GPUs are expected; set gpus=N to the number that belongs here"),
         (["blocks=6,1"], "blocks must be at least 5"),
         (["blocs=9"], "blocs"),
         (["hardware=h300"], "h300"),
         (["faults=[slowly@1:x]"], "KIND@RANK:TEXT"),
         (["report=outputs", "run=outputs"], "so that run=outputs means nothing"),
         (["report=outputs", "thresholds.fleet_z=0.1"], "so that thresholds.fleet_z=0.1 means nothing"),
-        (["faults=['hang@9:dispatch']"], "is for GPU 9, and there are 4, from 0 on"),
-        (["faults=['foreign@4:']"], "is for GPU 4, and there are 4, from 0 on"),
+        (["faults=['hang@9:dispatch']"], "is for GPU 9, but the GPUs are 0 to 3"),
+        (["faults=['foreign@4:']"], "is for GPU 4, but the GPUs are 0 to 3"),
         (["faults=['die@0:nosuch']"], "names no phase: preflight, pairs, "),
         (["alltoall_mib=[]"], "alltoall_mib must hold sizes of at least 1 MiB"),
         (["limits.job_min=0"], "limits.job_min must be above 0"),
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),
+        (["block_iterations=3"], "error: block_iterations is no longer an option (it is fixed at 10)\n"),
+        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option (it is fixed at 0.95)\n"),
     ],
 )
 def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(

@@ -34,7 +34,6 @@ SMALL = (
     "measure.deadline_s=5",
     "measure.startup_s=30",
     "blocks=5",
-    "block_iterations=3",
     "gpus=4",
     "hydra.launcher.gpus_per_node=4",
 )
@@ -148,7 +147,7 @@ def test_the_slow_gpu_is_named_twice_and_by_the_fleet_too(validation: Validation
     assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E208", "")}
     node = json.loads((validation.folder / "nodes" / "gpu2" / "NODE.json").read_bytes())
     assert [attempt["order"] for attempt in node["attempts"]] == [[0, 1, 2, 3], [3, 2, 1, 0]]
-    assert "saw" in node["layers"]["confirmation"]
+    assert "reproduced" in node["layers"]["confirmation"]
 
 
 def test_what_died_says_in_which_phase(validation: Validation):

@@ -13,7 +13,7 @@ from launcher.validation import node as node_files
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import row_of
+from launcher.validation.judge.fleet import make_row
 from launcher.validation.run import node_reports
 from launcher.validation.run.folder import Order, ValidationFolder
 from tests import nodes
@@ -43,7 +43,7 @@ def test_of_64_nodes_the_three_that_are_a_tenth_slower_are_found_and_healthy_fle
     false_alarms = 0
     for seed in range(1000):
         slow = {seed % 64, (seed * 7 + 1) % 64, (seed * 13 + 2) % 64}
-        found = set(fleet.outliers(on_paper(slow, seed=seed), spec.thresholds))
+        found = set(fleet.find_outliers(on_paper(slow, seed=seed)))
         assert found >= slow
         false_alarms += bool(found - slow)
     assert false_alarms <= 11
@@ -74,9 +74,7 @@ def test_a_small_fleet_warns_and_a_smaller_one_is_not_judged(spec: Spec):
         of = [
             attempt(rates=rates(scale=A_TENTH_SLOWER if number == 0 else 1.0, seed=number)) for number in range(count)
         ]
-        found = fleet.judge_fleet(
-            [row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)], spec.thresholds
-        )
+        found = fleet.judge_fleet([row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)])
         return found.rows[0].verdict, next(iter(found.layer.values()))
 
     assert verdicts(8)[0] is NodeVerdict.FAIL
@@ -88,7 +86,7 @@ def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
     members = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
     odd = judged(attempt(rates=rates(scale=A_TENTH_SLOWER), environment=newer), of=spec, name="odd")
-    found = fleet.judge_fleet([row(one) for one in (*members, odd)], spec.thresholds)
+    found = fleet.judge_fleet([row(one) for one in (*members, odd)])
     assert all(one.verdict is NodeVerdict.PASS for one in found.rows)
     assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(found, run="r", when="now")
 
@@ -114,7 +112,7 @@ def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     ],
 )
 def test_a_node_without_a_file_gets_what_slurm_says_of_its_job(state: str | None, expected: tuple[str, str]):
-    found = row_of("gpu1", "7", state, None)
+    found = make_row("gpu1", "7", state, None)
     assert (found.verdict.value, found.code) == expected
 
 
@@ -124,7 +122,7 @@ def test_a_job_that_never_came_to_validate_tells_nothing_of_its_node_unless_slur
         (None, ("SETUP", "U918")),
         ("NODE_FAIL", ("NO_RESULT", "E604")),
     ):
-        found = row_of("gpu1", "7", state, None, began=False)
+        found = make_row("gpu1", "7", state, None, began=False)
         assert (found.verdict.value, found.code) == expected
 
 
@@ -134,8 +132,8 @@ def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itse
     new = [
         judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
     ]
-    found = fleet.judge_fleet([row(one) for one in (*old, *new)], spec.thresholds)
-    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 below"]
+    found = fleet.judge_fleet([row(one) for one in (*old, *new)])
+    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 slow"]
     said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
     assert len(said_of) == 6
     assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in said_of), said_of
@@ -156,6 +154,6 @@ def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Co
         "gpu3": ("INCONCLUSIVE", "U916"),
     }
     reasons = {one["node"]: one["reason"] for one in summary["nodes"]}
-    assert reasons["gpu2"] == "its job is not over yet (RUNNING)"
+    assert reasons["gpu2"] == "the job has not ended (RUNNING)"
     ages = re.findall(r'last_run_timestamp_seconds\{node="(\w+)"', (folder.path / "nodes.prom").read_text())
     assert ages == ["gpu1"]

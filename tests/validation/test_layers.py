@@ -12,8 +12,8 @@ from bench.records import GpuState
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import row_of
-from launcher.validation.judge.layers import certain_faults
+from launcher.validation.judge.fleet import make_row
+from launcher.validation.judge.layers import find_certain_faults
 from launcher.validation.node import Node, Rate, Trouble
 from launcher.validation.run import node_reports
 from tests import nodes
@@ -69,7 +69,7 @@ def test_slowness_that_two_attempts_see_is_a_fault_in_its_place(name: str, spec:
     node = judged(*slow, of=spec)
     assert said(node) == ("FAIL", code)
     assert place(node) == where
-    assert node.layers["confirmation"].startswith("judged: the second attempt")
+    assert node.layers["confirmation"].startswith("judged: the second suite run")
 
 
 @pytest.mark.parametrize("name", TWICE)
@@ -79,7 +79,7 @@ def test_slowness_that_only_one_attempt_saw_is_inconclusive_and_never_a_drain(na
         node = judged(*pair, of=spec)
         assert said(node) == ("INCONCLUSIVE", "U911")
         assert TWICE[name][1] in node.reason
-        assert node_reports.drain_lines(fleet.judge_fleet([row(node)], spec.thresholds), run="r", when="") == []
+        assert node_reports.drain_lines(fleet.judge_fleet([row(node)]), run="r", when="") == []
 
 
 def test_one_wrong_token_is_a_fault_at_once_and_names_the_gpu(spec: Spec):
@@ -206,7 +206,7 @@ def test_what_the_site_or_we_did_wrong_is_setup_and_never_a_drain(kind: str, mes
     troubled = [attempt(troubles=[Trouble("correctness", kind, "gpu1", message)], number=number) for number in (0, 1)]
     node = judged(*troubled, of=spec)
     assert said(node) == ("SETUP", code)
-    assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
 
 
 def test_a_job_without_gpus_and_a_wrong_name_for_all_of_them_are_setup(spec: Spec):
@@ -219,8 +219,10 @@ def test_gpus_that_pci_shows_and_nvml_does_not_are_a_warning_where_nobody_said_h
     counted = replace(spec, gpus_named=False)
     fewer = judged(attempt(preflight=there(pci_gpus=8)), of=counted)
     assert said(fewer) == ("WARN", "E101")
-    assert fewer.reason == "PCI shows 8 NVIDIA GPUs, NVML 4; gpus=N says how many are meant"
-    assert fewer.layers["inventory"] == ("absent: how many GPUs belong here is not known (4 seen); gpus=N says it")
+    assert fewer.reason == "PCI shows 8 NVIDIA GPUs, NVML 4; set gpus=N to the number that belongs here"
+    assert fewer.layers["inventory"] == (
+        "absent: the number of GPUs that belong here is not known (4 seen); set gpus=N"
+    )
     for of, number in ((spec, 8), (counted, 4), (counted, None)):
         assert said(judged(attempt(preflight=there(pci_gpus=number)), of=of)) == ("PASS", "")
     assert judged(attempt(), of=spec).layers["inventory"] == "judged: 4 GPUs, 4 expected"
@@ -240,7 +242,7 @@ def test_every_gpu_with_another_number_of_links_is_another_machine_than_was_name
     node = judged(*slow, of=spec)
     assert said(node) == ("SETUP", "U914")
     assert node.reason == "every GPU has 12 NVLinks, h200 has 18"
-    assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
+    assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
     one = [replace(there().gpus[0], num_links=12), *there().gpus[1:]]
     assert said(judged(attempt(preflight=there(gpus=one, links_up=[12, 18, 18, 18])), of=spec)) == ("FAIL", "E103")
 
@@ -274,7 +276,7 @@ def test_an_all_to_all_has_a_floor_at_the_size_at_which_it_was_seen_and_dips_by_
 
 def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: Spec):
     cut = replace(faulty("gpu1", spec), complete=False, reason="the validation ended in phase pairs")
-    found = fleet.judge_fleet([row_of("gpu1", "7", "TIMEOUT", cut)], spec.thresholds)
+    found = fleet.judge_fleet([make_row("gpu1", "7", "TIMEOUT", cut)])
     assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.HANG, "E603")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
@@ -282,14 +284,14 @@ def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: S
 def cut_off(**changes: Any) -> Node:
     """The file of a job that ended in its first attempt, as the last checkpoint left it."""
     made = judged(attempt(**changes), of=nodes.spec(), name="gpu1")
-    sure = certain_faults(made.attempts[0], nodes.spec())
+    sure = find_certain_faults(made.suite_runs[0], nodes.spec())
     return replace(made, complete=False, findings=sure, reason="the validation ended in phase speed")
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "RUNNING", None])
 def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: str | None, spec: Spec):
     wrong = cut_off(checks={"correctness: combine bf16": "gpu3: 2 of 8158 received tokens are wrong"})
-    found = fleet.judge_fleet([row_of("gpu1", "7", state, wrong)], spec.thresholds)
+    found = fleet.judge_fleet([make_row("gpu1", "7", state, wrong)])
     (one,) = found.rows
     assert (one.verdict, one.code, one.where) == (NodeVerdict.FAIL, "E301", "gpu3")
     assert "tokens are wrong; " in one.reason
@@ -306,7 +308,7 @@ def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: s
     ],
 )
 def test_a_doubtful_fault_of_a_job_that_was_cut_off_is_none(changes: dict[str, Any], spec: Spec):
-    found = fleet.judge_fleet([row_of("gpu1", "7", "PREEMPTED", cut_off(**changes))], spec.thresholds)
+    found = fleet.judge_fleet([make_row("gpu1", "7", "PREEMPTED", cut_off(**changes))])
     assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.SKIPPED, "U906")
     assert node_reports.drain_lines(found, run="r", when="") == []
 
@@ -317,25 +319,25 @@ def test_what_nobody_looked_at_twice_and_what_was_injected_is_never_a_drain(spec
     assert said(once) == ("FAIL", "E203")
     injected = replace(faulty("gpu1", spec), faults=["slow=9000@2:compute"])
     for node in (once, injected):
-        assert node_reports.drain_lines(fleet_of(node, spec=spec), run="r", when="") == []
-    found = fleet_of(injected, faulty("gpu2", spec), spec=spec)
+        assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
+    found = fleet_of(injected, faulty("gpu2", spec))
     assert [drain.split()[2] for drain, _ in node_reports.drain_lines(found, run="r", when="")] == ["NodeName=gpu2"]
     assert "Faults were injected on purpose." in node_reports.markdown(found, run="r", when="")
     written = node_reports.to_json(found, run="r", when="", status=2)
     assert written["note"] == "Faults were injected on purpose."
     assert {one["node"]: one["faults"] for one in written["nodes"]} == {"gpu1": ["slow=9000@2:compute"], "gpu2": []}
-    assert node_reports.to_json(fleet_of(once, spec=spec), run="r", when="", status=2)["note"] == ""
+    assert node_reports.to_json(fleet_of(once), run="r", when="", status=2)["note"] == ""
 
 
 def test_a_certain_fault_beside_an_unconfirmed_one_is_the_reason_to_drain(spec: Spec):
     both = attempt(rates=rates(scale={"compute gpu2": 0.71}), after=grown(3, ecc_uncorrectable=1))
-    found = fleet_of(judged(both, of=replace(spec, confirm=False), name="gpu1"), spec=spec)
+    found = fleet_of(judged(both, of=replace(spec, confirm=False), name="gpu1"))
     ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
     assert "Reason='EPV:E401:gpu3 [" in drain
 
 
 def test_out_of_memory_is_setup_whatever_the_ranks_that_were_killed_made_of_it(spec: Spec):
-    found = row_of("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
+    found = make_row("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
     assert (found.verdict, found.code) == (NodeVerdict.SETUP, "U904")
 
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import row_of
+from launcher.validation.judge.fleet import make_row
 from launcher.validation.run import node_reports
 from tests.nodes import (
     HOSTILE,
@@ -28,7 +28,7 @@ from tests.nodes import (
 
 
 def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: Spec):
-    found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec), spec=spec)
+    found = fleet_of(faulty("gpu017", spec), judged(attempt(), of=spec))
     ((drain, undo),) = node_reports.drain_lines(
         found, run="outputs/20261124-101500-nodes-8f3a", when="2026-11-24 10:15 UTC"
     )
@@ -47,11 +47,11 @@ def test_a_confirmed_fault_suggests_a_drain_with_its_undo_line_code_first(spec: 
 def test_hostile_names_and_reasons_break_no_output(spec: Spec):
     wrong = {"speed: dispatch bf16": f"gpu1: {HOSTILE}"}
     node = judged(attempt(checks=wrong), of=spec, name=HOSTILE)
-    found = fleet_of(node, spec=spec)
+    found = fleet_of(node)
     text = node_reports.markdown(found, run=HOSTILE, when="now")
     assert "<script>" not in re.sub("`+[^`]*`+|```.*?```", "", text, flags=re.DOTALL)
     assert node_reports.drain_lines(found, run=HOSTILE, when="now") == []  # nobody can be meant by such a name
-    named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE), spec=spec)
+    named = fleet_of(replace(node, node="gpu1", reason_short=HOSTILE))
     (commands,) = node_reports.drain_lines(named, run=HOSTILE, when="now")
     assert [len(shlex.split(command)) for command in commands] == [5, 4]
     assert not any(set(command) & set("\n\x00\x07") for command in commands)
@@ -64,8 +64,8 @@ def test_hostile_names_and_reasons_break_no_output(spec: Spec):
 
 def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec: Spec):
     rows = [row(faulty("bad", spec)), row(judged(attempt(), of=spec, name="fine"))]
-    rows += [row_of("lost", "9", "NODE_FAIL", None), fleet.skipped("down", "U908", "Slurm has it down")]
-    found = fleet.judge_fleet(rows, spec.thresholds)
+    rows += [make_row("lost", "9", "NODE_FAIL", None), fleet.make_skipped_row("down", "U908", "Slurm has it down")]
+    found = fleet.judge_fleet(rows)
     file = io.BytesIO(node_reports.junit(found).encode())
     suites = {suite.name: suite for suite in junitparser.JUnitXml.fromfile(file)}
     counts = {name: (suite.failures, suite.errors, suite.skipped) for name, suite in suites.items()}
@@ -73,7 +73,7 @@ def test_junit_tells_a_fault_from_what_could_not_run_and_what_was_not_tried(spec
 
 
 def test_prometheus_reads_verdicts_rates_and_the_time(spec: Spec):
-    found = fleet_of(faulty("gpu1", spec), spec=spec)
+    found = fleet_of(faulty("gpu1", spec))
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(node_reports.prometheus(found))

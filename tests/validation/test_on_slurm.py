@@ -15,11 +15,11 @@ from tests import nodes
 
 
 def test_a_fault_for_one_node_is_none_for_another():
-    from launcher.validation.node_faults import own_faults
+    from launcher.validation.node_faults import select_faults
 
     texts = ["gpu1/slow@0:", "gpu2/hang@1:combine", "segfault@3:"]
-    assert own_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
-    assert [Fault.parse(text).rank for text in own_faults(texts, "gpu2")] == [1, 3]
+    assert select_faults(texts, "gpu2") == ["hang@1:combine", "segfault@3:"]
+    assert [Fault.parse(text).rank for text in select_faults(texts, "gpu2")] == [1, 3]
 
 
 def test_host_lists_are_those_of_clustershell():
