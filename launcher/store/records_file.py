@@ -117,7 +117,7 @@ def refuse_packed(folder: RunFolder) -> None:
     if packed:
         raise UserError(
             f"the records of {folder.path} are packed: {packed[0].relative_to(folder.path)}",
-            hint=f"gunzip --keep {shlex.quote(str(folder.shards))}/*/records.jsonl.gz",
+            hint=f"gunzip --keep --recursive {shlex.quote(str(folder.path))}",
         )
 
 

@@ -264,7 +264,7 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
     dispatch.
     """
 
-    schema: str = SCHEMA
+    schema: Literal["deepep-sweep/results/2"] = SCHEMA
     program: str | None = None
     command: list[str]
     started: str | None

@@ -45,7 +45,7 @@ def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: C
         assert (process.returncode, process.stdout) == (2, "")
         assert process.stderr == (
             f"error: the records of {folder} are packed: shards/0000/records.jsonl.gz\n"
-            f"hint: gunzip --keep {folder}/shards/*/records.jsonl.gz\n"
+            f"hint: gunzip --keep --recursive {folder}\n"
         )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
