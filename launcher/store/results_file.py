@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
 from launcher.store.revision import Revision
 from launcher.store.run_folder import RunFolder
+from launcher.store.versions import Version, read_version, refuse_newer
 
 SCHEMA: Final = "deepep-sweep/results/2"
 LIBRARY_DEFAULT: Final = "library"
@@ -310,23 +311,6 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
         return next((library for library in self.libraries if library.name == name), None)
 
 
-class _Versioned(msgspec.Struct, frozen=True):
-    schema: str = ""
-
-
-class Version(NamedTuple):
-    """What a ``schema`` member names: a format and its major version."""
-
-    format: str
-    major: int
-
-    @classmethod
-    def parse(cls, schema: str) -> Version | None:
-        """``deepep-sweep/results/2`` as (deepep-sweep/results, 2); None for any other form."""
-        name, slash, major = schema.rpartition("/")
-        return cls(name, int(major)) if slash and major.isdecimal() else None
-
-
 def encode(results: SavedResults) -> bytes:
     """The content of the file."""
     return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
@@ -348,10 +332,11 @@ def read(file: Path) -> SavedResults:
 def decode(file: Path, content: bytes) -> SavedResults:
     """The document in the content of ``file``. UserError as in ``read``."""
     try:
-        major = _major(file, msgspec.json.decode(content, type=_Versioned).schema)
-        if major == 1:
-            return msgspec.convert(_upgraded(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
-        return msgspec.json.decode(content, type=SavedResults)
+        _check_format(file, content)
+        refuse_newer(str(file), content, known=SCHEMA)
+        if read_version(content)[1] == Version.parse(SCHEMA):
+            return msgspec.json.decode(content, type=SavedResults)
+        return msgspec.convert(_upgraded(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not a RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
 
@@ -360,18 +345,11 @@ def _upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     return results_v1.upgrade(document) | {"schema": SCHEMA}
 
 
-def _major(file: Path, schema: str) -> int:
-    """The major version that a file names. UserError when this program cannot read it."""
-    known, written = Version.parse(SCHEMA), Version.parse(schema)
-    assert known is not None
-    if written is None or written.format != known.format:
+def _check_format(file: Path, content: bytes) -> None:
+    """UserError for JSON of another format."""
+    written, known = read_version(content)[1], Version.parse(SCHEMA)
+    if written is None or known is None or written.format != known.format or written.major < 1:
         raise UserError(f"{file} is not a RESULTS file: its schema is not {SCHEMA}", hint="RUN/RESULTS_EP4.json is one")
-    if not 1 <= written.major <= known.major:
-        raise UserError(
-            f"{file} has schema {schema}, this program reads up to {SCHEMA}",
-            hint="use the version of the program that wrote it, or aggregate the run again with this one",
-        )
-    return written.major
 
 
 def schema() -> bytes:

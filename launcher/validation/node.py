@@ -13,8 +13,8 @@ from bench.records import Environment, Gpu, GpuState
 from launcher.errors import UserError
 from launcher.store.files import write_atomic
 from launcher.store.revision import Revision
+from launcher.store.versions import refuse_newer
 from launcher.validation.codes import Finding, NodeVerdict
-from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/node/1"
 PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")

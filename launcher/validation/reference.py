@@ -12,8 +12,8 @@ import numpy as np
 
 from bench.records import Environment
 from launcher.errors import UserError
+from launcher.store.versions import refuse_newer
 from launcher.validation.node import Node, Rate
-from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5

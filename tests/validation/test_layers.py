@@ -183,7 +183,7 @@ def test_a_gpu_that_throttles_only_in_the_second_attempt_is_still_seen_twice(spe
 
 
 def test_a_rank_that_hangs_and_cannot_even_be_killed_is_a_hang_and_not_somebody_elses_process(spec: Spec):
-    hung = attempt(troubles=[Trouble("alltoall", "hang", "", "no answer within 20 s from rank 1")])
+    hung = attempt(troubles=[Trouble("alltoall", "hang", "", "no response within 20 s from rank 1")])
     left = attempt(preflight=there(states=[GpuState(1980, 300.0, 40, [], 1), *there().states[1:]]), rates=[], number=1)
     assert said(judged(hung, left, of=spec)) == ("HANG", "E601")
     slow = attempt(rates=rates(scale={"compute gpu2": 0.8}))
