@@ -38,6 +38,13 @@ class Choice(msgspec.Struct, frozen=True):
     picks: dict[str, Pair]
     own_tuning: Pair | None
 
+    def overlap_of(self, pair: Pair) -> Overlap | None:
+        """What was measured beside GEMMs of this pair, or else of the sweep's best with the same shared knobs."""
+        same = [overlap for overlap in self.overlaps if overlap.pair.shared == pair.shared]
+        exact = [overlap for overlap in same if overlap.pair.same_configs(pair)]
+        chosen = [overlap for overlap in same if self.default is None or not overlap.pair.same_configs(self.default)]
+        return next(iter([*exact, *chosen]), None)
+
 
 def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
     """The decisions that follow from the results of the plan's backend."""

@@ -7,16 +7,16 @@ import time
 from collections import Counter
 
 from launcher.analysis.measurements import Failure
-from launcher.analysis.results import Results
 from launcher.config.plan import FINAL
+from launcher.report.report import Report
 from launcher.text import code, table, text
 
 _MAX_FAILURES = 50
 
 
-def points(results: Results) -> list[str]:
+def points(report: Report) -> list[str]:
     """Planned, measured, failed, missing, and what was refused when planning."""
-    counts = results.counts
+    results, counts = report.results, report.results.counts
     lines = [
         "## Points",
         "",
@@ -36,18 +36,19 @@ def points(results: Results) -> list[str]:
     return lines
 
 
-def failures(results: Results) -> list[str]:
+def failures(report: Report) -> list[str]:
     """Every failure up to fifty; the rest is in the RESULTS file."""
-    if not results.failures:
+    every = report.results.failures
+    if not every:
         return []
-    kinds = Counter(failure.kind for failure in results.failures)
+    kinds = Counter(failure.kind for failure in every)
     lines = [f"## Failures: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}", ""]
     lines += table(
         ("point", "kind", "phase", "rank", "what happened"),
-        [_failure_row(failure) for failure in results.failures[:_MAX_FAILURES]],
+        [_failure_row(failure) for failure in every[:_MAX_FAILURES]],
     )
-    if len(results.failures) > _MAX_FAILURES:
-        lines += [f"{len(results.failures) - _MAX_FAILURES} more are in the RESULTS file.", ""]
+    if len(every) > _MAX_FAILURES:
+        lines += [f"{len(every) - _MAX_FAILURES} more are in the RESULTS file.", ""]
     return lines
 
 
@@ -56,8 +57,9 @@ def _failure_row(failure: Failure) -> list[str]:
     return [code(failure.point.label), text(failure.kind), text(failure.phase), rank, text(failure.message)]
 
 
-def trust(results: Results) -> list[str]:
+def trust(report: Report) -> list[str]:
     """What checks the measurement itself: timer, routings, stability, cost, odd GPUs, unreadable lines."""
+    results = report.results
     lines = ["## Checks", ""]
     empty = sorted(value for check in results.self_checks for value in check.empty_op_us)
     if empty:
@@ -90,9 +92,9 @@ def _place(shard: int) -> str:
     return "Final" if shard == FINAL else f"Shard {shard}"
 
 
-def columns(results: Results) -> list[str]:
+def columns(report: Report) -> list[str]:
     """What each column of the tables means, with its formula."""
-    peak = results.peak_gb_per_s
+    peak = report.results.peak_gb_per_s
     return [
         "## What the columns say",
         "",
@@ -108,13 +110,13 @@ def columns(results: Results) -> list[str]:
         "all links of one GPU, one direction.",
         "* **round trip us**: dispatch + combine; its interval is Student's, over the groups of the final that "
         "measured both.",
-        *_columns_beside(results),
+        *_columns_beside(report),
         "",
     ]
 
 
-def _columns_beside(results: Results) -> list[str]:
-    if not results.choice.overlaps:
+def _columns_beside(report: Report) -> list[str]:
+    if not report.results.choice.overlaps:
         return []
     return [
         "* **alone us**: round trip us, without GEMMs.",
@@ -128,8 +130,9 @@ def _columns_beside(results: Results) -> list[str]:
     ]
 
 
-def provenance(results: Results) -> list[str]:
+def provenance(report: Report) -> list[str]:
     """Command, revision, dates, hosts and versions."""
+    results = report.results
     manifest, environment = results.manifest, results.environment
     revision = manifest.revision.commit or "unknown"
     dirty = " with local changes" if manifest.revision.dirty else ""

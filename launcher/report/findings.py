@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,59 +16,8 @@ from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
-
-
-class Layer(msgspec.Struct, frozen=True):
-    """What one MoE layer waits for, in microseconds.
-
-    Forward: the whole dispatch, with layout and exchange of counts, since no handle exists yet, and a combine.
-    Backward: a dispatch with the forward pass's handle (what a combine becomes), and a combine (what a dispatch does).
-    """
-
-    forward_us: float
-    backward_us: float
-
-
-class Effect(msgspec.Struct, frozen=True):
-    """What a model's MoE layers wait for, a rank and before any overlap.
-
-    ``has_whole``: whether the whole dispatch was measured; else the forward pass counts one with a handle.
-    """
-
-    model: str
-    num_layers: int
-    default: Layer
-    optimal: Layer
-    has_whole: bool
-
-    @property
-    def forward_ms(self) -> tuple[float, float]:
-        """Of a forward pass, with the default and with the optimal config."""
-        return self._ms(self.default.forward_us), self._ms(self.optimal.forward_us)
-
-    @property
-    def training_ms(self) -> tuple[float, float]:
-        """The same of a training step: forward and backward."""
-        default, optimal = self.default, self.optimal
-        return self._ms(default.forward_us + default.backward_us), self._ms(optimal.forward_us + optimal.backward_us)
-
-    def _ms(self, layer_us: float) -> float:
-        return self.num_layers * layer_us / 1000
-
-
-def effect(results: Results) -> Effect | None:
-    """For the model whose layers were measured; None without a verdict, and for dry runs, whose times say nothing."""
-    choice, workload = results.choice, results.plan.spec.workload
-    if results.plan.is_dry or choice.verdict is None or choice.default is None or choice.optimal is None:
-        return None
-    has_whole = choice.default.full is not None and choice.optimal.full is not None
-    default, optimal = (_layer(pair, has_whole=has_whole) for pair in (choice.default, choice.optimal))
-    return Effect(workload.name, workload.num_moe_layers, default, optimal, has_whole)
-
-
-def _layer(pair: Pair, *, has_whole: bool) -> Layer:
-    whole = pair.full if has_whole and pair.full is not None else pair.dispatch
-    return Layer(forward_us=whole.median_us + pair.combine.median_us, backward_us=pair.round_trip_us)
+from launcher.report.report import Report
+from launcher.text import text
 
 
 def findings(results: Results) -> list[str]:
@@ -87,6 +35,14 @@ def findings(results: Results) -> list[str]:
     )
     parts = (_failures,) if results.plan.spec.ep.share_gpus else (*timed, _failures)
     return [sentence for part in parts for sentence in part(results)]
+
+
+def section(report: Report) -> list[str]:
+    """The findings as a numbered list."""
+    if not report.findings:
+        return []
+    lines = [f"{number}. {text(finding)}" for number, finding in enumerate(report.findings, start=1)]
+    return [f"## {report.findings_title}", "", *lines, ""]
 
 
 def _verdict(results: Results) -> Iterator[str]:
@@ -228,15 +184,6 @@ def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, without: int) -
     return float(np.median(ratios[several])) if several.any() else None
 
 
-def overlap_of(choice: Choice, pair: Pair) -> Overlap | None:
-    """What was measured beside GEMMs of this pair, or else of the sweep's best with the same shared knobs."""
-    same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
-    exact = [one for one in same if one.pair.same_configs(pair)]
-    default = choice.default
-    chosen = [one for one in same if default is None or not one.pair.same_configs(default)]
-    return next(iter([*exact, *chosen]), None)
-
-
 def _overlap(results: Results) -> Iterator[str]:
     """Which answer is for whom, what the wrong one costs, and what cannot be told."""
     choice = results.choice
@@ -270,7 +217,7 @@ def _beside(choice: Choice, overlapped: Pair) -> Iterator[str]:
 
 def _cost_beside(choice: Choice, fastest: Pair) -> Iterator[str]:
     """Against a pick that the compared pass had no part in: who is picked by a pass looks faster in it than it is."""
-    taken = overlap_of(choice, fastest)
+    taken = choice.overlap_of(fastest)
     found = None if taken is None else _ratio(taken.by_round, choice.overlap_held_out)
     if found is None:
         return

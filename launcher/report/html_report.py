@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jinja2
@@ -11,12 +11,10 @@ import msgspec
 
 from bench.backends import BACKENDS
 from bench.records import Point
-from bench.stats import Interval
-from launcher import text
-from launcher.analysis.measurements import Measurement
 from launcher.analysis.results import Results
-from launcher.config import plan
-from launcher.report import findings, optimal_configs
+from launcher.report import effect, heading, pair_tables, picks
+from launcher.report.report import Report
+from launcher.text import knobs_text
 
 Cell = str | float | None
 
@@ -29,73 +27,48 @@ class Column(NamedTuple):
     is_number: bool
 
 
-def html(results: Results, *, pictures: Mapping[str, str], mixed: str = "", said: Sequence[str] | None = None) -> str:
-    """The whole page; ``pictures`` are SVG texts by file name. Whatever a name or an error contains stays text.
-
-    ``mixed`` says of a run in unlike environments which of them the page is about. ``said``: its findings, if known.
-    """
+def html(report: Report) -> str:
+    """The whole page. Whatever a name or an error contains stays text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launcher.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    results = report.results
     table = {"columns": _columns(results), "rows": list(_rows(results))}
     return environment.get_template("report.html").render(
+        report=report,
         results=results,
         spec=results.plan.spec,
         choice=results.choice,
         verdict=results.choice.verdict,
-        named=list(_named(results)),
-        findings=findings.findings(results) if said is None else said,
-        effect=findings.effect(results),
-        picks=optimal_configs.picks(results.choice),
-        warnings=[*([mixed] if mixed else []), *_warnings(results)],
-        means_nothing=optimal_configs.means_nothing(results),
-        findings_title=optimal_configs.findings_title(results),
-        device=results.environment.device if results.environment else "nothing yet",
-        pictures={}
-        if optimal_configs.means_nothing(results)
-        else {_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
+        named_columns=pair_tables.COLUMNS,
+        named=pair_tables.named_rows(results) if report.has_times else [],
+        effect_columns=effect.COLUMNS,
+        effect=effect.effect(results),
+        pick_columns=picks.COLUMNS,
+        picks=picks.rows(results.choice) if report.has_times else [],
+        warnings=_warnings(report),
+        pictures={_title(name): _data(svg) for name, svg in sorted(report.pictures.items(), reverse=True)}
+        if report.has_times
+        else {},
         table=_embedded(table),
-        knobs=text.knobs_text,
+        knobs=knobs_text,
     )
 
 
-def _warnings(results: Results) -> list[str]:
+def _warnings(report: Report) -> list[str]:
     """What must be read before any number."""
-    found = []
-    if results.plan.is_dry:
-        found.append(plan.NOT_A_MEASUREMENT)
-    if results.plan.spec.ep.share_gpus:
-        found.append(plan.SHARED_GPUS)
-    if note := optimal_configs.objective_note(results):
-        found.append(note)
+    results = report.results
+    warnings = [report.environments_note] if report.environments_note else []
+    warnings += heading.caveats(report)
     if results.counts.missing:
-        found.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
-    found += results.unfinished
+        warnings.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
+    warnings += results.unfinished
     if results.lacks_final:
-        found.append("Groups of the final are missing: the result may flatter its winner.")
-    return found + results.flags
-
-
-class Named(NamedTuple):
-    """A row of the first table: an operation, or a round trip, which has no config of its own."""
-
-    name: str
-    median_us: float
-    ci95_us: Interval | None
-    operation: Measurement | None = None
-
-
-def _named(results: Results) -> Iterator[Named]:
-    """The rows of the first table."""
-    choice = results.choice
-    for name, pair in (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)):
-        if pair is not None:
-            for one in (pair.dispatch, pair.combine):
-                yield Named(f"{name} {one.point.op}", one.median_us, one.ci95_us, one)
-            yield Named(f"{name} round trip", pair.round_trip_us, pair.round_trip_ci95_us)
+        warnings.append("Groups of the final are missing: the result may flatter its winner.")
+    return warnings + results.flags
 
 
 def _columns(results: Results) -> list[Column]:

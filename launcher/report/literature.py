@@ -6,7 +6,7 @@ import msgspec
 
 from bench.records import Dtype, Op
 from bench.workload import Workload
-from launcher.analysis.results import Results
+from launcher.report.report import Report
 from launcher.text import table, text
 
 
@@ -37,8 +37,9 @@ _ALL = (
 )
 
 
-def section(results: Results) -> list[str]:
+def section(report: Report) -> list[str]:
     """What others published for this shape beside what was measured here, each labelled."""
+    results = report.results
     spec, optimal = results.plan.spec, results.choice.optimal
     known = _of(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
     if not known or results.plan.is_dry or spec.ep.share_gpus:

@@ -10,7 +10,8 @@ from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, MISSING, OK, UserError
-from launcher.report import findings, html_report, optimal_configs, results_json
+from launcher.report import findings, html_report, optimal_configs, results_json, summary
+from launcher.report.report import Report, file_name
 from launcher.store import results_file, table
 from launcher.store.accounting import read_accounting
 from launcher.store.attempts import find_unfinished
@@ -57,31 +58,30 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     ]
     drawing = _drawing(folder, parts[0]) if draw else None
     for number, part in enumerate(parts):
-        file = folder.path / optimal_configs.file_name(folder.results_file(plan.spec.ep.size).name, number)
+        file = folder.path / file_name(folder.results_file(plan.spec.ep.size).name, number)
         write_atomic(file, results_file.encode(results_json.document(part)))
-    all_said = [findings.findings(part) for part in parts]
+    all_findings = [findings.findings(part) for part in parts]
     if drawing is not None:
         drawing.join()
         if drawing.exitcode:
             raise RuntimeError(f"drawing ended with status {drawing.exitcode}; its traceback stands above")
     pictures = {file.name: file.read_text() for file in sorted(folder.path.glob("*.svg"))}
-    shown = [pictures if part is parts[0] else {} for part in parts]
-    texts, summaries = [], []
-    for number, (part, own, said) in enumerate(zip(parts, shown, all_said, strict=True)):
-        html = html_report.html(part, pictures=own, mixed=_mixed(parts, number, differing), said=said)
-        write_atomic(folder.path / optimal_configs.file_name("report.html", number), html)
-        texts.append(optimal_configs.markdown(part, pictures=sorted(own), number=number, said=said))
-        summaries.append(optimal_configs.summary(part, number=number, said=said))
-    write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(summaries))
-    write_atomic(folder.report_file, "\n---\n\n".join(texts))
+    reports = [
+        Report(part, sentences, {} if number else pictures, number, _environments_note(parts, number, differing))
+        for number, (part, sentences) in enumerate(zip(parts, all_findings, strict=True))
+    ]
+    for each in reports:
+        write_atomic(folder.path / each.file_name("report.html"), html_report.html(each))
+    write_atomic(folder.path / "SUMMARY.md", "\n---\n\n".join(map(summary.markdown, reports)))
+    write_atomic(folder.report_file, "\n---\n\n".join(map(optimal_configs.markdown, reports)))
     return _status(parts[0], strict=strict)
 
 
-def _mixed(parts: list[Results], number: int, differing: list[str]) -> str:
+def _environments_note(parts: list[Results], number: int, differing: list[str]) -> str:
     """Of a run in unlike environments: which of them a page is about, and where the others are."""
     if len(parts) == 1:
         return ""
-    others = ", ".join(optimal_configs.file_name("report.html", at) for at in range(len(parts)) if at != number)
+    others = ", ".join(file_name("report.html", at) for at in range(len(parts)) if at != number)
     return (
         f"Measured in {len(parts)} unlike environments ({'; '.join(differing)}), reported apart: this page is about "
         f"environment {number + 1}, {_device(parts[number])}. The others: {others}."
@@ -97,7 +97,7 @@ def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
 
     It is forked, so that it needs no copy of the results, and none of the tool's threads is in it.
     """
-    if not found.choice.best_per_shared or optimal_configs.means_nothing(found):
+    if not found.choice.best_per_shared or found.plan.spec.ep.share_gpus:
         return None
     process = multiprocessing.get_context("fork").Process(target=_draw, args=(folder, found))
     process.start()

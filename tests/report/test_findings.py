@@ -5,25 +5,28 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from launcher.report import findings, html_report, optimal_configs
+from launcher.report import effect as effects
+from launcher.report import findings
 from tests.analysis.runs import choice_of, chosen, paired, said
 from tests.builders import (
     Sweep,
+    html_of,
+    markdown_of,
 )
 
 
 def test_a_forward_pass_waits_for_the_whole_dispatch_and_a_backward_pass_has_its_handle() -> None:
     found = chosen(default=paired(20, 464.0, 497.1, 534.2), optimal=paired(128, 201.0, 216.0, 267.7))
     layers = found.plan.spec.workload.num_moe_layers
-    effect = findings.effect(found)
+    effect = effects.effect(found)
     assert effect is not None
     assert (effect.num_layers, effect.has_whole) == (layers, True)
     assert effect.forward_ms == pytest.approx((layers * (534.2 + 497.1) / 1e3, layers * (267.7 + 216.0) / 1e3))
     assert effect.training_ms == pytest.approx(
         (layers * (534.2 + 497.1 + 464.0 + 497.1) / 1e3, layers * (267.7 + 216.0 + 201.0 + 216.0) / 1e3)
     )
-    assert "The dispatch of a forward pass is the whole one" in optimal_configs.markdown(found)
-    assert "forward pass, with the whole dispatch" in html_report.html(found, pictures={})
+    assert "The dispatch of a forward pass is the whole one" in markdown_of(found)
+    assert "forward pass, with the whole dispatch" in html_of(found)
 
 
 @pytest.mark.parametrize("without", ["default", "optimal"])
@@ -31,13 +34,13 @@ def test_without_the_whole_dispatch_of_both_the_effect_takes_the_cached_one_and_
     pairs = {"default": paired(20, 464.0, 497.1, 534.2), "optimal": paired(128, 201.0, 216.0, 267.7)}
     found = chosen(**pairs | {without: msgspec.structs.replace(pairs[without], full=None)})
     layers = found.plan.spec.workload.num_moe_layers
-    effect = findings.effect(found)
+    effect = effects.effect(found)
     assert effect is not None
     assert not effect.has_whole
     assert effect.forward_ms == pytest.approx((layers * 961.1 / 1e3, layers * 417.0 / 1e3))
     assert effect.training_ms == pytest.approx((2 * layers * 961.1 / 1e3, 2 * layers * 417.0 / 1e3))
-    assert "**The whole dispatch was not measured" in optimal_configs.markdown(found)
-    assert "the whole dispatch was not measured" in html_report.html(found, pictures={})
+    assert "**The whole dispatch was not measured" in markdown_of(found)
+    assert "the whole dispatch was not measured" in html_of(found)
 
 
 def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whether_overlapping_pays() -> None:
