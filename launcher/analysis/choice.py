@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from bench.records import Op
-from bench.stats import ALPHA, MIN_GROUPS, holm, paired_slower_p
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
-from launcher.analysis.pairs import TIE_COST, Ops, Pair, best_of, groups_of, pair_of, smaller
+from launcher.analysis.pairs import TIE_COST, Ops, Pair, best_of, groups_of, pair_of, slower, smaller
 from launcher.analysis.verdict import Verdict, best_other, verdict
 from launcher.config.plan import Plan
 
@@ -111,22 +110,13 @@ def _worst(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:
 
 
 def _tied(pairs: list[Pair]) -> list[Pair]:
-    """The pairs that cannot be told from the best: paired tests over the final's groups, Holm-corrected."""
+    """The best and the pairs within TIE_LIMIT of it that are indistinguishable from it over the final's groups."""
     if not pairs:
         return []
-    best = pairs[0]
-    leader = best.by_round()
+    best, best_times = pairs[0], pairs[0].by_round()
     rivals = [pair for pair in pairs[1:] if pair.score <= (1 + TIE_LIMIT) * best.score]
-    common = {id(pair): sorted(leader.keys() & pair.by_round().keys()) for pair in rivals}
-    rivals = [pair for pair in rivals if len(common[id(pair)]) >= MIN_GROUPS]
-    if not rivals:
-        return [best]
-    p_values = [
-        paired_slower_p([pair.by_round()[n] for n in common[id(pair)]], [leader[n] for n in common[id(pair)]])
-        for pair in rivals
-    ]
-    slower = holm(p_values, alpha=ALPHA)
-    return [best] + [pair for pair, is_slower in zip(rivals, slower, strict=True) if not is_slower]
+    answers = slower([(pair.by_round(), best_times) for pair in rivals])
+    return [best, *(pair for pair, is_slower in zip(rivals, answers, strict=True) if is_slower is False)]
 
 
 def _frontier(pairs: list[Pair]) -> list[Pair]:

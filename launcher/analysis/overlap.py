@@ -7,9 +7,9 @@ import numpy as np
 
 from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import Dtype, Op, Point
-from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
+from bench.stats import Interval, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
-from launcher.analysis.pairs import Pair
+from launcher.analysis.pairs import Pair, slower
 from launcher.config.plan import Plan
 
 OVERLAP_TIE_LIMIT = 0.02
@@ -105,13 +105,8 @@ def best_overlap(overlaps: list[Overlap]) -> Overlap:
     best = min(overlaps, key=lambda one: one.makespan_us)
     limit_us = (1 + OVERLAP_TIE_LIMIT) * best.makespan_us
     rivals = [one for one in overlaps if one is not best and one.makespan_us <= limit_us]
-    paired = [(one, sorted(one.by_round.keys() & best.by_round.keys())) for one in rivals]
-    paired = [(one, common) for one, common in paired if len(common) >= MIN_GROUPS]
-    p_values = [
-        paired_slower_p([one.by_round[n] for n in common], [best.by_round[n] for n in common]) for one, common in paired
-    ]
-    slower = holm(p_values, alpha=ALPHA) if p_values else np.zeros(0, dtype=bool)
-    tied = [best] + [one for (one, _), is_slower in zip(paired, slower, strict=True) if not is_slower]
+    answers = slower([(one.by_round, best.by_round) for one in rivals])
+    tied = [best, *(one for one, is_slower in zip(rivals, answers, strict=True) if is_slower is False)]
     return min(tied, key=lambda one: one.pair.buffer_cost)
 
 
@@ -121,17 +116,11 @@ def may_be_best(overlaps: list[Overlap]) -> list[Overlap]:
     Each is tested against each other one, paired over the passes, at 5 % for its tests together. So no winner of a
     race between equals is called the best [Hsu 1984, Annals of Statistics 12:1136].
     """
-    return [one for one in overlaps if not _is_beaten(one, [other for other in overlaps if other is not one])]
-
-
-def _is_beaten(one: Overlap, rivals: list[Overlap]) -> bool:
-    commons = [(rival, sorted(one.by_round.keys() & rival.by_round.keys())) for rival in rivals]
-    p_values = [
-        paired_slower_p([one.by_round[n] for n in common], [rival.by_round[n] for n in common])
-        for rival, common in commons
-        if len(common) >= MIN_GROUPS
+    return [
+        one
+        for one in overlaps
+        if True not in slower([(one.by_round, other.by_round) for other in overlaps if other is not one])
     ]
-    return bool(p_values) and bool(holm(p_values, alpha=ALPHA).any())
 
 
 def held_out_overlap(overlaps: list[Overlap]) -> dict[int, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Stage
-from bench.stats import ALPHA, MIN_GROUPS, Interval, paired_ratio_interval, paired_slower_p
+from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
 from launcher.analysis.measurements import Measurement
 from launcher.config.plan import Plan
 
@@ -117,9 +119,24 @@ def smaller(plan: Plan, groups: dict[tuple[int, ...], Ops], pair: Pair) -> Pair:
 
 
 def _is_tied(one: Measurement, best: Measurement) -> bool:
-    """Whether paired tests over the final's groups cannot tell it from the best, and it is within TIE_COST."""
-    common = sorted(one.by_round.keys() & best.by_round.keys())
-    if len(common) < MIN_GROUPS or one.relative > (1 + TIE_COST) * best.relative:
-        return False
-    values, reference = ([result.by_round[n] for n in common] for result in (one, best))
-    return paired_slower_p(values, reference) > ALPHA
+    """Whether it is within TIE_COST of the best, and indistinguishable from it over the final's groups."""
+    return one.relative <= (1 + TIE_COST) * best.relative and slower([(one.by_round, best.by_round)]) == [False]
+
+
+Times = Mapping[int, float]
+"""Microseconds in each group of the final, or in each overlapped pass."""
+
+
+def slower(comparisons: Sequence[tuple[Times, Times]]) -> list[bool | None]:
+    """For each comparison whether the first is significantly slower than the second; None where too few are paired.
+
+    Student's paired tests over the groups or passes that measured both, at least MIN_GROUPS of them, one-sided and
+    Holm-corrected over all comparisons.
+    """
+    paired = [sorted(first.keys() & second.keys()) for first, second in comparisons]
+    tested = [at for at, numbers in enumerate(paired) if len(numbers) >= MIN_GROUPS]
+    p_values = [
+        paired_slower_p(*([times[number] for number in paired[at]] for times in comparisons[at])) for at in tested
+    ]
+    answers = dict(zip(tested, holm(p_values, alpha=ALPHA).tolist(), strict=True))
+    return [answers.get(at) for at in range(len(comparisons))]
