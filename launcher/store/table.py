@@ -15,8 +15,8 @@ from bench.records import Failed, Line, Measured, Op, Point, Record, Role, Stage
 from bench.stats import Floats
 
 ROLES, STAGES, OPS = list(Role), list(Stage), list(Op)
-_PLACE = {id(value): at for kind in (ROLES, STAGES) for at, value in enumerate(kind)}
-"""By identity, since an enum's own hash is Python code, and there may be a million of them."""
+_ROLE_INDEX = {role: index for index, role in enumerate(ROLES)}
+_STAGE_INDEX = {stage: index for index, stage in enumerate(STAGES)}
 
 _NOTHING = Measured([], [])
 
@@ -112,8 +112,8 @@ def record_table(records: Sequence[Record]) -> RecordTable:
     rows["point"] = [numbers[name] for name in columns["point_id"]]
     rows["environment"] = [environments[name] for name in columns["environment"]]
     rows["op"] = np.array([OPS.index(point.op) for point in points])[rows["point"]]
-    rows["role"] = [_PLACE[id(role)] for role in columns["role"]]
-    rows["stage"] = [_PLACE[id(stage)] for stage in columns["stage"]]
+    rows["role"] = [_ROLE_INDEX[role] for role in columns["role"]]
+    rows["stage"] = [_STAGE_INDEX[stage] for stage in columns["stage"]]
     for name in ("round", "shard", "group", "sequence", "started", "wall_s", "busy_s"):
         rows[name] = columns[name]
     rows["count"] = [len(outcome.samples_us) for outcome in outcomes]
