@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -82,14 +82,16 @@ def evaluate(plan: Plan, visited: RecordTable, tokens: list[list[int]]) -> tuple
     """
     failures = _failures(visited.failed)
     out = _ruled_out(visited.failed) | {one.point.key for one in failures if one.kind == FailureKind.INCORRECT}
-    measured = visited.rows[visited.rows["count"] > 0]
-    left_out = [at for at, point in enumerate(visited.points) if point.key in out] if out else []
-    rows = measured[~np.isin(measured["point"], left_out)] if left_out else measured  # a copy of a million rows
-    in_final = rows["stage"] == _FINAL
-    finalists = np.unique(rows["point"][in_final])
-    of_sweep = rows[~np.isin(rows["point"], finalists)] if len(finalists) else rows
+    rows = visited.rows
+    has_samples = rows["count"] > 0
+    left_out = [at for at, point in enumerate(visited.points) if point.key in out]
+    is_valid = has_samples & ~np.isin(rows["point"], left_out) if left_out else has_samples
+    is_final = is_valid & (rows["stage"] == _FINAL)
+    of_sweep = is_valid & ~np.isin(rows["point"], np.unique(rows["point"][is_final]))
+    anchors = rows[has_samples & (rows["role"] == _ANCHOR) & (rows["stage"] == _SWEEP)]
     rates = _Rates(plan, tokens)
-    found = _sweep_results(visited, of_sweep, measured, rates) + _final_results(visited, rows[in_final], rates)
+    found = _sweep_results(visited, rows[of_sweep], anchors, rates)
+    found += _final_results(visited, np.flatnonzero(is_final), rates)
     results, impossible = [], []
     for shard, result in found:
         if result.peak_fraction is not None and result.peak_fraction > 1 and not plan.spec.ep.share_gpus:
@@ -175,11 +177,10 @@ def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
-def _sweep_results(visited: RecordTable, rows: Rows, everything: Rows, rates: _Rates) -> _Found:
+def _sweep_results(visited: RecordTable, rows: Rows, anchors: Rows, rates: _Rates) -> _Found:
     """Points that no final measured: all their samples together, as arrays since there may be a million records."""
     if not len(rows):
         return []
-    anchors = everything[(everything["role"] == _ANCHOR) & (everything["stage"] == _SWEEP)]
     rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
     relative = rows["median_us"] / _anchor_levels(rows, anchors)
     starts = _starts(rows["point"])
@@ -253,45 +254,45 @@ def _by_size(
     return found
 
 
-def _final_results(visited: RecordTable, rows: Rows, rates: _Rates) -> _Found:
-    """Points that the final measured, by its records alone."""
+class _Repetition(NamedTuple):
+    """One timed run of a point in the final, without what the power cap did to it meanwhile.
+
+    ``place``: the number of its round in its process group. ``gemms_us``: when overlapped GEMMs were done.
+    """
+
+    place: int
+    samples_us: Floats
+    gemms_us: Floats
+
+
+def _final_results(visited: RecordTable, numbers: npt.NDArray[np.intp], rates: _Rates) -> _Found:
+    """Points that the final measured, by its records alone; ``numbers`` are those of their rows."""
+    rows = visited.rows[numbers]
     if not len(rows):
         return []
-    compute = {int(visited.rows["first"][row]): values for row, values in visited.compute.items()}
-    slowed = power_cap.levels(rows)
+    levels = power_cap.levels(rows)
     places = combinations([rows["round"], rows["group"]])
-    visits_of: dict[int, list[int]] = defaultdict(list)
-    for at, point in enumerate(rows["point"].tolist()):
-        visits_of[point].append(at)
-    found: _Found = []
-    for own in visits_of.values():
-        result = _final_result(
-            visited, rows[own], places=places[own].tolist(), compute=compute, slowed=slowed, rates=rates
-        )
-        found.append((int(rows["shard"][own[0]]), result))
-    return found
+    repetitions: dict[int, list[_Repetition]] = defaultdict(list)
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for index, (number, point, place) in enumerate(
+        zip(numbers.tolist(), rows["point"].tolist(), places.tolist(), strict=True)
+    ):
+        level = levels.get(index, 1.0)
+        gemms_us = np.asarray(visited.compute.get(number, []), dtype=float) / level
+        repetitions[point].append(_Repetition(place, visited.samples_of(rows[[index]]) / level, gemms_us))
+        rows_of[point].append(index)
+    return [
+        (int(rows["shard"][own[0]]), _final_result(visited, rows[own], repetitions[point], rates))
+        for point, own in rows_of.items()
+    ]
 
 
-def _final_result(
-    visited: RecordTable,
-    rows: Rows,
-    *,
-    places: list[int],
-    compute: dict[int, list[float]],
-    slowed: dict[int, float],
-    rates: _Rates,
-) -> Measurement:
-    """``places``: for each row the number of its round in its process group."""
+def _final_result(visited: RecordTable, rows: Rows, repetitions: list[_Repetition], rates: _Rates) -> Measurement:
+    """One point's result by its rows and, for each of them, the repetition."""
     point = visited.points[rows[0]["point"]]
     samples = visited.samples_of(rows)
-    parts: list[tuple[int, Floats]] = []
-    beside: list[tuple[int, Floats]] = []
-    for at, place in enumerate(places):
-        first = int(rows["first"][at])
-        level = slowed.get(first, 1.0)
-        parts.append((place, visited.samples_of(rows[[at]]) / level))
-        if first in compute:
-            beside.append((place, np.asarray(compute[first]) / level))
+    parts = [(repetition.place, repetition.samples_us) for repetition in repetitions]
+    beside = [(repetition.place, repetition.gemms_us) for repetition in repetitions if len(repetition.gemms_us)]
     by_round = _by_round(parts)
     if point.op is Op.COMPUTE:
         median_us, interval = float(np.median(rows["median_us"])), median_interval(rows["median_us"])

@@ -15,24 +15,24 @@ _FINAL = STAGES.index(Stage.FINAL)
 
 
 def levels(rows: Rows) -> dict[int, float]:
-    """By where a visit's samples begin: GEMMs alone around it over GEMMs alone typically.
+    """By index into ``rows``: GEMMs alone around a visit over GEMMs alone typically.
 
-    ``rows``: those of the final that have samples, in the order of ``visits.ordered``. A visit without GEMMs alone as
-    neighbours in its process group, be it that they failed or that the run is an older one, is not in it.
+    ``rows``: those of the final that have samples, in the order of ``table.in_measured_order``. A visit is left out
+    unless GEMMs alone ran directly before and after it in its process group: one of them failed, or the run is old.
     """
     alone_us = rows["median_us"][rows["op"] == _COMPUTE]
     typical_us = float(np.median(alone_us)) if len(alone_us) else 1.0
-    found = {}
-    for before, row, after in zip(rows[:-2], rows[1:-1], rows[2:], strict=True):
+    by_index = {}
+    for index, (before, row, after) in enumerate(zip(rows[:-2], rows[1:-1], rows[2:], strict=True), start=1):
         if row["op"] == _OVERLAPPED and _is_neighbour(row, before, -1) and _is_neighbour(row, after, 1):
-            found[int(row["first"])] = float(np.sqrt(before["median_us"] * after["median_us"])) / typical_us
-    return found
+            by_index[index] = float(np.sqrt(before["median_us"] * after["median_us"])) / typical_us
+    return by_index
 
 
 def num_unjudged(rows: Rows) -> int:
     """RecordTable beside GEMMs that count as they are, since nothing tells what the power cap did to them.
 
-    ``rows``: all of a run, in the order of ``visits.ordered``.
+    ``rows``: all of a run, in the order of ``table.in_measured_order``.
     """
     measured = rows[(rows["stage"] == _FINAL) & (rows["count"] > 0)]
     return int((measured["op"] == _OVERLAPPED).sum()) - len(levels(measured))
