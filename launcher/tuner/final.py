@@ -88,11 +88,11 @@ def contestants(plan: Plan, arms: Arms) -> Programme:
 
 def _pairs(plan: Plan, chosen: list[Planned], arms: Arms) -> list[Point]:
     """The best pair for each value of the shared knobs, and the default."""
-    best: dict[tuple[object, ...], dict[Op, Planned]] = {}
-    for (op, *shared), group in racing.groups(plan, [*plan.anchors, *chosen]).items():
-        known = [one for one in group if one.id not in arms.failed and arms.level(one.id) is not None]
-        if known and isinstance(op, Op):
-            best.setdefault(tuple(shared), {})[op] = min(known, key=lambda one: (arms.level(one.id) or 0.0, one.id))
+    best: dict[tuple[int, ...], dict[Op, Planned]] = defaultdict(dict)
+    for race, group in racing.races(plan, [*plan.anchors, *chosen]).items():
+        ranking = racing.ranked(group, arms)
+        if ranking:
+            best[race.shared][race.op] = ranking[0][1]
     backend = BACKENDS[plan.spec.backend]
     pairs = [(ops[Op.DISPATCH], ops[Op.COMBINE]) for ops in best.values() if Op.DISPATCH in ops and Op.COMBINE in ops]
     default = (plan.anchors[0], plan.anchors[1])

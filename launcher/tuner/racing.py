@@ -127,13 +127,20 @@ class Arms:
         return statistics.median(others) if others and not own else 0.0
 
 
-def groups(plan: Plan, cells: Iterable[Planned]) -> dict[tuple[object, ...], list[Planned]]:
-    """Points that race against each other: one operation, one value of the shared knobs."""
+class Race(NamedTuple):
+    """What the points that race against each other have in common: the operation and the shared knobs' values."""
+
+    op: Op
+    shared: tuple[int, ...]
+
+
+def races(plan: Plan, cells: Iterable[Planned]) -> dict[Race, list[Planned]]:
+    """The points of each race."""
     names = shared_knobs(BACKENDS[plan.spec.backend])
-    found: dict[tuple[object, ...], list[Planned]] = defaultdict(list)
+    by_race: dict[Race, list[Planned]] = defaultdict(list)
     for cell in cells:
-        found[cell.point.op, *(cell.point.knobs[name] for name in names)].append(cell)
-    return found
+        by_race[Race(cell.point.op, tuple(cell.point.knobs[name] for name in names))].append(cell)
+    return by_race
 
 
 def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int) -> list[Planned]:
@@ -148,7 +155,7 @@ def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int
     alive, enough = list(cells), FINALISTS_PER_GROUP if plan.has_final else 1
     for past in range(round_number):
         alive = [cell for cell in alive if cell.id not in arms.failed]
-        raced = [_race(group, arms, up_to=past) for group in groups(plan, alive).values()]
+        raced = [_race(group, arms, up_to=past) for group in races(plan, alive).values()]
         alive = [cell for group in raced if len(group) > enough for cell in group]
     return alive
 
@@ -190,28 +197,25 @@ def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[
     return None
 
 
+def ranked(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Planned]]:
+    """Each point that was measured and never failed, with its level, fastest first."""
+    levels = [
+        (level, cell) for cell in cells if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
+    ]
+    return sorted(levels, key=lambda item: (item[0], item[1].id))
+
+
 def finalists(plan: Plan, arms: Arms) -> list[Planned]:
     """Cells for the final: the best of every group, those within 1 % of it, the library's own best, the user's."""
     chosen: dict[str, Planned] = {}
-    for group in groups(plan, [*plan.anchors, *plan.cells]).values():
-        ranked = sorted(
-            (level, cell.id, cell)
-            for cell in group
-            if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
-        )
-        for level, _, cell in ranked[:FINALISTS_PER_GROUP]:
-            if level <= ranked[0][0] + _CLOSE:
+    for group in races(plan, [*plan.anchors, *plan.cells]).values():
+        ranking = ranked(group, arms)
+        for level, cell in ranking[:FINALISTS_PER_GROUP]:
+            if level <= ranking[0][0] + _CLOSE:
                 chosen[cell.id] = cell
     chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}
     for op in (Op.DISPATCH, Op.COMBINE):
-        tuned = [
-            (level, one)
-            for one in plan.upstream(op)
-            if one.id not in arms.failed and (level := arms.level(one.id)) is not None
-        ]
-        if tuned:
-            best = min(tuned, key=lambda item: (item[0], item[1].id))[1]
-            chosen[best.id] = best
+        chosen |= {cell.id: cell for _, cell in ranked(plan.upstream(op), arms)[:1]}
     for anchor in plan.anchors:
         chosen.pop(anchor.id, None)
     return sorted(chosen.values(), key=lambda cell: cell.id)
