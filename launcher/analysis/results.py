@@ -14,7 +14,7 @@ from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_unjudged
-from launcher.config.plan import FINAL, Plan, Planned
+from launcher.config.plan import Plan, Planned, shard_name
 from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
 from launcher.store.results_file import Cost, Counts
@@ -199,7 +199,7 @@ def _rank_ratio(rows: Rows) -> float | None:
 def _flags(lines: list[Line]) -> list[str]:
     """What was odd about the GPUs while they were measured, a sentence each."""
     readings = [
-        (f"{_name(line.shard)}{' beside GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
+        (f"{shard_name(line.shard)}{' beside GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
         for line in lines
         if isinstance(line, Telemetry)
         for index, gpu in enumerate(line.gpus)
@@ -214,7 +214,3 @@ def _flags(lines: list[Line]) -> list[str]:
         f"{place}: busy with other processes at {count} of {total[place]} readings"
         for place, count in sorted(busy.items())
     ]
-
-
-def _name(shard: int) -> str:
-    return "final" if shard == FINAL else f"shard {shard}"

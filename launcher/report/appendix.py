@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from launcher.analysis.measurements import Failure
-from launcher.config.plan import FINAL
+from launcher.config.plan import shard_name
 from launcher.report.report import Report
 from launcher.text import code, table, text
 
@@ -67,11 +67,12 @@ def trust(report: Report) -> list[str]:
     if results.rank_ratio is not None:
         lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
     for check in results.self_checks:
+        place = shard_name(check.shard).capitalize()
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
         good = [name for name in check.edge_routings if name not in bad]
         if good:
-            lines.append(f"* {_place(check.shard)}: edge routings right, every token: {', '.join(map(text, good))}.")
-        lines += [f"* {_place(check.shard)}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
+            lines.append(f"* {place}: edge routings right, every token: {', '.join(map(text, good))}.")
+        lines += [f"* {place}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
     unstable = sum(result.unstable for result in results.measurements)
     lines.append(f"* Unstable points (spread above 10 % also after an extension): {unstable}.")
     cost = results.cost
@@ -86,10 +87,6 @@ def trust(report: Report) -> list[str]:
     lines += [f"* **{text(flag)}**" for flag in results.flags]
     lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
     return [*lines, ""]
-
-
-def _place(shard: int) -> str:
-    return "Final" if shard == FINAL else f"Shard {shard}"
 
 
 def columns(report: Report) -> list[str]:
