@@ -259,12 +259,6 @@ def _does_it_pay(choice: Choice) -> Iterator[str]:
         )
 
 
-def _may_be_nothing(taken: dict[int, float], best: dict[int, float]) -> bool:
-    """Whether both may take equally long, by what they did in the same passes."""
-    found = _ratio(taken, best)
-    return found is None or found[1].low <= 1
-
-
 def _cost(taken: dict[int, float], best: dict[int, float]) -> str:
     """How many times as long one takes, with the interval over what both did in the same groups."""
     found = _ratio(taken, best)
