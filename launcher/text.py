@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import overload
 
+_MARKUP = re.compile(r"[\\`*\[\]|#~]|(?<!\w)_++|_++(?![^\W_])")
+"""What could open markup; underscores only at a word's edge, since within a word CommonMark takes them as they are."""
+
 
 def text(value: object) -> str:
     """A value as Markdown text: whatever could open markup, a table cell or a line, or become a link, is escaped."""
     one_line = " ".join(str(value).split())
-    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", one_line)
+    escaped = _MARKUP.sub(lambda match: re.sub(".", r"\\\g<0>", match[0]), one_line)
     escaped = re.sub(r"(?<=www)\.|(?<=:)/(?=/)", r"\\\g<0>", escaped, flags=re.IGNORECASE)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
