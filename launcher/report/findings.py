@@ -248,14 +248,14 @@ def _ranges(chosen: set[tuple[int, ...]], every: set[tuple[int, ...]]) -> str:
 
 def _does_it_pay(choice: Choice) -> Iterator[str]:
     """Whether both together are done before one after the other would be."""
-    longer = [one for one in choice.overlaps if one.makespan_us > one.one_after_the_other_us]
-    surely = sum(one.ci95_us.low > one.one_after_the_other_us for one in longer)
+    longer = [one for one in choice.overlaps if one.makespan_us > one.serial_us]
+    surely = sum(one.ci95_us.low > one.serial_us for one in longer)
     if longer:
-        worst = max(longer, key=lambda one: one.makespan_us / one.one_after_the_other_us)
+        worst = max(longer, key=lambda one: one.makespan_us / one.serial_us)
         yield (
             f"Overlapping need not pay: {len(longer)} of {len(choice.overlaps)} pairs beside GEMMs took longer than "
             f"GEMMs and communication one after the other ({surely} by more than their interval), most of all "
-            f"{_shared(worst.pair)}: {worst.makespan_us:.0f} us against {worst.one_after_the_other_us:.0f}."
+            f"{_shared(worst.pair)}: {worst.makespan_us:.0f} us against {worst.serial_us:.0f}."
         )
 
 

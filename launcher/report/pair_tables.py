@@ -112,7 +112,7 @@ def overlapped(report: Report) -> list[str]:
         "",
         "One dispatch and one combine on the library's own stream, beside one layer's expert GEMMs (BF16, hidden "
         f"{workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
-        f"{overlaps[0].compute_alone_us:.1f} us alone). "
+        f"{overlaps[0].compute_isolated_us:.1f} us alone). "
         "The answer moves with the last column: where computation is scarcer than here, more SMs pay.",
         *_overlap_caveats(results),
         "",
@@ -131,7 +131,7 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
         cells.time(overlap.makespan_us, bold=bold),
         cells.interval(overlap.ci95_us),
         f"{overlap.slowdown:.2f}x ({slowdown.low:.2f} to {slowdown.high:.2f})",
-        cells.time(overlap.one_after_the_other_us),
+        cells.time(overlap.serial_us),
         f"{overlap.compute_to_communication:.1f}",
     ]
 
@@ -139,9 +139,9 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
 def _overlap_caveats(results: Results) -> list[str]:
     """What the numbers of this section must not be taken for."""
     caveats = []
-    if results.num_unjudged:
+    if results.num_uncorrected:
         caveats.append(
-            f"**{results.num_unjudged} of the visits have no GEMMs alone right beside them**, so that nothing takes "
+            f"**{results.num_uncorrected} of the visits have no GEMMs alone right beside them**, so that nothing takes "
             "out what the power cap did to the clocks meanwhile."
         )
     if any(overlap.slowdown_ci95.high < 1 for overlap in results.choice.overlaps):

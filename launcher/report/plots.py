@@ -89,11 +89,11 @@ def _overlapped(axes: Axes, results: Results, name: str) -> None:
     axes.errorbar([_shared(one.pair) for one in best], middle, yerr=errors, marker="o", capsize=2, label="overlapped")
     axes.plot(
         [_shared(one.pair) for one in best],
-        [one.one_after_the_other_us for one in best],
+        [one.serial_us for one in best],
         "--",
         label="one after the other",
     )
-    axes.axhline(overlaps[0].compute_alone_us, color="grey", linestyle=":", label="GEMMs alone")
+    axes.axhline(overlaps[0].compute_isolated_us, color="grey", linestyle=":", label="GEMMs alone")
     chosen = results.choice.picks.get("overlapped")
     for one in overlaps:
         if one.pair is chosen:

@@ -44,7 +44,7 @@ def _is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
 def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> int:
     plan, manifest = folder.plan(), folder.manifest()
     found, damaged = read_records(folder)
-    differing = results.unlike(found)
+    differing = results.environment_differences(found)
     if differing and not allow_mixed:
         raise UnlikeEnvironmentsError(
             f"the records were measured in unlike environments: {'; '.join(differing)}",
@@ -54,7 +54,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     unfinished = [said for index, said in find_unfinished(folder).items() if not _is_complete(plan, folder, index)]
     parts = [
         results.build(plan, manifest, part, damaged, accounting=accounting, unfinished=unfinished)
-        for part in results.by_environment(found)
+        for part in results.split_by_environment(found)
     ]
     drawing = _drawing(folder, parts[0]) if draw else None
     for number, part in enumerate(parts):

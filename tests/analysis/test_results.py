@@ -117,12 +117,17 @@ def test_the_self_checks_of_a_shard_that_was_resumed_stand_in_one_order() -> Non
     ],
 )
 def test_unlike_environments_are_named_with_both_values(changes: dict[str, Any], message: list[str]) -> None:
-    assert results.unlike(run_records(unlike(**changes))) == message
-    assert results.unlike(run_records(LINES)) == []
+    assert results.environment_differences(run_records(unlike(**changes))) == message
+    assert results.environment_differences(run_records(LINES)) == []
 
 
 def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
-    assert results.unlike(run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
+    assert (
+        results.environment_differences(
+            run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])
+        )
+        == []
+    )
 
 
 def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
