@@ -91,16 +91,16 @@ def _columns(results: Results) -> list[Column]:
 
 def _rows(results: Results) -> Iterator[list[Cell]]:
     names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
-    for one in results.measurements:
-        notes = ["unstable"] if one.unstable else []
+    for cell in results.measurements:
+        notes = ["unstable"] if cell.unstable else []
         yield [
-            *_head("measured", one.point, names),
-            *(round(value, 2) for value in (one.median_us, one.ci95_us.low, one.ci95_us.high)),
-            round(one.spread, 4),
-            *(None if value is None else round(value, 1) for value in (one.logical_gb_per_s, one.wire_gb_per_s)),
-            None if one.peak_fraction is None else round(one.peak_fraction, 3),
-            one.stage.value,
-            ", ".join([one.role.value, *notes, *_others(one.point, names)]),
+            *_head("measured", cell.point, names),
+            *(round(value, 2) for value in (cell.median_us, cell.ci95_us.low, cell.ci95_us.high)),
+            round(cell.spread, 4),
+            *(None if value is None else round(value, 1) for value in (cell.logical_gb_per_s, cell.wire_gb_per_s)),
+            None if cell.peak_fraction is None else round(cell.peak_fraction, 3),
+            cell.stage.value,
+            ", ".join([cell.role.value, *notes, *_other_knobs(cell.point, names)]),
         ]
     for failure in results.failures:
         place = f"shard {failure.shard}" if failure.rank is None else f"shard {failure.shard}, rank {failure.rank}"
@@ -114,8 +114,8 @@ def _head(state: str, point: Point, names: list[str]) -> list[Cell]:
     return [state, f"{point.op} {point.dtype}", *(point.knobs.get(name) for name in names)]
 
 
-def _others(point: Point, names: list[str]) -> list[str]:
-    """Knobs that have no column: those of a baseline, or of a pair beside GEMMs."""
+def _other_knobs(point: Point, names: list[str]) -> list[str]:
+    """Knobs that have no column: those of a baseline, or of an overlapped pair."""
     return [f"{name} {value}" for name, value in point.knobs.items() if name not in names]
 
 
@@ -126,7 +126,7 @@ def _embedded(value: Any) -> str:
 
 
 def _data(svg: str) -> str:
-    """A picture as an address of its own: nothing in it can reach the page."""
+    """A picture as a data URL: nothing in it can reach the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
