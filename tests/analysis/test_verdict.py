@@ -57,7 +57,7 @@ def test_a_default_that_nothing_beats_is_optimal() -> None:
     assert found.speedup_over_default == 1.0
     assert "default / best other pair = **0.625**" in markdown_of(found)
     assert "**default_is_optimal** (0.625x, default / best other pair)" in summary_of(found)
-    assert "times as long as the best other pair." in summary_of(found)
+    assert "x as long as the best other pair (95 % CI " in summary_of(found)
 
 
 def test_where_noise_hides_what_is_faster_the_default_is_not_called_optimal() -> None:

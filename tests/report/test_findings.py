@@ -52,24 +52,24 @@ def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whethe
         32: [1100.0, 1130.0, 1040.0, 1150.0],
     }
     assert said(choice_of(noisy_passes)) == [
-        "Beside expert GEMMs num_sms 16 to 32 cannot be told apart: any may be the best, and another run may order "
-        "them otherwise, since one set of processes measured all passes.",
-        "Communication alone is fastest with num_sms 32, beside expert GEMMs num_sms 16 is taken; where communication "
-        "is waited for that costs 0 us, never measured together.",
-        "num_sms 32 beside expert GEMMs takes 1.020 times (95 % interval 0.974 to 1.068) as long as the pick of the "
-        "passes other than the one that is compared; it may be nothing.",
-        "Overlapping need not pay: 3 of 4 pairs beside GEMMs took longer than GEMMs and communication one after the "
-        "other (2 by more than their interval), most of all num_sms 8: 2005 us against 1100.",
+        "Overlapped with expert GEMMs, num_sms 16 to 32 are indistinguishable: any of them may be the best. One set of "
+        "processes measured all passes, so another run may rank them differently.",
+        "The pick for isolated communication is num_sms 32, the pick for communication overlapped with expert GEMMs is "
+        "num_sms 16. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
+        "Overlapped with expert GEMMs, num_sms 32 takes 1.020x as long as the best pair (leave-one-out over passes; "
+        "95 % CI 0.974 to 1.068). The two are indistinguishable.",
+        "Overlap does not always pay: 3 of 4 pairs take longer overlapped than serially (2 by more than their 95 % "
+        "CI). The worst is num_sms 8: 2005 us overlapped, 1100 us serially.",
     ]
 
 
 def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_open() -> None:
     clear = {16: [1010.0, 1011.0, 1012.0, 1013.0], 32: [1050.0, 1051.0, 1053.0, 1054.0]}
     assert said(choice_of(clear, alone_us=1000.0)) == [
-        "Communication alone is fastest with num_sms 32, beside expert GEMMs num_sms 16 is taken; where communication "
-        "is waited for that costs 0 us, never measured together.",
-        "num_sms 32 beside expert GEMMs takes 1.040 times (95 % interval 1.039 to 1.041) as long as the pick of the "
-        "passes other than the one that is compared.",
+        "The pick for isolated communication is num_sms 32, the pick for communication overlapped with expert GEMMs is "
+        "num_sms 16. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
+        "Overlapped with expert GEMMs, num_sms 32 takes 1.040x as long as the best pair (leave-one-out over passes; "
+        "95 % CI 1.039 to 1.041).",
     ]
 
 

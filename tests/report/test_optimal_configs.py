@@ -109,7 +109,11 @@ def test_no_name_or_message_can_break_the_report(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "answer"), [(1, "was measured in too few groups to be judged"), (2, "is not optimal")]
+    ("groups", "answer"),
+    [
+        (1, "1.226x as long as the optimal config. Too few groups measured both to judge it."),
+        (2, "1.226x as long as the optimal config (95 % CI 1.226 to 1.226)."),
+    ],
 )
 def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(groups: int, answer: str) -> None:
     search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]], final_groups=5)
@@ -120,15 +124,16 @@ def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(grou
             record(one, noisy(time_of(one.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
             for one in [*made.anchors, *made.cells]
         ]
-    assert f"Your candidate (24, 12, 256) {answer}: 601 us" in markdown_of(build(lines, plan=made))
+    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {answer}\n"
+    assert finding in markdown_of(build(lines, plan=made))
 
 
 def test_a_candidate_of_the_user_gets_its_answer() -> None:
     search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]])
     made = deepep_plan(search=search)
     text = markdown_of(build(complete(made), plan=made))
-    assert "Your candidate (24, 12, 256) is not optimal: 601 us a round trip, dispatch 295 and combine 305" in text
-    assert "is 1.226 times that of the optimal one" in text
+    assert "Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): 1.226x as" in text
+    assert "1.226x as long as the optimal config.\n" in text
 
 
 @pytest.mark.parametrize(
