@@ -89,44 +89,6 @@ def trust(report: Report) -> list[str]:
     return [*lines, ""]
 
 
-def columns(report: Report) -> list[str]:
-    """What each column of the tables means, with its formula."""
-    peak = report.results.peak_gb_per_s
-    return [
-        "## What the columns say",
-        "",
-        "* **median us**: median over iterations of the slowest rank's time, from a device-side alignment of the "
-        "ranks to the end of the operation. Dispatch is the cached dispatch (the handle exists).",
-        "* **95 % interval**: of that median; in the final Student's, over its fresh process groups, else by order "
-        "statistics of the samples.",
-        "* **spread**: interquartile range over median.",
-        "* **logical GB/s**: bytes that the busiest rank moves, tokens that stay on it included, over the median "
-        "(DeepEP's own convention).",
-        "* **wire GB/s**: the same without tokens that stay on their rank; only this may be compared with a link.",
-        f"* **of peak**: wire GB/s over {'the link peak (none here)' if peak is None else f'{peak:.0f} GB/s'}, "
-        "all links of one GPU, one direction.",
-        "* **round trip us**: dispatch + combine; its interval is Student's, over the groups of the final that "
-        "measured both.",
-        *_columns_beside(report),
-        "",
-    ]
-
-
-def _columns_beside(report: Report) -> list[str]:
-    if not report.results.choice.overlaps:
-        return []
-    return [
-        "* **alone us**: round trip us, without GEMMs.",
-        "* **beside GEMMs us**: until the GEMMs and the pair beside them are both done: the geometric mean over the "
-        "passes of a pass's median, over how much longer than typical the GEMMs alone just before and after it took "
-        "(clocks move with the power cap); its interval is Student's, over the passes.",
-        "* **GEMM slowdown**: until the GEMMs beside the pair are done, corrected alike, geometric mean of the "
-        "passes, over GEMMs alone; with its 95 % interval.",
-        "* **one after the other us**: GEMMs alone + alone us.",
-        "* **compute / communication**: GEMMs alone / alone us.",
-    ]
-
-
 def provenance(report: Report) -> list[str]:
     """Command, revision, dates, hosts and versions."""
     results = report.results

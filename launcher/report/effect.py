@@ -6,6 +6,7 @@ import msgspec
 
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.report.columns import Column, headings
 from launcher.report.report import Report
 from launcher.text import table, text
 
@@ -54,7 +55,7 @@ class Effect(msgspec.Struct, frozen=True):
         return self.num_layers * layer_us / 1000
 
 
-COLUMNS = ("before overlap", "default ms", "optimal ms", "saved ms")
+COLUMNS = tuple(map(Column, ("before overlap", "default ms", "optimal ms", "saved ms")))
 
 
 def effect(results: Results) -> Effect | None:
@@ -86,7 +87,7 @@ def section(report: Report) -> list[str]:
     return [
         "## Expected effect on the model",
         "",
-        *table(COLUMNS, [[name, before, f"**{after}**", saved] for name, before, after, saved in gain.rows]),
+        *table(headings(COLUMNS), [[name, before, f"**{after}**", saved] for name, before, after, saved in gain.rows]),
         f"{text(gain.model)}, computed, not measured: {gain.num_layers} MoE layers x (dispatch + combine) for a "
         f"forward pass. {whole} A training step adds as many x (dispatch with the handle + combine) for the backward "
         "pass, where a combine becomes a dispatch and the other way round, of as many bytes. For one micro-batch of "

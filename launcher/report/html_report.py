@@ -12,18 +12,18 @@ import msgspec
 from bench.backends import BACKENDS
 from bench.records import Point
 from launcher.analysis.results import Results
-from launcher.report import effect, heading, pair_tables, picks
+from launcher.report import columns, effect, heading, pair_tables, picks
 from launcher.report.report import Report
 from launcher.text import knobs_text
 
 Cell = str | float | None
 
 
-class Column(NamedTuple):
-    """A column of the table of points; ``title`` explains it where the mouse rests."""
+class PointColumn(NamedTuple):
+    """A column of the table of points; the page shows ``meaning`` where the mouse rests."""
 
-    name: str
-    title: str
+    heading: str
+    meaning: str
     is_number: bool
 
 
@@ -36,7 +36,7 @@ def html(report: Report) -> str:
         trim_blocks=True,
     )
     results = report.results
-    table = {"columns": _columns(results), "rows": list(_rows(results))}
+    table = {"columns": _point_columns(results), "rows": list(_rows(results))}
     return environment.get_template("report.html").render(
         report=report,
         results=results,
@@ -71,22 +71,22 @@ def _warnings(report: Report) -> list[str]:
     return warnings + results.flags
 
 
-def _columns(results: Results) -> list[Column]:
-    knobs = [Column(knob.name, "a knob of the backend", True) for knob in BACKENDS[results.plan.spec.backend].knobs]
+def _point_columns(results: Results) -> list[PointColumn]:
+    knobs = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
     return [
-        Column("state", "measured, failed or missing", False),
-        Column("op", "what is timed", False),
-        *knobs,
-        Column("median us", "median over iterations of the slowest rank's time", True),
-        Column("low us", "lower end of the median's 95 % interval", True),
-        Column("high us", "upper end of the median's 95 % interval", True),
-        Column("spread", "interquartile range over median", True),
-        Column("logical GB/s", "bytes of the busiest rank, own tokens included, over the median", True),
-        Column("wire GB/s", "the same without tokens that stay on their rank", True),
-        Column("of peak", "wire GB/s over the link's peak, one direction", True),
-        Column("stage", "sweep or final", False),
-        Column("note", "role, other knobs, or what went wrong", False),
+        PointColumn("state", "measured, failed or missing", is_number=False),
+        PointColumn("op", "the timed operation", is_number=False),
+        *(PointColumn(name, "a knob of the backend", is_number=True) for name in knobs),
+        PointColumn(*columns.MEDIAN, is_number=True),
+        PointColumn("low us", "lower end of the median's 95 % CI", is_number=True),
+        PointColumn("high us", "upper end of the median's 95 % CI", is_number=True),
+        *(PointColumn(*column, is_number=True) for column in _NUMBERS),
+        PointColumn("stage", "sweep or final", is_number=False),
+        PointColumn("note", "role, other knobs, or the failure", is_number=False),
     ]
+
+
+_NUMBERS = (columns.SPREAD, columns.LOGICAL, columns.WIRE, columns.PEAK)
 
 
 def _rows(results: Results) -> Iterator[list[Cell]]:

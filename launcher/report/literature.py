@@ -6,6 +6,7 @@ import msgspec
 
 from bench.records import Dtype, Op
 from bench.workload import Workload
+from launcher.report.columns import LOGICAL
 from launcher.report.report import Report
 from launcher.text import table, text
 
@@ -68,7 +69,7 @@ def section(report: Report) -> list[str]:
         "Reported by others, not reproduced here. Their share of the link peak is computed: with the share of tokens "
         "that leave their rank in this run's layout, over the peak of their GPU (H800: 200 GB/s, H100 and H200: 450).",
         "",
-        *table(("", "what", "logical GB/s", "wire, of peak", "source"), rows),
+        *table(("", "what", LOGICAL.heading, "wire, of peak", "source"), rows),
     ]
 
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from launcher.analysis.pairs import TIE_COST
-from launcher.report import appendix, deployment, effect, findings, heading, literature, pair_tables, picks, summary
+from launcher.report import (
+    appendix,
+    columns,
+    deployment,
+    effect,
+    findings,
+    heading,
+    literature,
+    pair_tables,
+    picks,
+    summary,
+)
 from launcher.report.report import Report
 from launcher.text import knobs_text
 
@@ -25,7 +36,7 @@ def markdown(report: Report) -> str:
     )
     evidence = (appendix.points, appendix.failures, appendix.trust)
     end = (_files, appendix.provenance, summary.section)
-    body = (*timed, *evidence, appendix.columns) if report.has_times else evidence
+    body = (*timed, *evidence, columns.section) if report.has_times else evidence
     return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
 
 

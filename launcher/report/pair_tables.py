@@ -8,13 +8,30 @@ from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.report import cells
+from launcher.report.columns import (
+    CI95,
+    COMBINE,
+    DISPATCH,
+    ISOLATED,
+    LOGICAL,
+    MEDIAN,
+    OVERLAPPED,
+    PEAK,
+    RATIO,
+    ROUND_TRIP,
+    SERIAL,
+    SLOWDOWN,
+    SPEED,
+    SPREAD,
+    WIRE,
+    Column,
+    headings,
+)
 from launcher.report.report import Report
 from launcher.text import knobs_text, table
 
-COLUMNS = ("", "config", "median us", "95 % interval us", "spread", "logical GB/s", "wire GB/s", "of peak")
-"""Of the tables that have a row for an operation."""
-
-_MEDIAN = COLUMNS.index("median us")
+COLUMNS = (Column(""), Column("config"), MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK)
+"""Of the tables that have a row for each operation."""
 
 
 def named_rows(results: Results) -> list[list[str]]:
@@ -53,8 +70,8 @@ def named(results: Results) -> list[str]:
     rows = named_rows(results)
     for row in rows:
         if row[0].startswith("optimal"):
-            row[_MEDIAN] = f"**{row[_MEDIAN]}**"
-    return table(COLUMNS, rows)
+            row[COLUMNS.index(MEDIAN)] = f"**{row[COLUMNS.index(MEDIAN)]}**"
+    return table(headings(COLUMNS), rows)
 
 
 def best_per_shared(report: Report) -> list[str]:
@@ -84,7 +101,7 @@ def best_per_shared(report: Report) -> list[str]:
         f"A dispatch and its combine share {title}. Pairs marked * are on the Pareto frontier: "
         "none is faster with less.",
         "",
-        *table((title, "dispatch", "dispatch us", "combine", "combine us", "round trip us", "95 % interval us"), rows),
+        *table([title, "dispatch", DISPATCH.heading, "combine", *headings((COMBINE, ROUND_TRIP, CI95))], rows),
     ]
 
 
@@ -95,17 +112,10 @@ def overlapped(report: Report) -> list[str]:
     if not overlaps:
         return []
     workload = results.plan.spec.workload
-    header = (
-        ", ".join(overlaps[0].pair.shared),
-        "dispatch",
-        "combine",
-        "alone us",
-        "beside GEMMs us",
-        "95 % interval us",
-        "GEMM slowdown",
-        "one after the other us",
-        "compute / communication",
-    )
+    header = [
+        *(", ".join(overlaps[0].pair.shared), "dispatch", "combine"),
+        *headings((ISOLATED, OVERLAPPED, CI95, SLOWDOWN, SERIAL, RATIO)),
+    ]
     best_us = min(overlap.makespan_us for overlap in overlaps)
     return [
         "## Beside expert GEMMs",
@@ -174,7 +184,7 @@ def own_tuning(report: Report) -> list[str]:
         "",
         "Its tuning script fixes the SMs and the buffer and varies the chunk alone.",
         "",
-        *table(("", "config", "dispatch us", "combine us", "round trip us", "speed"), rows),
+        *table(["", "config", *headings((DISPATCH, COMBINE, ROUND_TRIP, SPEED))], rows),
     ]
 
 
@@ -186,4 +196,4 @@ def baselines(report: Report) -> list[str]:
     if not results.plan.baselines:
         return ["## NCCL all-to-all", "", "Not measured: NCCL refuses several ranks on one GPU.", ""]
     rows = [_row(f"NCCL all-to-all, {baseline.point.op}", baseline) for baseline in results.baselines]
-    return ["## NCCL all-to-all of the same tokens", "", *table(COLUMNS, rows)]
+    return ["## NCCL all-to-all of the same tokens", "", *table(headings(COLUMNS), rows)]

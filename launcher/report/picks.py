@@ -5,10 +5,11 @@ from __future__ import annotations
 from bench.backends.deepep import buffer_bytes
 from launcher.analysis.choice import Choice
 from launcher.report import cells
+from launcher.report.columns import FULL_DISPATCH, OVERLAPPED, ROUND_TRIP, Column, headings
 from launcher.report.report import Report
 from launcher.text import table, text
 
-COLUMNS = ("pick", "config", "round trip us", "whole dispatch us", "beside GEMMs us")
+COLUMNS = (Column("pick"), Column("config"), ROUND_TRIP, FULL_DISPATCH, OVERLAPPED)
 
 
 def rows(choice: Choice) -> list[list[str]]:
@@ -34,7 +35,7 @@ def section(report: Report) -> list[str]:
     return [
         "## Which one to take",
         "",
-        *table(COLUMNS, picks),
+        *table(headings(COLUMNS), picks),
         "* **fastest**: for serial communication, where computation waits for it.",
         "* **overlapped**: for communication that runs beside expert GEMMs: both together are done first.",
         "* **default_sms**: the fastest with as many SMs as the default takes.",
