@@ -226,7 +226,7 @@ def _rank_ratio(rows: Rows) -> float | None:
 def _flags(lines: list[Line]) -> list[str]:
     """Throttled and shared GPUs, a sentence each."""
     readings = [
-        (f"{shard_name(line.shard)}{' beside GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
+        (f"{shard_name(line.shard)}{', overlapped with GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
         for line in lines
         if isinstance(line, Telemetry)
         for index, gpu in enumerate(line.gpus)

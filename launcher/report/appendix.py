@@ -1,4 +1,4 @@
-"""The part of the report that says why to believe the rest: points, failures, checks, columns, provenance; pure."""
+"""The evidence behind a report: points, failures, checks, provenance; pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_FAILURES = 50
 
 
 def points(report: Report) -> list[str]:
-    """Planned, measured, failed, missing, and what was refused when planning."""
+    """Planned, measured, failed and missing points, and the cells that the plan refused."""
     results, counts = report.results, report.results.counts
     lines = [
         "## Points",
@@ -28,27 +28,27 @@ def points(report: Report) -> list[str]:
     if results.missing:
         labels = ", ".join(code(planned.point.label) for planned in results.missing[:10])
         more = f" and {len(results.missing) - 10} more" if len(results.missing) > 10 else ""
-        lines += [f"**Missing:** {labels}{more}. The same command with `run=` and this folder measures them.", ""]
+        lines += [f"**Missing:** {labels}{more}. `python -m launcher.resume RUN` measures them.", ""]
     if results.plan.refused:
         rules = Counter(f"{v.key} must {v.rule}" for cell in results.plan.refused for v in cell.violations)
-        lines += [f"{len(results.plan.refused)} cells of the grid were refused when planning:", ""]
+        lines += [f"{len(results.plan.refused)} cells of the grid break a rule and were not planned:", ""]
         lines += [f"* {text(rule)}: {count}" for rule, count in sorted(rules.items())] + [""]
     return lines
 
 
 def failures(report: Report) -> list[str]:
-    """Every failure up to fifty; the rest is in the RESULTS file."""
-    every = report.results.failures
-    if not every:
+    """The first fifty failures; the RESULTS file has all."""
+    failures = report.results.failures
+    if not failures:
         return []
-    kinds = Counter(failure.kind for failure in every)
+    kinds = Counter(failure.kind for failure in failures)
     lines = [f"## Failures: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}", ""]
     lines += table(
         ("point", "kind", "phase", "rank", "what happened"),
-        [_failure_row(failure) for failure in every[:_MAX_FAILURES]],
+        [_failure_row(failure) for failure in failures[:_MAX_FAILURES]],
     )
-    if len(every) > _MAX_FAILURES:
-        lines += [f"{len(every) - _MAX_FAILURES} more are in the RESULTS file.", ""]
+    if len(failures) > _MAX_FAILURES:
+        lines += [f"{len(failures) - _MAX_FAILURES} more are in the RESULTS file.", ""]
     return lines
 
 
@@ -57,13 +57,13 @@ def _failure_row(failure: Failure) -> list[str]:
     return [code(failure.point.label), text(failure.kind), text(failure.phase), rank, text(failure.message)]
 
 
-def trust(report: Report) -> list[str]:
-    """What checks the measurement itself: timer, routings, stability, cost, odd GPUs, unreadable lines."""
+def checks(report: Report) -> list[str]:
+    """Checks of the measurement itself: timer, routings, stability, cost, odd GPUs, unreadable lines."""
     results = report.results
     lines = ["## Checks", ""]
     empty = sorted(value for check in results.self_checks for value in check.empty_op_us)
     if empty:
-        lines.append(f"* An empty operation reads {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
+        lines.append(f"* An empty operation takes {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
     if results.rank_ratio is not None:
         lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
     for check in results.self_checks:
@@ -71,19 +71,19 @@ def trust(report: Report) -> list[str]:
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
         good = [name for name in check.edge_routings if name not in bad]
         if good:
-            lines.append(f"* {place}: edge routings right, every token: {', '.join(map(text, good))}.")
+            lines.append(f"* {place}: every token of the edge routings is correct: {', '.join(map(text, good))}.")
         lines += [f"* {place}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
-    unstable = sum(result.unstable for result in results.measurements)
-    lines.append(f"* Unstable points (spread above 10 % also after an extension): {unstable}.")
+    num_unstable = sum(measurement.unstable for measurement in results.measurements)
+    lines.append(f"* Unstable points (spread still above 10 % after more samples): {num_unstable}.")
     cost = results.cost
     if cost.wall_s:
         lines.append(
             f"* {cost.wall_s:.0f} s from the first start of ranks to the last record: "
             f"{cost.busy_s / cost.wall_s:.0%} in warm-up and timed iterations, "
-            f"{cost.startup_s / cost.wall_s:.0%} in waiting for ranks to start."
+            f"{cost.startup_s / cost.wall_s:.0%} waiting for ranks to start."
         )
     if cost.accounting:
-        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours by {text(cost.accounting.source)}.")
+        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours, according to {text(cost.accounting.source)}.")
     lines += [f"* **{text(flag)}**" for flag in results.flags]
     lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
     return [*lines, ""]
@@ -96,7 +96,7 @@ def provenance(report: Report) -> list[str]:
     revision = manifest.revision.commit or "unknown"
     dirty = " with local changes" if manifest.revision.dirty else ""
     lines = [
-        "## Where this comes from",
+        "## Provenance",
         "",
         f"* Command: {code(shlex.join(manifest.command))}",
         f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}, "
@@ -109,8 +109,8 @@ def provenance(report: Report) -> list[str]:
         lines.append(f"* Versions: {versions}")
         if environment.driver:
             lines.append(
-                f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks a GPU, "
-                f"pairs by {text(environment.topology)}"
+                f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks per GPU, "
+                f"GPU pairs connected by {text(environment.topology)}"
             )
     lines.append("* Raw samples: `shards/*/records.jsonl`")
     return [*lines, ""]

@@ -27,10 +27,10 @@ CI95 = Column(
 )
 SPREAD = Column("spread", "interquartile range / median of the samples.")
 LOGICAL = Column(
-    "logical GB/s", "bytes of the busiest rank, including tokens that stay on it, / median: DeepEP's convention."
+    "logical GB/s", "bytes of the busiest rank, including tokens that stay on it / median (DeepEP's convention)."
 )
 WIRE = Column("wire GB/s", "the same without tokens that stay on their rank; only this may be compared with a link.")
-PEAK = Column("of peak", "wire GB/s / the link peak: all links of one GPU, one direction.")
+PEAK = Column("of peak", "wire GB/s / the link peak (all links of one GPU, one direction).")
 DISPATCH = Column("dispatch us", "median us of the dispatch.")
 COMBINE = Column("combine us", "median us of the combine.")
 ROUND_TRIP = Column(
@@ -46,7 +46,7 @@ OVERLAPPED = Column(
 )
 SLOWDOWN = Column(
     "GEMM slowdown",
-    "time until the overlapped GEMMs are done, with the same correction, / GEMMs isolated, with its 95 % CI.",
+    "(time until the overlapped GEMMs are done, with the same correction) / GEMMs isolated, with its 95 % CI.",
 )
 SERIAL = Column("serial us", "GEMMs isolated + round trip isolated.")
 RATIO = Column("compute / communication", "GEMMs isolated / round trip isolated.")
@@ -65,5 +65,5 @@ def section(report: Report) -> list[str]:
     """The meaning of each column of the report."""
     choice, peak = report.results.choice, report.results.peak_gb_per_s
     shown = [*_MEASURED, *(_OVERLAP if choice.overlaps else ()), *((SPEED,) if choice.own_tuning else ())]
-    link = "This run has no link." if peak is None else f"The link peak is {peak:.0f} GB/s."
+    link = "This run has no link peak." if peak is None else f"The link peak is {peak:.0f} GB/s."
     return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in shown), "", link, ""]

@@ -199,8 +199,8 @@ def _overlap(results: Results) -> Iterator[str]:
         )
     else:
         yield (
-            f"The pick for isolated communication is {knobs_text(fastest.shared)}, the pick for communication "
-            f"overlapped with expert GEMMs is {knobs_text(overlapped.shared)}. {_isolated_cost(overlapped, fastest)}"
+            f"The pick is {knobs_text(fastest.shared)} for isolated communication and {knobs_text(overlapped.shared)} "
+            f"for communication overlapped with expert GEMMs. {_isolated_cost(overlapped, fastest)}"
         )
         yield from _overlapped_cost(choice, fastest)
     yield from _serial(choice)

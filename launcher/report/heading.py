@@ -1,4 +1,4 @@
-"""The heading of a report: what was measured, on what, and what must be read before any number; pure."""
+"""The heading of a report: its caveats, the machine and the workload; pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launcher.text import text
 
 
 def caveats(report: Report) -> list[str]:
-    """What must be read before any number."""
+    """The notes to read before any number."""
     notes = []
     if report.results.plan.is_dry:
         notes.append(NOT_A_MEASUREMENT)
@@ -20,17 +20,18 @@ def caveats(report: Report) -> list[str]:
 
 
 def section(report: Report) -> list[str]:
-    """The caveats, the title, and what was measured on what."""
-    results, spec = report.results, report.results.plan.spec
-    workload = spec.workload
+    """The caveats, the title, the machine and the workload."""
+    results, spec, workload = report.results, report.results.plan.spec, report.results.plan.spec.workload
+    environment = results.environment
+    num_devices = f"{environment.num_devices} x " if environment and environment.num_devices else ""
     dispatch, combine = results.volumes
     library = "DeepEP" if spec.backend == "deepep" else f"the {spec.backend} backend"
     return [
         *(line for note in caveats(report) for line in (f"**{note}**", "")),
         f"# Optimal configuration of {library} at EP={spec.ep.size}",
         "",
-        f"Measured on {results.environment.num_devices if results.environment else 0} x {text(report.device)} with "
-        f"{spec.ep.size} ranks: {workload.num_tokens} tokens a rank, hidden {workload.hidden}, "
+        f"Measured on {num_devices}{text(report.device)} with {spec.ep.size} ranks: {workload.num_tokens} tokens per "
+        f"rank, hidden {workload.hidden}, "
         f"{workload.num_experts} experts, top-{workload.num_topk} ({text(workload.name)}, routing "
         f"{text(workload.routing)}), dispatch in {workload.dtype.upper()}, combine in BF16.",
         f"The busiest rank moves {dispatch.logical / 1e6:.1f} MB in a dispatch ({dispatch.wire / 1e6:.1f} MB of it "

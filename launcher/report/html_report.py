@@ -48,6 +48,7 @@ def html(report: Report) -> str:
         effect_columns=effect.COLUMNS,
         effect=effect.effect(results),
         pick_columns=picks.COLUMNS,
+        pick_notes=picks.NOTES,
         picks=picks.rows(results.choice) if report.has_times else [],
         warnings=_warnings(report),
         pictures={_title(name): _data(svg) for name, svg in sorted(report.pictures.items(), reverse=True)}
@@ -59,7 +60,7 @@ def html(report: Report) -> str:
 
 
 def _warnings(report: Report) -> list[str]:
-    """What must be read before any number."""
+    """The notes to read before any number."""
     results = report.results
     warnings = [report.environments_note] if report.environments_note else []
     warnings += heading.caveats(report)
@@ -67,7 +68,7 @@ def _warnings(report: Report) -> list[str]:
         warnings.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
     warnings += results.unfinished
     if results.lacks_final:
-        warnings.append("Groups of the final are missing: the result may flatter its winner.")
+        warnings.append("Groups of the final are missing: the times may flatter the winner.")
     return warnings + results.flags
 
 

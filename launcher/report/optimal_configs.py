@@ -34,7 +34,7 @@ def markdown(report: Report) -> str:
         pair_tables.baselines,
         literature.section,
     )
-    evidence = (appendix.points, appendix.failures, appendix.trust)
+    evidence = (appendix.points, appendix.failures, appendix.checks)
     end = (_files, appendix.provenance, summary.section)
     body = (*timed, *evidence, columns.section) if report.has_times else evidence
     return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
@@ -52,14 +52,14 @@ def _answer(report: Report) -> list[str]:
     if verdict is not None:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}: "
-            f"default / {verdict.over} = **{verdict.ratio:.3f}** (95 % interval {verdict.ci95.low:.3f} to "
+            f"default / {verdict.over} = **{verdict.ratio:.3f}** (95 % CI {verdict.ci95.low:.3f} to "
             f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}'s samples).",
             "",
         ]
     if len(choice.tied) > 1:
         ties = "; ".join(knobs_text(pair.shared) for pair in choice.tied)
-        taken = f"Of those within {TIE_COST:.1%} of it the one with the fewest resources is taken."
-        lines += [f"Not to be told apart from the fastest: {ties}. {taken}", ""]
+        rule = f"Of those within {TIE_COST:.1%} of the fastest, the optimal pair is the one with the fewest resources."
+        lines += [f"Indistinguishable from the fastest: {ties}. {rule}", ""]
     return lines
 
 
@@ -68,13 +68,13 @@ def _source(report: Report) -> str:
     results = report.results
     if results.choice.optimal is not None and results.choice.optimal.is_final:
         text = (
-            f"Optimal and default: the final, {results.final_groups} fresh process groups that measured the best "
-            "configs in turn. Worst: the sweep."
+            f"Optimal and default are from the final: {results.final_groups} fresh process groups, each of which "
+            "measured the best configs. Worst is from the sweep."
         )
     else:
-        text = "**These numbers are the sweep's own**, which also chose: they flatter the winner."
+        text = "**These times are from the sweep, which also chose the winner**: they flatter it."
     if results.unfinished:
-        text += f" **{' '.join(results.unfinished)}** This is the best answer so far."
+        text += f" **{' '.join(results.unfinished)}** These are the best configs so far."
     if results.lacks_final:
         num_missing = results.plan.spec.search.final_groups - results.final_groups
         text += f" **{num_missing} groups of the final are missing.**"
@@ -87,17 +87,17 @@ def _pictures(report: Report) -> list[str]:
 
 
 def _files(report: Report) -> list[str]:
-    """What lies in the run folder."""
+    """The files of the run folder."""
     results_file = f"RESULTS_EP{report.results.plan.spec.ep.size}.json"
     files = [
         ("OPTIMAL_CONFIGS.md", "this report"),
         ("SUMMARY.md", "the same on one page"),
-        (report.file_name("report.html"), "the same with every point, to sort and filter; one file, no network"),
+        (report.file_name("report.html"), "the same with every point, to sort and filter; works offline"),
         (report.file_name(results_file), "the same for programs (docs/results.schema.json)"),
         *((name, "a picture") for name in sorted(report.pictures)),
-        ("plan.json", "what was to be measured"),
-        ("run.json", "the command and the code that did it"),
-        ("shards/*/records.jsonl", "every sample and every failure, as it was written (docs/RECORDS.md)"),
+        ("plan.json", "the planned points"),
+        ("run.json", "the command and the revision of the code"),
+        ("shards/*/records.jsonl", "every sample and every failure (docs/RECORDS.md)"),
         *deployment.files(report),
     ]
     return ["## Files", "", *(f"* `{name}`: {meaning}" for name, meaning in files), ""]

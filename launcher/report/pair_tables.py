@@ -1,4 +1,4 @@
-"""The tables of measured pairs: optimal, default and worst, per shared knob, beside GEMMs, and what to compare with."""
+"""The tables of measured pairs: optimal, default and worst, per shared knob, overlapped, and baselines; pure."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def best_per_shared(report: Report) -> list[str]:
         f"## The best pair for each {title}",
         "",
         f"A dispatch and its combine share {title}. Pairs marked * are on the Pareto frontier: "
-        "none is faster with less.",
+        "no pair is faster with less.",
         "",
         *table([title, "dispatch", DISPATCH.heading, "combine", *headings((COMBINE, ROUND_TRIP, CI95))], rows),
     ]
 
 
 def overlapped(report: Report) -> list[str]:
-    """The table of pairs beside GEMMs."""
+    """The table of overlapped pairs."""
     results = report.results
     overlaps = results.choice.overlaps
     if not overlaps:
@@ -118,16 +118,15 @@ def overlapped(report: Report) -> list[str]:
     ]
     best_us = min(overlap.makespan_us for overlap in overlaps)
     return [
-        "## Beside expert GEMMs",
+        "## Overlapped with expert GEMMs",
         "",
-        "One dispatch and one combine on the library's own stream, beside one layer's expert GEMMs (BF16, hidden "
-        f"{workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
-        f"{overlaps[0].compute_isolated_us:.1f} us alone). "
-        "The answer moves with the last column: where computation is scarcer than here, more SMs pay.",
+        "One dispatch and one combine on the library's own stream, overlapped with one layer's expert GEMMs (BF16, "
+        f"hidden {workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
+        f"{overlaps[0].compute_isolated_us:.1f} us isolated). "
+        "The best pair depends on the last column: where your ratio is lower, more SMs pay.",
         *_overlap_caveats(results),
         "",
         *table(header, [_overlap_row(overlap, bold=overlap.makespan_us == best_us) for overlap in overlaps]),
-        "",
     ]
 
 
@@ -147,21 +146,21 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
 
 
 def _overlap_caveats(results: Results) -> list[str]:
-    """What the numbers of this section must not be taken for."""
+    """How not to read the numbers of this section."""
     caveats = []
     if results.num_uncorrected:
         caveats.append(
-            f"**{results.num_uncorrected} of the visits have no GEMMs alone right beside them**, so that nothing takes "
-            "out what the power cap did to the clocks meanwhile."
+            f"**{results.num_uncorrected} repetitions are not corrected for the power cap**, because no isolated GEMMs "
+            "ran directly before and after them."
         )
     if any(overlap.slowdown_ci95.high < 1 for overlap in results.choice.overlaps):
-        why = "clocks differed between GEMMs alone and beside the pair"
-        caveats.append(f"A slowdown surely below 1 is no gain: {why}.")
+        why = "the clocks of isolated and overlapped GEMMs differed"
+        caveats.append(f"A GEMM slowdown significantly below 1 is not a gain: {why}.")
     return caveats
 
 
 def own_tuning(report: Report) -> list[str]:
-    """What the library's own tuning script would have chosen, measured here side by side."""
+    """The best pair of the library's own tuning grid, measured in the same run."""
     choice = report.results.choice
     tuning, optimal = choice.own_tuning, choice.optimal
     if tuning is None or optimal is None:
@@ -176,13 +175,13 @@ def own_tuning(report: Report) -> list[str]:
             cells.time(pair.round_trip_us),
             f"{tuning.round_trip_us / pair.round_trip_us:.3f}x",
         ]
-        for name, pair in (("its best", tuning), ("ours with as many SMs", same), ("optimal", optimal))
+        for name, pair in (("best of its grid", tuning), ("our best with as many SMs", same), ("optimal", optimal))
         if pair is not None
     ]
     return [
         "## The library's own tuning grid, in the same run",
         "",
-        "Its tuning script fixes the SMs and the buffer and varies the chunk alone.",
+        "Its tuning script fixes the SMs and the buffer and varies only the chunk.",
         "",
         *table(["", "config", *headings((DISPATCH, COMBINE, ROUND_TRIP, SPEED))], rows),
     ]
@@ -194,6 +193,6 @@ def baselines(report: Report) -> list[str]:
     if results.plan.spec.backend == "alltoall":
         return []
     if not results.plan.baselines:
-        return ["## NCCL all-to-all", "", "Not measured: NCCL refuses several ranks on one GPU.", ""]
+        return ["## NCCL all-to-all", "", "Not measured: NCCL does not allow several ranks on one GPU.", ""]
     rows = [_row(f"NCCL all-to-all, {baseline.point.op}", baseline) for baseline in results.baselines]
     return ["## NCCL all-to-all of the same tokens", "", *table(headings(COLUMNS), rows)]

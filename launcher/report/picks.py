@@ -1,4 +1,4 @@
-"""The picks: which config is for whom, and what it takes; pure."""
+"""The picks: the config for each use, with its times and its memory; pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = (Column("pick"), Column("config"), ROUND_TRIP, FULL_DISPATCH, OVERLAPP
 
 
 def rows(choice: Choice) -> list[list[str]]:
-    """The picks of a run, what each takes alone, as a whole dispatch, and beside GEMMs; see ``COLUMNS``."""
+    """Each pick with its isolated, full-dispatch and overlapped times; see ``COLUMNS``."""
     return [
         [
             name,
@@ -27,28 +27,33 @@ def rows(choice: Choice) -> list[list[str]]:
     ]
 
 
+NOTES = {
+    "fastest": "for isolated communication, where computation waits for it.",
+    "overlapped": "for communication overlapped with expert GEMMs.",
+    "default_sms": "the fastest with as many SMs as the default.",
+    "knee": "the fewest SMs within 5 % of the fastest.",
+    OVERLAPPED.heading: "of the overlapped pair with as many SMs as the pick.",
+}
+"""The use of each pick, and what needs explaining in its table."""
+
+
 def section(report: Report) -> list[str]:
-    """Which answer is for whom, and what the wrong one costs."""
+    """The table of picks, the use of each, and the memory that it takes."""
     picks = rows(report.results.choice)
     if not picks:
         return []
     return [
-        "## Which one to take",
+        "## Which pick to use",
         "",
         *table(headings(COLUMNS), picks),
-        "* **fastest**: for serial communication, where computation waits for it.",
-        "* **overlapped**: for communication that runs beside expert GEMMs: both together are done first.",
-        "* **default_sms**: the fastest with as many SMs as the default takes.",
-        "* **knee**: the fewest SMs within 5 % of the fastest.",
-        "* **whole dispatch us**: layout, exchange of counts and the wait for them on the CPU included. "
-        "**beside GEMMs us**: with this pick's SMs, see below.",
+        *(f"* **{name}**: {note}" for name, note in NOTES.items()),
         *_memory(report),
         "",
     ]
 
 
 def _memory(report: Report) -> list[str]:
-    """What the buffers of the picks take, where a formula is known."""
+    """The size of each pick's buffer, where a formula is known."""
     spec = report.results.plan.spec
     if spec.backend != "deepep":
         return []
@@ -60,4 +65,4 @@ def _memory(report: Report) -> list[str]:
         for name, pair in report.results.choice.picks.items()
     }
     sizes_text = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.items())
-    return [f"* **memory** of a rank's NVLink buffer, by DeepEP's own hint: {text(sizes_text)}."]
+    return [f"* **memory**: NVLink buffer per rank, by DeepEP's own hint: {text(sizes_text)}."]

@@ -72,7 +72,7 @@ def _isolated(axes: Axes, results: Results, name: str) -> None:
         axes.plot(_shared(pair), pair.round_trip_us, _MARKERS[pick], markersize=11, fillstyle="none", label=pick)
     if choice.default is not None:
         axes.plot(_shared(choice.default), choice.default.round_trip_us, "kx", markersize=9, label="default")
-    axes.set(xlabel=name, ylabel="dispatch + combine, us", title="alone")
+    axes.set(xlabel=name, ylabel="dispatch + combine, us", title="isolated")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -87,8 +87,8 @@ def _overlapped(axes: Axes, results: Results, name: str) -> None:
     low, high = ([getattr(overlap.ci95_us, end) for overlap in best] for end in ("low", "high"))
     errors = np.abs([np.subtract(times_us, low), np.subtract(high, times_us)])
     axes.errorbar(sms, times_us, yerr=errors, marker="o", capsize=2, label="overlapped")
-    axes.plot(sms, [overlap.serial_us for overlap in best], "--", label="one after the other")
-    axes.axhline(overlaps[0].compute_isolated_us, color="grey", linestyle=":", label="GEMMs alone")
+    axes.plot(sms, [overlap.serial_us for overlap in best], "--", label="serial")
+    axes.axhline(overlaps[0].compute_isolated_us, color="grey", linestyle=":", label="GEMMs isolated")
     pick = results.choice.picks.get("overlapped")
     for overlap in overlaps:
         place = _shared(overlap.pair), overlap.makespan_us
@@ -96,7 +96,7 @@ def _overlapped(axes: Axes, results: Results, name: str) -> None:
             axes.plot(*place, "D", markersize=11, fillstyle="none", label="overlapped pick")
         if overlap.pair is default:
             axes.plot(*place, "kx", markersize=9, label="default")
-    axes.set(xlabel=name, ylabel="until both are done, us", title="beside expert GEMMs")
+    axes.set(xlabel=name, ylabel="until both are done, us", title="overlapped with expert GEMMs")
     axes.legend()
     axes.grid(alpha=0.3)
 

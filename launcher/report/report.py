@@ -34,19 +34,19 @@ class Report(msgspec.Struct, frozen=True):
         if dispatch == combine:
             return ""
         return (
-            f"The objective (search.objective) is {dispatch:g} x dispatch + {combine:g} x combine: by it is decided, "
-            "ratios, intervals and the verdict are of it, while a round trip is the sum of both."
+            f"The objective (search.objective) is {dispatch:g} x dispatch + {combine:g} x combine. Decisions, ratios, "
+            "intervals and the verdict use it; a round trip is the plain sum of both."
         )
 
     @property
     def findings_title(self) -> str:
         """The heading of the findings, which labels those of a dry run."""
-        return "Key findings of a dry run, about this CPU" if self.results.plan.is_dry else "Key findings"
+        return "Key findings of a dry run on this CPU" if self.results.plan.is_dry else "Key findings"
 
     @property
     def device(self) -> str:
         """The GPU's name."""
-        return self.results.environment.device if self.results.environment else "nothing yet"
+        return self.results.environment.device if self.results.environment else "no GPU yet"
 
     def file_name(self, name: str) -> str:
         """The name of this environment's own copy of a file."""

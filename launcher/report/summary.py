@@ -1,4 +1,4 @@
-"""SUMMARY.md: the answer, the findings and what to do on one page; pure."""
+"""SUMMARY.md: the picks, the findings and what to do on one page; pure."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ def markdown(report: Report) -> str:
     sections = (heading.section, section, findings.section, effect.section, _what_to_do)
     lines = [line for part in sections for line in part(report)]
     page = report.file_name("report.html")
-    lines += [f"Everything else, with how it was measured: OPTIMAL_CONFIGS.md; with every point: {page}.", ""]
+    lines += [f"Details and method: OPTIMAL_CONFIGS.md. Every point: {page}.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def section(report: Report) -> list[str]:
-    """The answer in a few lines."""
-    return ["## Summary", "", *_answer(report), ""]
+    """The configs and the verdict in a few lines."""
+    return ["## Summary", "", *_configs(report), ""]
 
 
-def _answer(report: Report) -> list[str]:
+def _configs(report: Report) -> list[str]:
     counts, choice = report.results.counts, report.results.choice
     points = (
         f"* {counts.planned} points planned: {counts.measured} measured, {counts.failed} failed, "
         f"{counts.missing} missing."
     )
     if not report.has_times:
-        return ["* No config: ranks shared a GPU, so that only tokens were checked.", points]
+        return ["* No config: ranks shared a GPU, so only tokens were checked.", points]
     if choice.optimal is None:
-        return ["Nothing was measured that could be deployed."]
+        return ["No pair that could be deployed was measured."]
     verdict = ""
     if choice.verdict is not None:
         over = "" if choice.verdict.over == "optimal" else f", default / {choice.verdict.over}"
         verdict = f", **{choice.verdict.kind}** ({choice.verdict.ratio:.3f}x{over})"
-    lines = [f"* Fastest: {cells.config(choice.optimal)}: {choice.optimal.round_trip_us:.1f} us a round trip{verdict}."]
+    lines = [
+        f"* Fastest: {cells.config(choice.optimal)}: {choice.optimal.round_trip_us:.1f} us per round trip{verdict}."
+    ]
     if choice.default is not None:
         lines.append(f"* Default: {cells.config(choice.default)}: {choice.default.round_trip_us:.1f} us.")
     overlapped = choice.picks.get("overlapped")
     if overlapped is not None and not overlapped.same_configs(choice.optimal):
-        lines.append(f"* Beside computation: {cells.config(overlapped)}: {overlapped.round_trip_us:.1f} us.")
+        overlap = choice.overlap_of(overlapped)
+        makespan = "" if overlap is None else f"{overlap.makespan_us:.1f} us overlapped, "
+        times = f"{makespan}{overlapped.round_trip_us:.1f} us isolated"
+        lines.append(f"* For overlap with GEMMs: {cells.config(overlapped)}: {times}.")
     return [*lines, points]
 
 
@@ -63,9 +68,9 @@ def _advice(report: Report) -> list[str]:
         lines.append("Measure more before anything is changed: the same command with `search.final_groups=10`.")
     elif results.plan.spec.backend == "deepep":
         lines += [
-            "`python -m launcher.export RUN` writes the files that put *fastest* into force, for each framework; "
-            "docs/APPLY.md says how, and how to see that it took effect.",
-            "Where communication runs beside computation: `python -m launcher.export RUN --pick overlapped`.",
-            "At start-up, by key: `python -m launcher.publish RUN`, then `load_tuned_config`.",
+            "`python -m launcher.export RUN` writes the files that apply *fastest*, for each framework; docs/APPLY.md "
+            "shows how to use them and how to check that they took effect.",
+            "Where communication overlaps with GEMMs: `python -m launcher.export RUN --pick overlapped`.",
+            "To load the config at start-up: `python -m launcher.publish RUN`, then `load_tuned_config`.",
         ]
-    return lines or ["Give the optimal config above to whatever makes the calls."]
+    return lines or ["Pass the optimal config above to the calling code."]

@@ -74,7 +74,7 @@ def test_of_pairs_that_cannot_be_told_apart_the_one_with_fewest_sms_is_taken() -
     assert found.choice.optimal is not None
     assert found.choice.optimal.shared == {"num_sms": 24}
     assert {pair.shared["num_sms"] for pair in found.choice.tied} == {24, 32}
-    assert "Not to be told apart from the fastest" in markdown_of(found)
+    assert "Indistinguishable from the fastest" in markdown_of(found)
 
 
 OF_EACH_OBJECTIVE: list[tuple[str | dict[str, float], int]] = [

@@ -167,10 +167,10 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     text = markdown_of(found)
     assert text.startswith(f"**{plan.SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]
-    assert headings == ["## Points", "## Checks", "## Files", "## Where this comes from", "## Summary"]
+    assert headings == ["## Points", "## Checks", "## Files", "## Provenance", "## Summary"]
     short = summary_of(found)
     assert [line for line in short.splitlines() if line.startswith("## ")] == ["## Summary", "## What to do"]
-    assert "* No config: ranks shared a GPU, so that only tokens were checked." in short.splitlines()
+    assert "* No config: ranks shared a GPU, so only tokens were checked." in short.splitlines()
     assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
     shown = html_of(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
     assert plan.SHARED_GPUS in shown

@@ -20,13 +20,13 @@ def test_a_forward_pass_waits_for_the_whole_dispatch_and_a_backward_pass_has_its
     layers = found.plan.spec.workload.num_moe_layers
     effect = effects.effect(found)
     assert effect is not None
-    assert (effect.num_layers, effect.has_whole) == (layers, True)
+    assert (effect.num_layers, effect.has_full) == (layers, True)
     assert effect.forward_ms == pytest.approx((layers * (534.2 + 497.1) / 1e3, layers * (267.7 + 216.0) / 1e3))
     assert effect.training_ms == pytest.approx(
         (layers * (534.2 + 497.1 + 464.0 + 497.1) / 1e3, layers * (267.7 + 216.0 + 201.0 + 216.0) / 1e3)
     )
-    assert "The dispatch of a forward pass is the whole one" in markdown_of(found)
-    assert "forward pass, with the whole dispatch" in html_of(found)
+    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in markdown_of(found)
+    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in html_of(found)
 
 
 @pytest.mark.parametrize("without", ["default", "optimal"])
@@ -36,11 +36,11 @@ def test_without_the_whole_dispatch_of_both_the_effect_takes_the_cached_one_and_
     layers = found.plan.spec.workload.num_moe_layers
     effect = effects.effect(found)
     assert effect is not None
-    assert not effect.has_whole
+    assert not effect.has_full
     assert effect.forward_ms == pytest.approx((layers * 961.1 / 1e3, layers * 417.0 / 1e3))
     assert effect.training_ms == pytest.approx((2 * layers * 961.1 / 1e3, 2 * layers * 417.0 / 1e3))
-    assert "**The whole dispatch was not measured" in markdown_of(found)
-    assert "the whole dispatch was not measured" in html_of(found)
+    assert "x (cached dispatch + combine). The full dispatch was not measured" in markdown_of(found)
+    assert "x (cached dispatch + combine). The full dispatch was not measured" in html_of(found)
 
 
 def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whether_overlapping_pays() -> None:
@@ -54,8 +54,8 @@ def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whethe
     assert said(choice_of(noisy_passes)) == [
         "Overlapped with expert GEMMs, num_sms 16 to 32 are indistinguishable: any of them may be the best. One set of "
         "processes measured all passes, so another run may rank them differently.",
-        "The pick for isolated communication is num_sms 32, the pick for communication overlapped with expert GEMMs is "
-        "num_sms 16. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
+        "The pick is num_sms 32 for isolated communication and num_sms 16 for communication overlapped with expert "
+        "GEMMs. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
         "Overlapped with expert GEMMs, num_sms 32 takes 1.020x as long as the best pair (leave-one-out over passes; "
         "95 % CI 0.974 to 1.068). The two are indistinguishable.",
         "Overlap does not always pay: 3 of 4 pairs take longer overlapped than serially (2 by more than their 95 % "
@@ -66,8 +66,8 @@ def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whethe
 def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_open() -> None:
     clear = {16: [1010.0, 1011.0, 1012.0, 1013.0], 32: [1050.0, 1051.0, 1053.0, 1054.0]}
     assert said(choice_of(clear, alone_us=1000.0)) == [
-        "The pick for isolated communication is num_sms 32, the pick for communication overlapped with expert GEMMs is "
-        "num_sms 16. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
+        "The pick is num_sms 32 for isolated communication and num_sms 16 for communication overlapped with expert "
+        "GEMMs. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
         "Overlapped with expert GEMMs, num_sms 32 takes 1.040x as long as the best pair (leave-one-out over passes; "
         "95 % CI 1.039 to 1.041).",
     ]
@@ -90,6 +90,6 @@ def test_neighbours_are_a_range(chosen: set[int], words: str) -> None:
 def test_a_dry_run_s_findings_are_labelled_and_nothing_of_it_is_to_be_deployed(sweep: Sweep) -> None:
     for name in ("OPTIMAL_CONFIGS.md", "SUMMARY.md", "report.html"):
         text = (sweep.folder / name).read_text()
-        assert "Key findings of a dry run, about this CPU" in text
+        assert "Key findings of a dry run on this CPU" in text
         assert text.count("Key findings") == 1
     assert "nothing here is to be deployed" in (sweep.folder / "SUMMARY.md").read_text()

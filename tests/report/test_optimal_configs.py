@@ -139,7 +139,7 @@ def test_a_candidate_of_the_user_gets_its_answer() -> None:
 @pytest.mark.parametrize(
     ("lines", "first"),
     [
-        (faster({32: 200.0}), "* `python -m launcher.export RUN` writes the files that put *fastest* into force"),
+        (faster({32: 200.0}), "* `python -m launcher.export RUN` writes the files that apply *fastest*"),
         (faster({}), "* Leave the default as it is."),
         (faster({32: 250.0 / 1.02}), "* Measure more before anything is changed: the same command with `search.final"),
         (faster({32: 200.0})[:-1], "* Complete the run: `python -m launcher.resume RUN`."),
@@ -160,9 +160,9 @@ def test_an_objective_of_unlike_weights_is_said_first_and_fits_the_schema() -> N
     search = msgspec.structs.replace(MADE.spec.search, objective={"dispatch": 2, "combine": 1})
     made = deepep_plan(search=search)
     found = build(complete(made), plan=made)
-    note = "The objective (search.objective) is 2 x dispatch + 1 x combine: by it is decided, ratios, intervals and the"
+    note = "The objective (search.objective) is 2 x dispatch + 1 x combine. Decisions, ratios, intervals and the"
     for text in (markdown_of(found), summary_of(found)):
-        assert text.startswith(f"**{note} verdict are of it, while a round trip is the sum of both.**\n")
+        assert text.startswith(f"**{note} verdict use it; a round trip is the plain sum of both.**\n")
     assert f'<p class="warning">{note}' in html_of(found)
     assert valid(found)["search"]["objective"] == {"dispatch": 2, "combine": 1}
     assert report_of(build(LINES)).objective_note == ""
