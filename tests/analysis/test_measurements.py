@@ -172,7 +172,7 @@ def test_a_config_whose_whole_dispatch_gives_a_wrong_token_is_incorrect_itself()
         (best.full.point, "incorrect"),
         (best.dispatch.point, "incorrect"),
     ]
-    assert failures[1].message == f"in {best.full.point.label}: no answer within 20 s from rank 1"
+    assert failures[1].message == f"in {best.full.point.label}: no response within 20 s from rank 1"
 
 
 def test_a_pair_that_gives_a_wrong_token_beside_gemms_makes_both_its_configs_incorrect() -> None:
