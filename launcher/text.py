@@ -1,4 +1,4 @@
-"""Markdown that nothing can break: whatever a host name or an error contains stays text."""
+"""Texts that nothing can break: whatever a host name or an error contains stays text in Markdown."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import overload
 
+_MARKUP = re.compile(r"[\\`*\[\]|#~]|(?<!\w)_++|_++(?![^\W_])")
+"""Whatever could open markup; underscores only at the edges of words, since CommonMark takes those within literally."""
+
 
 def text(value: object) -> str:
-    """A value as Markdown text: whatever could open markup, a table cell or a line, or become a link, is escaped."""
+    """A value as one line of literal Markdown text: no markup, no table cell and no link can begin in it."""
     one_line = " ".join(str(value).split())
-    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", one_line)
+    escaped = _MARKUP.sub(lambda match: re.sub(".", r"\\\g<0>", match[0]), one_line)
     escaped = re.sub(r"(?<=www)\.|(?<=:)/(?=/)", r"\\\g<0>", escaped, flags=re.IGNORECASE)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(value: object) -> str:
-    """A value as inline code that cannot end early; ``table`` cares for what would end a cell."""
+    """A value as inline code that cannot end early; ``table`` escapes pipes."""
     one_line = " ".join(str(value).split())
     fence = "`" * (max((len(run) for run in re.findall(r"`+", one_line)), default=0) + 1)
     pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
@@ -25,7 +28,7 @@ def code(value: object) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; columns of numbers are right-aligned, the first never. No cell can end early."""
+    """The lines of a Markdown table. Columns of numbers are right-aligned, except the first; no cell can end early."""
     rows = [[re.sub(r"(?<!\\)\|", r"\|", cell) for cell in row] for row in rows]
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
     align = ["---"] + ["---:" if any(cells) and all(map(_is_number, cells)) else "---" for cells in columns[1:]]
@@ -33,12 +36,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    """Also in bold, with a unit, in an interval, or missing; a list of knobs is none."""
+    """Whether a cell is a number: plain or bold, with a unit or an interval, or missing. A list of knobs is not."""
     return re.fullmatch(r"[*]*(|-|[-+]?[\d.,]+( ?[%x]| us)?( to [-+]?[\d.,]+)?( \(.*\))?)[*]*", cell) is not None
 
 
 def knobs_text(knobs: dict[str, int]) -> str:
-    """Knob values as a user would write them."""
+    """``num_sms 24, nvl_chunk 8``."""
     return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 

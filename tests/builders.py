@@ -7,7 +7,7 @@ import subprocess
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +33,13 @@ from bench.records import (
     Traffic,
 )
 from bench.workload import Workload
+from launcher.analysis.results import Results
 from launcher.config import plan, schema
 from launcher.config.arguments import complete_arguments
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
+from launcher.report import findings, html_report, optimal_configs, summary
+from launcher.report.report import Report
 from launcher.store.records_file import open_appender
 from launcher.store.revision import Revision
 from launcher.store.run_folder import Manifest, RunFolder
@@ -199,6 +202,26 @@ def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
             for line in [environment, *records]:
                 appender.add(line)
     return folder
+
+
+def report_of(results: Results, pictures: Mapping[str, str] | None = None) -> Report:
+    """What the pages show of some results, their findings included."""
+    return Report(results, findings.findings(results), pictures or {})
+
+
+def markdown_of(results: Results, pictures: Mapping[str, str] | None = None) -> str:
+    """OPTIMAL_CONFIGS.md."""
+    return optimal_configs.markdown(report_of(results, pictures))
+
+
+def summary_of(results: Results) -> str:
+    """SUMMARY.md."""
+    return summary.markdown(report_of(results))
+
+
+def html_of(results: Results, pictures: Mapping[str, str] | None = None) -> str:
+    """report.html."""
+    return html_report.html(report_of(results, pictures))
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

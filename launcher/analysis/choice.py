@@ -1,28 +1,28 @@
-"""Which configs to deploy: ties, the frontier and its picks, with the verdict on the default; pure."""
+"""Which configs to deploy: optimal pair, ties, Pareto frontier, picks, and the verdict on the default; pure."""
 
 from __future__ import annotations
 
 import msgspec
 
 from bench.records import Op
-from bench.stats import ALPHA, MIN_GROUPS, holm, paired_slower_p
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
-from launcher.analysis.pairs import TIE_COST, Ops, Pair, best_of, groups_of, pair_of, smaller
-from launcher.analysis.verdict import Verdict, best_other, verdict
+from launcher.analysis.pairs import TIE_COST, Ops, Pair, are_slower, best_of, groups_of, pair_of, with_smallest_buffers
+from launcher.analysis.verdict import Verdict, choose_rival, judge
 from launcher.config.plan import Plan
 
 TIE_LIMIT = 0.005
-"""A pair further than this from the best is no tie, however few groups there are to tell them apart."""
+"""A pair further than this from the best is not tied with it, even if too few groups could tell them apart."""
 
 KNEE = 0.05
+"""The knee takes the fewest resources within this of the fastest."""
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Everything that was decided about one backend's pairs.
+    """Every decision about one backend's pairs.
 
-    ``best_overlaps``: those of ``overlaps`` that may be the best, since no other one surely beats them.
-    ``overlap_held_out``: by pass beside GEMMs, what the pair took that the *other* passes would have picked.
+    ``best_overlaps``: those of ``overlaps`` that may be the best, since no other pair significantly beats them.
+    ``overlap_held_out``: for each overlapped pass, the makespan of the pair that the *other* passes pick.
     """
 
     default: Pair | None
@@ -38,30 +38,38 @@ class Choice(msgspec.Struct, frozen=True):
     picks: dict[str, Pair]
     own_tuning: Pair | None
 
+    def overlap_of(self, pair: Pair) -> Overlap | None:
+        """The pair overlapped with GEMMs, or else the sweep's best pair with the same shared knobs; None without."""
+        same_shared = [overlap for overlap in self.overlaps if overlap.pair.shared == pair.shared]
+        exact = [overlap for overlap in same_shared if overlap.pair.same_configs(pair)]
+        others = [
+            overlap for overlap in same_shared if self.default is None or not overlap.pair.same_configs(self.default)
+        ]
+        return next(iter([*exact, *others]), None)
+
 
 def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
-    """The decisions that follow from the results of the plan's backend."""
+    """The decisions that follow from the measurements of the plan's backend."""
     groups = groups_of(plan, measurements)
     pairs = [best_of(plan, shared, ops) for shared, ops in groups.items() if ops[Op.DISPATCH] and ops[Op.COMBINE]]
     if any(pair.is_final for pair in pairs):
         pairs = [pair for pair in pairs if pair.is_final]
     default = _default(plan, groups)
-    pairs = sorted((smaller(plan, groups, pair) for pair in pairs), key=lambda pair: (pair.score, pair.buffer_cost))
+    pairs = [with_smallest_buffers(plan, groups, pair) for pair in pairs]
+    pairs.sort(key=lambda pair: (pair.score, pair.buffer_cost))
     tied = _tied(pairs)
     near = [pair for pair in tied if pair.score <= (1 + TIE_COST) * pairs[0].score]
     optimal = min(near, key=lambda pair: pair.buffer_cost, default=None)
-    frontier = _frontier(pairs)
+    has_times = not plan.spec.ep.share_gpus
     overlaps = overlaps_of(plan, measurements, pairs, default)
     return Choice(
         default=default,
         optimal=optimal,
         worst=_worst(plan, groups),
         tied=tied,
-        verdict=None
-        if plan.spec.ep.share_gpus
-        else verdict(default, optimal, best_other(plan, groups, default, optimal)),
+        verdict=judge(default, optimal, choose_rival(plan, groups, default, optimal)) if has_times else None,
         best_per_shared=sorted(pairs, key=lambda pair: tuple(pair.shared.values())),
-        pareto=frontier,
+        pareto=_frontier(pairs),
         overlaps=overlaps,
         best_overlaps=may_be_best(overlaps),
         overlap_held_out=held_out_overlap(overlaps),
@@ -71,55 +79,46 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
 
 
 def _default(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:
-    """The anchors' results; None when one of them failed or is missing."""
+    """The anchors' pair; None when one of them failed or is missing."""
     for shared, ops in groups.items():
-        found = [
-            next((one for one in ops[anchor.point.op] if one.point == anchor.point), None) for anchor in plan.anchors
-        ]
-        dispatch, combine = found
+        dispatch, combine = (
+            next((measurement for measurement in ops[anchor.point.op] if measurement.point == anchor.point), None)
+            for anchor in plan.anchors
+        )
         if dispatch is not None and combine is not None:
             return pair_of(plan, shared, ops, dispatch, combine)
     return None
 
 
 def _own_tuning(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:
-    """The best that the library's own tuning script tries; None without one, or where nothing of it was measured."""
-    own = {op: {one.point.key for one in plan.upstream(op)} for op in (Op.DISPATCH, Op.COMBINE)}
+    """The best pair of the library's own tuning grid; None where nothing of that grid was measured."""
+    keys = {op: {planned.point.key for planned in plan.upstream(op)} for op in (Op.DISPATCH, Op.COMBINE)}
     pairs = []
     for shared, ops in groups.items():
-        first, second = ([one for one in ops[op] if one.point.key in own[op]] for op in own)
-        if first and second:
-            pairs.append(pair_of(plan, shared, ops, first[0], second[0]))
+        dispatches, combines = ([cell for cell in ops[op] if cell.point.key in keys[op]] for op in keys)
+        if dispatches and combines:
+            pairs.append(pair_of(plan, shared, ops, dispatches[0], combines[0]))
     return min(pairs, key=lambda pair: pair.score, default=None)
 
 
 def _worst(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:
-    """The slowest pair that was measured, mostly in the sweep alone."""
-    slowest = [
-        pair_of(plan, shared, ops, *(max(ops[op], key=lambda one: one.relative) for op in (Op.DISPATCH, Op.COMBINE)))
-        for shared, ops in groups.items()
-        if ops[Op.DISPATCH] and ops[Op.COMBINE]
-    ]
-    return max(slowest, key=lambda pair: pair.score, default=None)
+    """The slowest measured pair; as a rule only the sweep measured it."""
+    pairs = []
+    for shared, ops in groups.items():
+        if ops[Op.DISPATCH] and ops[Op.COMBINE]:
+            dispatch, combine = (max(ops[op], key=lambda cell: cell.relative) for op in (Op.DISPATCH, Op.COMBINE))
+            pairs.append(pair_of(plan, shared, ops, dispatch, combine))
+    return max(pairs, key=lambda pair: pair.score, default=None)
 
 
 def _tied(pairs: list[Pair]) -> list[Pair]:
-    """The pairs that cannot be told from the best: paired tests over the final's groups, Holm-corrected."""
+    """The best and the pairs within TIE_LIMIT of it that are indistinguishable from it over the final's groups."""
     if not pairs:
         return []
-    best = pairs[0]
-    leader = best.by_round()
+    best, best_times = pairs[0], pairs[0].by_round()
     rivals = [pair for pair in pairs[1:] if pair.score <= (1 + TIE_LIMIT) * best.score]
-    common = {id(pair): sorted(leader.keys() & pair.by_round().keys()) for pair in rivals}
-    rivals = [pair for pair in rivals if len(common[id(pair)]) >= MIN_GROUPS]
-    if not rivals:
-        return [best]
-    p_values = [
-        paired_slower_p([pair.by_round()[n] for n in common[id(pair)]], [leader[n] for n in common[id(pair)]])
-        for pair in rivals
-    ]
-    slower = holm(p_values, alpha=ALPHA)
-    return [best] + [pair for pair, is_slower in zip(rivals, slower, strict=True) if not is_slower]
+    slower = are_slower([(pair.by_round(), best_times) for pair in rivals])
+    return [best, *(pair for pair, is_slower in zip(rivals, slower, strict=True) if is_slower is False)]
 
 
 def _frontier(pairs: list[Pair]) -> list[Pair]:
@@ -132,7 +131,7 @@ def _frontier(pairs: list[Pair]) -> list[Pair]:
 
 
 def _picks(optimal: Pair | None, default: Pair | None, pairs: list[Pair], overlaps: list[Overlap]) -> dict[str, Pair]:
-    """Four answers to "which one": see METHODOLOGY."""
+    """The pair for each use: see METHODOLOGY."""
     if optimal is None:
         return {}
     picks = {"fastest": optimal}

@@ -1,10 +1,10 @@
-"""From records to one result for each point, and every failure: statistics of samples, and the physics gate; pure."""
+"""From records to one measurement of each point, and every failure: statistics and the physics gate; pure."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,16 +31,17 @@ _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), 
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """One operation with one config.
+    """The time of one operation with one config.
 
-    ``median_us``: of the final's groups the geometric mean of their medians, without a final the median of all
-    samples; of GEMMs alone that of their visits; beside GEMMs each counts over its level (launcher.throttling).
-    ``ci95_us``: its 95 % interval, by Student over the groups, or by order statistics over samples or visits.
-    ``relative``: the median in microseconds, each shard and round by its own anchor; what the sweep ranks by.
-    ``visits``: of the sweep's results the medians that ``relative`` is the median of, one for each visit.
-    ``by_round``: the median of each group of the final, or pass beside GEMMs, in order; what was begun anew in other
-    processes counts apart, so that results with a key in common shared their processes. GB/s are 10^9 bytes of the
-    busiest rank, one direction, over the median; None for compute.
+    ``median_us``: geometric mean of the medians of the final's groups; without a final, the median of all samples.
+    For isolated GEMMs it is the median of their repetitions. Overlapped times are corrected for the power cap first
+    (launcher.analysis.power_cap). ``ci95_us``: its 95 % CI, Student's over the groups, else by order statistics of
+    the samples (isolated GEMMs: of the repetitions). ``relative``: the median with each shard and round scaled by its
+    own anchor; the sweep ranks by it. ``repetitions``: in the sweep, the scaled median of each repetition.
+    ``by_round``: the median of each group of the final, or of each overlapped pass, in order. A pass that was
+    restarted in other processes has a key of its own: measurements with a common key shared their processes.
+    ``gemms_by_round``: when the overlapped GEMMs ended, likewise. GB/s: 10^9 bytes of the busiest rank in one
+    direction, over the median; None where GEMMs are part of the time.
     """
 
     point: Point
@@ -56,14 +57,14 @@ class Measurement(msgspec.Struct, frozen=True):
     peak_fraction: float | None
     unstable: bool
     samples: Floats
-    compute_by_round: dict[int, float] = {}
-    visits: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
+    gemms_by_round: dict[int, float] = {}
+    repetitions: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """One failure of a point, or that physics forbids its time (kind ``impossible``).
+    """One failure of a point, or a time that physics forbids (kind ``impossible``).
 
-    A config that gave wrong tokens as part of another point, a whole dispatch say, is ``incorrect`` itself.
+    A config that gave wrong tokens within another point, such as a full dispatch, is ``incorrect`` itself.
     """
 
     point: Point
@@ -75,44 +76,50 @@ class Failure(msgspec.Struct, frozen=True):
     shard: int
 
 
-def evaluate(plan: Plan, visited: RecordTable, tokens: list[list[int]]) -> tuple[list[Measurement], list[Failure]]:
-    """One result for each point with valid times, fastest first for each operation, and every failure.
+def evaluate(plan: Plan, table: RecordTable, tokens: list[list[int]]) -> tuple[list[Measurement], list[Failure]]:
+    """One measurement of each point with valid times, fastest first for each operation, and every failure.
 
-    A point that gave a wrong token has no result, nor a config that failed in any other way: it cannot be deployed.
+    A point that ever failed has no measurement, since it cannot be deployed; see ``_excluded``. ``tokens``: how many
+    each rank sends to each other [ranks, ranks].
     """
-    failures = _failures(visited.failed)
-    out = _ruled_out(visited.failed) | {one.point.key for one in failures if one.kind == FailureKind.INCORRECT}
-    measured = visited.rows[visited.rows["count"] > 0]
-    left_out = [at for at, point in enumerate(visited.points) if point.key in out] if out else []
-    rows = measured[~np.isin(measured["point"], left_out)] if left_out else measured  # a copy of a million rows
-    in_final = rows["stage"] == _FINAL
-    finalists = np.unique(rows["point"][in_final])
-    of_sweep = rows[~np.isin(rows["point"], finalists)] if len(finalists) else rows
-    rates = _Rates(plan, tokens)
-    found = _sweep_results(visited, of_sweep, measured, rates) + _final_results(visited, rows[in_final], rates)
-    results, impossible = [], []
-    for shard, result in found:
-        if result.peak_fraction is not None and result.peak_fraction > 1 and not plan.spec.ep.share_gpus:
-            message = f"{result.median_us:.1f} us would need {result.peak_fraction:.0%} of the link's peak"
-            impossible.append(Failure(result.point, "impossible", message, "judge", None, "", shard))
+    failures = _failures(table.failed)
+    excluded = _excluded(table.failed) | {each.point.key for each in failures if each.kind == FailureKind.INCORRECT}
+    indices = [index for index, point in enumerate(table.points) if point.key in excluded]
+    rows = table.rows
+    has_samples = rows["count"] > 0
+    is_valid = has_samples & ~np.isin(rows["point"], indices) if indices else has_samples
+    is_final = is_valid & (rows["stage"] == _FINAL)
+    is_sweep = is_valid & ~np.isin(rows["point"], np.unique(rows["point"][is_final]))
+    anchors = rows[has_samples & (rows["role"] == _ANCHOR) & (rows["stage"] == _SWEEP)]
+    builder = _Builder(plan, tokens)
+    measurements, impossible = [], []
+    for shard, measurement in [
+        *_measure_sweep(table, rows[is_sweep], anchors, builder),
+        *_measure_final(table, np.flatnonzero(is_final), builder),
+    ]:
+        if (measurement.peak_fraction or 0) > 1 and not plan.spec.ep.share_gpus:
+            message = f"{measurement.median_us:.1f} us would need {measurement.peak_fraction:.0%} of the link's peak"
+            impossible.append(Failure(measurement.point, "impossible", message, "judge", None, "", shard))
         else:
-            results.append(result)
+            measurements.append(measurement)
     return (
-        sorted(results, key=lambda result: (result.point.op, result.relative, result.point.key)),
+        sorted(measurements, key=lambda each: (each.point.op, each.relative, each.point.key)),
         failures + sorted(impossible, key=lambda failure: (failure.shard, failure.point.key)),
     )
 
 
 def _failures(failed: Sequence[Record]) -> list[Failure]:
-    """Those of the records, then those of configs that gave wrong tokens within another point, each config once."""
-    found = [_failure(record, record.outcome) for record in failed if isinstance(record.outcome, Failed)]
-    own = {one.point.key for one in found if one.kind == FailureKind.INCORRECT}
-    for one in [one for one in found if one.kind == FailureKind.INCORRECT]:
-        for config in _configs(one.point):
-            if config.key not in own:
-                own.add(config.key)
-                found.append(msgspec.structs.replace(one, point=config, message=f"in {one.point.label}: {one.message}"))
-    return found
+    """The records' failures, then those of configs that gave wrong tokens within another point, each config once."""
+    failures = [_failure(record, record.outcome) for record in failed if isinstance(record.outcome, Failed)]
+    incorrect = [failure for failure in failures if failure.kind == FailureKind.INCORRECT]
+    listed = {failure.point.key for failure in incorrect}
+    for failure in incorrect:
+        for config in _configs(failure.point):
+            if config.key not in listed:
+                listed.add(config.key)
+                message = f"in {failure.point.label}: {failure.message}"
+                failures.append(msgspec.structs.replace(failure, point=config, message=message))
+    return failures
 
 
 def _failure(record: Record, failed: Failed) -> Failure:
@@ -122,7 +129,7 @@ def _failure(record: Record, failed: Failed) -> Failure:
 
 
 def _configs(point: Point) -> list[Point]:
-    """What a point runs besides itself: the dispatch of a whole one, dispatch and combine of a pair beside GEMMs."""
+    """The configs that a point runs besides itself: the dispatch of a full one, both configs of an overlapped pair."""
     if point.op is Op.DISPATCH_FULL:
         return [msgspec.structs.replace(point, op=Op.DISPATCH)]
     if point.op is Op.OVERLAPPED:
@@ -134,204 +141,29 @@ def _configs(point: Point) -> list[Point]:
     return []
 
 
-def _ruled_out(failed: Sequence[Record]) -> set[tuple[object, ...]]:
-    """Keys of what failed at any time: the search goes on without it, so that its times lack what made it fail.
+def _excluded(failed: Sequence[Record]) -> set[tuple[object, ...]]:
+    """Keys of the points that failed at any time: the search dropped them, so their times would lack the failure.
 
-    Excepted is what the others are judged by: GEMMs alone, and in the sweep the default, a hang of which is listed.
+    Isolated GEMMs and the sweep's anchors stay: the other points are judged by them. Their failures are listed.
     """
     return {
-        one.point.key
-        for one in failed
-        if one.point.op is not Op.COMPUTE and (one.stage is Stage.FINAL or one.role is not Role.ANCHOR)
+        record.point.key
+        for record in failed
+        if record.point.op is not Op.COMPUTE and (record.stage is Stage.FINAL or record.role is not Role.ANCHOR)
     }
 
 
-_Found = list[tuple[int, Measurement]]
-"""Results, each with the shard of its first record."""
+class _Statistics(NamedTuple):
+    """See the fields of Measurement."""
+
+    median_us: float
+    ci95_us: Interval
+    spread: float
+    relative: float
 
 
-def _anchor_levels(rows: Rows, anchors: Rows) -> Floats:
-    """For each row the anchor's median of its shard, round and operation over that of all visits; 1 without one.
-
-    The final is judged by its own pairs instead.
-    """
-    if not len(anchors):
-        return np.ones(len(rows))
-    which = combinations([np.concatenate([anchors[name], rows[name]]) for name in ("op", "shard", "round")])
-    place, which = which[: len(anchors)], which[len(anchors) :]
-    order = np.argsort(place, kind="stable")
-    starts = _starts(place[order])
-    visits = np.array([np.median(part) for part in np.split(anchors["median_us"][order], starts[1:])])
-    ops = anchors["op"][order][starts]
-    levels = np.ones(max(place.max(), which.max()) + 1)
-    for op in np.unique(ops):
-        levels[place[order][starts][ops == op]] = visits[ops == op] / np.median(visits[ops == op])
-    found: Floats = levels[which]
-    return found
-
-
-def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Where a new value begins in an ordered array."""
-    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-
-
-def _sweep_results(visited: RecordTable, rows: Rows, everything: Rows, rates: _Rates) -> _Found:
-    """Points that no final measured: all their samples together, as arrays since there may be a million records."""
-    if not len(rows):
-        return []
-    anchors = everything[(everything["role"] == _ANCHOR) & (everything["stage"] == _SWEEP)]
-    rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
-    relative = rows["median_us"] / _anchor_levels(rows, anchors)
-    starts = _starts(rows["point"])
-    counts = np.diff(np.append(starts, len(rows)))
-    ranking, scatter = _by_size(
-        starts,
-        counts,
-        lambda block: [np.median(relative[block], axis=1), np.median(rows["spread"][block], axis=1)],
-        width=2,
-    )
-    samples, firsts, lengths = _pooled(visited, rows, starts)
-    middle, low, high = _by_size(
-        firsts,
-        lengths,
-        lambda block: [np.median(samples[block], axis=1), *median_intervals(samples[block]).T],
-        width=3,
-    )
-    heads = rows[starts]
-    columns = zip(
-        *(heads[name].tolist() for name in ("point", "role", "shard")),
-        *(values.tolist() for values in (middle, low, high, scatter, ranking, firsts, firsts + lengths)),
-        *(values.tolist() for values in (starts, starts + counts)),
-        strict=True,
-    )
-    found: _Found = []
-    for index, role, shard, median_us, low_us, high_us, spread, rank, first, last, begin, end in columns:
-        point = visited.points[index]
-        logical, wire, peak = rates.of(point, median_us)
-        result = Measurement(
-            point=point,
-            role=ROLES[role],
-            stage=Stage.SWEEP,
-            median_us=median_us,
-            ci95_us=Interval(low_us, high_us),
-            spread=spread,
-            relative=rank,
-            by_round={},
-            logical_gb_per_s=logical,
-            wire_gb_per_s=wire,
-            peak_fraction=peak,
-            unstable=spread > UNSTABLE_SPREAD,
-            samples=samples[first:last],
-            visits=relative[begin:end],
-        )
-        found.append((shard, result))
-    return found
-
-
-def _pooled(
-    visited: RecordTable, rows: Rows, starts: npt.NDArray[np.intp]
-) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The samples of the rows in their order; where those of each point begin, and how many they are."""
-    counts = rows["count"].astype(np.intp)
-    before = np.cumsum(counts) - counts
-    samples = visited.samples[np.repeat(rows["first"] - before, counts) + np.arange(counts.sum())]
-    return samples, before[starts], np.add.reduceat(counts, starts)
-
-
-def _by_size(
-    starts: npt.NDArray[np.intp],
-    sizes: npt.NDArray[np.intp],
-    summary: Callable[[npt.NDArray[np.intp]], Sequence[Floats]],
-    *,
-    width: int,
-) -> Floats:
-    """``summary`` of every group, all groups of one size at once, by indices [groups, size]; [width, groups]."""
-    found = np.zeros((width, len(starts)))
-    for size in np.unique(sizes):
-        where = np.flatnonzero(sizes == size)
-        found[:, where] = summary(starts[where][:, None] + np.arange(size))
-    return found
-
-
-def _final_results(visited: RecordTable, rows: Rows, rates: _Rates) -> _Found:
-    """Points that the final measured, by its records alone."""
-    if not len(rows):
-        return []
-    compute = {int(visited.rows["first"][row]): values for row, values in visited.compute.items()}
-    slowed = power_cap.levels(rows)
-    places = combinations([rows["round"], rows["group"]])
-    visits_of: dict[int, list[int]] = defaultdict(list)
-    for at, point in enumerate(rows["point"].tolist()):
-        visits_of[point].append(at)
-    found: _Found = []
-    for own in visits_of.values():
-        result = _final_result(
-            visited, rows[own], places=places[own].tolist(), compute=compute, slowed=slowed, rates=rates
-        )
-        found.append((int(rows["shard"][own[0]]), result))
-    return found
-
-
-def _final_result(
-    visited: RecordTable,
-    rows: Rows,
-    *,
-    places: list[int],
-    compute: dict[int, list[float]],
-    slowed: dict[int, float],
-    rates: _Rates,
-) -> Measurement:
-    """``places``: for each row the number of its round in its process group."""
-    point = visited.points[rows[0]["point"]]
-    samples = visited.samples_of(rows)
-    parts: list[tuple[int, Floats]] = []
-    beside: list[tuple[int, Floats]] = []
-    for at, place in enumerate(places):
-        first = int(rows["first"][at])
-        level = slowed.get(first, 1.0)
-        parts.append((place, visited.samples_of(rows[[at]]) / level))
-        if first in compute:
-            beside.append((place, np.asarray(compute[first]) / level))
-    by_round = _by_round(parts)
-    if point.op is Op.COMPUTE:
-        median_us, interval = float(np.median(rows["median_us"])), median_interval(rows["median_us"])
-    elif len(by_round) >= MIN_GROUPS:
-        medians = np.asarray(list(by_round.values()))
-        median_us = float(np.exp(np.log(medians).mean()))
-        interval = paired_ratio_interval(medians, np.ones(len(medians)))
-    else:
-        everything = np.concatenate([values for _, values in parts])
-        median_us, interval = float(np.median(everything)), median_interval(everything)
-    scatter = float(np.median(rows["spread"]))
-    logical, wire, peak = rates.of(point, median_us)
-    return Measurement(
-        point=point,
-        role=ROLES[rows[0]["role"]],
-        stage=Stage.FINAL,
-        median_us=median_us,
-        ci95_us=interval,
-        spread=scatter,
-        relative=median_us,
-        by_round=by_round,
-        logical_gb_per_s=logical,
-        wire_gb_per_s=wire,
-        peak_fraction=peak,
-        unstable=scatter > UNSTABLE_SPREAD,
-        samples=samples,
-        compute_by_round=_by_round(beside),
-    )
-
-
-def _by_round(parts: list[tuple[int, Floats]]) -> dict[int, float]:
-    """The median of the samples of each place, in order of place."""
-    samples: dict[int, list[Floats]] = defaultdict(list)
-    for number, values in parts:
-        samples[number].append(values)
-    return {number: float(np.median(np.concatenate(values))) for number, values in sorted(samples.items())}
-
-
-class _Rates:
-    """Bytes of the busiest rank over a time, for each kind of payload."""
+class _Builder:
+    """Makes Measurements: adds the rates of the busiest rank to a point's statistics."""
 
     def __init__(self, plan: Plan, tokens: list[list[int]]) -> None:
         self._peak = plan.spec.hardware.peak_gb_per_s
@@ -339,10 +171,201 @@ class _Rates:
             dtype: layout.volume(tokens, bytes_per_token=plan.spec.workload.bytes_per_token(dtype)) for dtype in Dtype
         }
 
-    def of(self, point: Point, median_us: float) -> tuple[float | None, float | None, float | None]:
+    def measurement(
+        self,
+        point: Point,
+        role: Role,
+        stage: Stage,
+        statistics: _Statistics,
+        samples: Floats,
+        *,
+        by_round: dict[int, float] | None = None,
+        gemms_by_round: dict[int, float] | None = None,
+        repetitions: Floats | None = None,
+    ) -> Measurement:
+        """One point in one stage."""
+        logical, wire, peak_fraction = self._rates(point, statistics.median_us)
+        return Measurement(
+            point=point,
+            role=role,
+            stage=stage,
+            median_us=statistics.median_us,
+            ci95_us=statistics.ci95_us,
+            spread=statistics.spread,
+            relative=statistics.relative,
+            by_round=by_round or {},
+            logical_gb_per_s=logical,
+            wire_gb_per_s=wire,
+            peak_fraction=peak_fraction,
+            unstable=statistics.spread > UNSTABLE_SPREAD,
+            samples=samples,
+            gemms_by_round=gemms_by_round or {},
+            repetitions=np.zeros(0) if repetitions is None else repetitions,
+        )
+
+    def _rates(self, point: Point, median_us: float) -> tuple[float | None, float | None, float | None]:
         """Logical and wire GB/s, and wire over the link's peak; None where GEMMs are part of the time."""
         if point.op in (Op.COMPUTE, Op.OVERLAPPED):
             return None, None, None
-        size = self._volumes[point.dtype]
-        wire = size.wire / median_us / 1000
-        return size.logical / median_us / 1000, wire, None if self._peak is None else wire / self._peak
+        volume = self._volumes[point.dtype]
+        wire = volume.wire / median_us / 1000
+        return volume.logical / median_us / 1000, wire, None if self._peak is None else wire / self._peak
+
+
+_Measured = Iterator[tuple[int, Measurement]]
+"""Measurements, each with the shard of its first record."""
+
+
+def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Builder) -> _Measured:
+    """Points that no final measured, by all their samples; as arrays, since there may be a million records."""
+    if not len(rows):
+        return
+    rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
+    scaled_us = rows["median_us"] / _anchor_levels(rows, anchors)
+    begins = _starts(rows["point"])
+    ends = np.append(begins[1:], len(rows))
+    samples, firsts, lasts = _pooled(table, rows, begins)
+    relative, spread = _by_size(
+        begins,
+        ends,
+        lambda block: [np.median(scaled_us[block], axis=1), np.median(rows["spread"][block], axis=1)],
+        width=2,
+    )
+    median, low, high = _by_size(
+        firsts,
+        lasts,
+        lambda block: [np.median(samples[block], axis=1), *median_intervals(samples[block]).T],
+        width=3,
+    )
+    first_rows = rows[begins]
+    heads = zip(*(first_rows[name].tolist() for name in ("point", "role", "shard")), strict=True)
+    numbers = zip(*(column.tolist() for column in (median, low, high, spread, relative)), strict=True)
+    spans = zip(*(bounds.tolist() for bounds in (firsts, lasts, begins, ends)), strict=True)
+    for (point, role, shard), number, (first, last, begin, end) in zip(heads, numbers, spans, strict=True):
+        median_us, low_us, high_us, *rest = number
+        measurement = builder.measurement(
+            table.points[point],
+            ROLES[role],
+            Stage.SWEEP,
+            _Statistics(median_us, Interval(low_us, high_us), *rest),
+            samples[first:last],
+            repetitions=scaled_us[begin:end],
+        )
+        yield shard, measurement
+
+
+def _anchor_levels(rows: Rows, anchors: Rows) -> Floats:
+    """For each row its anchor's median in that shard and round over the anchor's typical median; 1 without an anchor.
+
+    Typical is the median over all shards and rounds of the operation.
+    """
+    if not len(anchors):
+        return np.ones(len(rows))
+    codes = combinations([np.concatenate([anchors[name], rows[name]]) for name in ("op", "shard", "round")])
+    anchor_codes, row_codes = codes[: len(anchors)], codes[len(anchors) :]
+    order = np.argsort(anchor_codes, kind="stable")
+    starts = _starts(anchor_codes[order])
+    medians = np.array([np.median(part) for part in np.split(anchors["median_us"][order], starts[1:])])
+    ops = anchors["op"][order][starts]
+    levels = np.ones(codes.max() + 1)
+    for op in np.unique(ops):
+        levels[anchor_codes[order][starts][ops == op]] = medians[ops == op] / np.median(medians[ops == op])
+    row_levels: Floats = levels[row_codes]
+    return row_levels
+
+
+def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Where a new value begins in an ordered array."""
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+
+def _pooled(
+    table: RecordTable, rows: Rows, begins: npt.NDArray[np.intp]
+) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The samples of the rows in their order; where those of each point begin and end."""
+    counts = rows["count"].astype(np.intp)
+    before = np.cumsum(counts) - counts
+    samples = table.samples[np.repeat(rows["first"] - before, counts) + np.arange(counts.sum())]
+    return samples, before[begins], before[begins] + np.add.reduceat(counts, begins)
+
+
+def _by_size(
+    begins: npt.NDArray[np.intp],
+    ends: npt.NDArray[np.intp],
+    summary: Callable[[npt.NDArray[np.intp]], Sequence[Floats]],
+    *,
+    width: int,
+) -> Floats:
+    """``summary`` of every group, all groups of one size at once, by indices [groups, size]; [width, groups]."""
+    summaries = np.zeros((width, len(begins)))
+    sizes = ends - begins
+    for size in np.unique(sizes):
+        groups = np.flatnonzero(sizes == size)
+        summaries[:, groups] = summary(begins[groups][:, None] + np.arange(size))
+    return summaries
+
+
+class _Repetition(NamedTuple):
+    """One timed run of a point in the final, corrected for the power cap.
+
+    ``place``: the number of its round in its process group. ``gemms_us``: when overlapped GEMMs ended, else empty.
+    """
+
+    place: int
+    samples_us: Floats
+    gemms_us: Floats
+
+
+def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _Builder) -> _Measured:
+    """Points that the final measured, by its records alone; ``indices``: those of their rows."""
+    rows = table.rows[indices]
+    if not len(rows):
+        return
+    levels = power_cap.levels(rows)
+    places = combinations([rows["round"], rows["group"]]).tolist()
+    positions_of: dict[int, list[int]] = defaultdict(list)
+    for position, point in enumerate(rows["point"].tolist()):
+        positions_of[point].append(position)
+    for positions in positions_of.values():
+        repetitions = []
+        for position in positions:
+            level = levels.get(position, 1.0)
+            gemms_us = np.asarray(table.compute.get(int(indices[position]), []), dtype=float)
+            samples_us = table.samples_of(rows[[position]])
+            repetitions.append(_Repetition(places[position], samples_us / level, gemms_us / level))
+        yield int(rows["shard"][positions[0]]), _final_measurement(table, rows[positions], repetitions, builder)
+
+
+def _final_measurement(
+    table: RecordTable, rows: Rows, repetitions: list[_Repetition], builder: _Builder
+) -> Measurement:
+    """One point's measurement by its rows and their repetitions."""
+    point = table.points[rows[0]["point"]]
+    by_round = _by_round((repetition.place, repetition.samples_us) for repetition in repetitions)
+    gemms = [(repetition.place, repetition.gemms_us) for repetition in repetitions if len(repetition.gemms_us)]
+    if point.op is Op.COMPUTE:
+        median_us, ci95_us = float(np.median(rows["median_us"])), median_interval(rows["median_us"])
+    elif len(by_round) >= MIN_GROUPS:
+        medians = np.asarray(list(by_round.values()))
+        median_us = float(np.exp(np.log(medians).mean()))
+        ci95_us = paired_ratio_interval(medians, np.ones(len(medians)))
+    else:
+        pooled = np.concatenate([repetition.samples_us for repetition in repetitions])
+        median_us, ci95_us = float(np.median(pooled)), median_interval(pooled)
+    return builder.measurement(
+        point,
+        ROLES[rows[0]["role"]],
+        Stage.FINAL,
+        _Statistics(median_us, ci95_us, float(np.median(rows["spread"])), median_us),
+        table.samples_of(rows),
+        by_round=by_round,
+        gemms_by_round=_by_round(gemms),
+    )
+
+
+def _by_round(parts: Iterable[tuple[int, Floats]]) -> dict[int, float]:
+    """The median of the samples of each place, in order of place."""
+    samples: dict[int, list[Floats]] = defaultdict(list)
+    for place, values in parts:
+        samples[place].append(values)
+    return {place: float(np.median(np.concatenate(values))) for place, values in sorted(samples.items())}

@@ -1,4 +1,4 @@
-"""Pairs beside expert GEMMs: what both together take, which may be the best, and which is picked; pure."""
+"""Pairs overlapped with expert GEMMs: what both together take, which may be the best, and which is picked; pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import numpy as np
 
 from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import Dtype, Op, Point
-from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
+from bench.stats import Interval, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
-from launcher.analysis.pairs import Pair
+from launcher.analysis.pairs import Pair, are_slower
 from launcher.config.plan import Plan
 
 OVERLAP_TIE_LIMIT = 0.02
-"""The same beside GEMMs, where GPUs at their power cap scatter the passes by some percent."""
+"""A pair further than this from the best is no tie. Wider than choice.TIE_LIMIT: the power cap scatters the passes."""
 
 
 class Overlap(msgspec.Struct, frozen=True):
-    """One pair beside one layer's expert GEMMs, in microseconds.
+    """One pair overlapped with one layer's expert GEMMs, in microseconds.
 
-    ``makespan_us``: until both are done. ``compute_us``: until the GEMMs are. Both are geometric means over the passes,
-    with Student's interval. ``compute_alone_us``: without communication.
+    ``makespan_us``: until both are done. ``compute_us``: until the GEMMs are done. Both are geometric means over the
+    passes, with Student's interval. ``compute_isolated_us``: the GEMMs without communication. ``by_round``: the
+    makespan in each pass.
     """
 
     pair: Pair
@@ -28,126 +29,124 @@ class Overlap(msgspec.Struct, frozen=True):
     ci95_us: Interval
     compute_us: float
     compute_ci95_us: Interval
-    compute_alone_us: float
+    compute_isolated_us: float
     by_round: dict[int, float]
 
     @property
     def slowdown(self) -> float:
-        """What the communication costs the GEMMs."""
-        return self.compute_us / self.compute_alone_us
+        """How many times as long as isolated GEMMs the overlapped ones take."""
+        return self.compute_us / self.compute_isolated_us
 
     @property
     def slowdown_ci95(self) -> Interval:
-        """By the scatter of the passes; what GEMMs take alone is known far better."""
+        """By the scatter of the passes; the time of isolated GEMMs is known far better."""
         return Interval(
-            self.compute_ci95_us.low / self.compute_alone_us, self.compute_ci95_us.high / self.compute_alone_us
+            self.compute_ci95_us.low / self.compute_isolated_us, self.compute_ci95_us.high / self.compute_isolated_us
         )
 
     @property
-    def one_after_the_other_us(self) -> float:
-        """The same work without overlap."""
-        return self.compute_alone_us + self.pair.round_trip_us
+    def serial_us(self) -> float:
+        """The same work without overlap: GEMMs isolated + round trip isolated."""
+        return self.compute_isolated_us + self.pair.round_trip_us
 
     @property
     def compute_to_communication(self) -> float:
-        """GEMMs alone over the pair alone."""
-        return self.compute_alone_us / self.pair.round_trip_us
+        """GEMMs isolated / round trip isolated."""
+        return self.compute_isolated_us / self.pair.round_trip_us
 
 
 def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], default: Pair | None) -> list[Overlap]:
-    """The overlapped results, fewest of the shared resource first."""
-    alone = next((one for one in measurements if one.point.op is Op.COMPUTE), None)
-    if alone is None:
+    """Every overlapped pair, fewest of the shared resource first.
+
+    Its isolated pair is the one of ``pairs`` or ``default`` that has the same configs, if there is one.
+    """
+    gemms = next((measurement for measurement in measurements if measurement.point.op is Op.COMPUTE), None)
+    if gemms is None:
         return []
-    by_point = {one.point.key: one for one in measurements}
-    found = []
-    for result in measurements:
-        if result.point.op is not Op.OVERLAPPED or not result.compute_by_round:
+    by_point = {measurement.point.key: measurement for measurement in measurements}
+    known = [*pairs, *([default] if default else [])]
+    overlaps = []
+    for measurement in measurements:
+        if measurement.point.op is not Op.OVERLAPPED or not measurement.gemms_by_round:
             continue
-        pair = _measured_pair(plan, result, by_point)
+        pair = _isolated_pair(plan, measurement.point, by_point)
         if pair is not None:
-            known = [one for one in [*pairs, *([default] if default else [])] if one.same_configs(pair)]
-            found.append(_overlap(known[0] if known else pair, result, alone))
-    return sorted(found, key=lambda one: (tuple(one.pair.shared.values()), one.makespan_us))
+            same = next((other for other in known if other.same_configs(pair)), pair)
+            overlaps.append(_overlap(same, measurement, gemms))
+    return sorted(overlaps, key=lambda overlap: (tuple(overlap.pair.shared.values()), overlap.makespan_us))
 
 
-def _measured_pair(plan: Plan, result: Measurement, by_point: dict[tuple[object, ...], Measurement]) -> Pair | None:
-    """The pair that an overlapped point ran, by the results of its two configs alone."""
-    dispatch, combine = split_pair(result.point)
+def _isolated_pair(plan: Plan, point: Point, by_point: dict[tuple[object, ...], Measurement]) -> Pair | None:
+    """The isolated measurements of the two configs that an overlapped point ran; None if one of them has none."""
+    dispatch_knobs, combine_knobs = split_pair(point)
     backend, dtype = plan.spec.backend, plan.spec.workload.dtype
-    first = by_point.get(Point(backend, Op.DISPATCH, dtype, dispatch).key)
-    second = by_point.get(Point(backend, Op.COMBINE, Dtype.BF16, combine).key)
-    if first is None or second is None:
+    dispatch = by_point.get(Point(backend, Op.DISPATCH, dtype, dispatch_knobs).key)
+    combine = by_point.get(Point(backend, Op.COMBINE, Dtype.BF16, combine_knobs).key)
+    if dispatch is None or combine is None:
         return None
-    full = by_point.get(Point(backend, Op.DISPATCH_FULL, dtype, dispatch).key)
-    names = shared_knobs(BACKENDS[backend])
-    return Pair({name: dispatch[name] for name in names}, first, second, plan.spec.search.weights, full)
+    full = by_point.get(Point(backend, Op.DISPATCH_FULL, dtype, dispatch_knobs).key)
+    shared = {name: dispatch_knobs[name] for name in shared_knobs(BACKENDS[backend])}
+    return Pair(shared, dispatch, combine, plan.spec.search.weights, full)
 
 
-def _overlap(pair: Pair, result: Measurement, alone: Measurement) -> Overlap:
-    beside = np.asarray(list(result.compute_by_round.values()))
-    middle_us = float(np.exp(np.log(beside).mean()))
+def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap:
+    passes_us = np.asarray(list(overlapped.gemms_by_round.values()))
+    compute_us = float(np.exp(np.log(passes_us).mean()))
+    has_spread = len(passes_us) > 1
     return Overlap(
         pair=pair,
-        makespan_us=result.median_us,
-        ci95_us=result.ci95_us,
-        compute_us=middle_us,
+        makespan_us=overlapped.median_us,
+        ci95_us=overlapped.ci95_us,
+        compute_us=compute_us,
         compute_ci95_us=(
-            paired_ratio_interval(beside, np.ones(len(beside))) if len(beside) > 1 else Interval(middle_us, middle_us)
+            paired_ratio_interval(passes_us, np.ones(len(passes_us)))
+            if has_spread
+            else Interval(compute_us, compute_us)
         ),
-        compute_alone_us=alone.median_us,
-        by_round=result.by_round,
+        compute_isolated_us=gemms.median_us,
+        by_round=overlapped.by_round,
     )
 
 
 def best_overlap(overlaps: list[Overlap]) -> Overlap:
-    """The shortest makespan; of those that paired passes cannot tell from it, the one with the fewest resources."""
-    best = min(overlaps, key=lambda one: one.makespan_us)
+    """Of the shortest makespan and those indistinguishable from it, the pair with the fewest resources."""
+    best = min(overlaps, key=lambda overlap: overlap.makespan_us)
     limit_us = (1 + OVERLAP_TIE_LIMIT) * best.makespan_us
-    rivals = [one for one in overlaps if one is not best and one.makespan_us <= limit_us]
-    paired = [(one, sorted(one.by_round.keys() & best.by_round.keys())) for one in rivals]
-    paired = [(one, common) for one, common in paired if len(common) >= MIN_GROUPS]
-    p_values = [
-        paired_slower_p([one.by_round[n] for n in common], [best.by_round[n] for n in common]) for one, common in paired
-    ]
-    slower = holm(p_values, alpha=ALPHA) if p_values else np.zeros(0, dtype=bool)
-    tied = [best] + [one for (one, _), is_slower in zip(paired, slower, strict=True) if not is_slower]
-    return min(tied, key=lambda one: one.pair.buffer_cost)
+    rivals = [overlap for overlap in overlaps if overlap is not best and overlap.makespan_us <= limit_us]
+    slower = are_slower([(rival.by_round, best.by_round) for rival in rivals])
+    tied = [best, *(rival for rival, is_slower in zip(rivals, slower, strict=True) if is_slower is False)]
+    return min(tied, key=lambda overlap: overlap.pair.buffer_cost)
 
 
 def may_be_best(overlaps: list[Overlap]) -> list[Overlap]:
-    """Those that no other pair surely beats: the truly best one is among them with 95 %, whichever looks best.
+    """The pairs that no other pair significantly beats; the truly best one is among them in 95 % of all runs.
 
-    Each is tested against each other one, paired over the passes, at 5 % for its tests together. So no winner of a
-    race between equals is called the best [Hsu 1984, Annals of Statistics 12:1136].
+    Each is tested against every other one, paired over the passes, at 5 % for its tests together. So a race between
+    equals has no single winner [Hsu 1984, Annals of Statistics 12:1136].
     """
-    return [one for one in overlaps if not _is_beaten(one, [other for other in overlaps if other is not one])]
-
-
-def _is_beaten(one: Overlap, rivals: list[Overlap]) -> bool:
-    commons = [(rival, sorted(one.by_round.keys() & rival.by_round.keys())) for rival in rivals]
-    p_values = [
-        paired_slower_p([one.by_round[n] for n in common], [rival.by_round[n] for n in common])
-        for rival, common in commons
-        if len(common) >= MIN_GROUPS
+    return [
+        overlap
+        for overlap in overlaps
+        if True not in are_slower([(overlap.by_round, rival.by_round) for rival in overlaps if rival is not overlap])
     ]
-    return bool(p_values) and bool(holm(p_values, alpha=ALPHA).any())
 
 
 def held_out_overlap(overlaps: list[Overlap]) -> dict[int, float]:
-    """What each pass measured of the pair that the others pick; see _held_out."""
-    found = {}
-    for number in sorted({number for one in overlaps for number in one.by_round}):
-        others = {id(one): _without(one, number) for one in overlaps if len(one.by_round.keys() - {number}) > 1}
-        if others:
-            chosen = best_overlap(list(others.values()))
-            original = next(one for one in overlaps if others.get(id(one)) is chosen)
-            if number in original.by_round:
-                found[number] = original.by_round[number]
-    return found
+    """For each pass, the makespan in it of the pair that the *other* passes pick (leave-one-out); see ``verdict``."""
+    held_out = {}
+    for number in sorted({number for overlap in overlaps for number in overlap.by_round}):
+        candidates = [overlap for overlap in overlaps if len(overlap.by_round.keys() - {number}) > 1]
+        if candidates:
+            others = [_without(overlap, number) for overlap in candidates]
+            best = best_overlap(others)
+            picked = next(overlap for overlap, other in zip(candidates, others, strict=True) if other is best)
+            if number in picked.by_round:
+                held_out[number] = picked.by_round[number]
+    return held_out
 
 
-def _without(one: Overlap, number: int) -> Overlap:
+def _without(overlap: Overlap, number: int) -> Overlap:
     """The same by its other passes alone."""
-    rest = {other: us for other, us in one.by_round.items() if other != number}
-    return msgspec.structs.replace(one, by_round=rest, makespan_us=float(np.exp(np.log(list(rest.values())).mean())))
+    rest = {other: us for other, us in overlap.by_round.items() if other != number}
+    makespan_us = float(np.exp(np.log(list(rest.values())).mean()))
+    return msgspec.structs.replace(overlap, by_round=rest, makespan_us=makespan_us)

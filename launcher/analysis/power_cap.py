@@ -1,6 +1,7 @@
-"""How much slower than typical GPUs at their power cap were around each visit beside GEMMs; pure.
+"""How much the power cap slowed the GPUs down around each repetition overlapped with GEMMs; pure.
 
-What ran just before and after it, alone and always the same, is the anchor of a visit: its time is divided by theirs.
+Isolated GEMMs run directly before and after it, always the same ones. They are its anchor: its time is divided by how
+much longer than typical they took.
 """
 
 from __future__ import annotations
@@ -15,30 +16,30 @@ _FINAL = STAGES.index(Stage.FINAL)
 
 
 def levels(rows: Rows) -> dict[int, float]:
-    """By where a visit's samples begin: GEMMs alone around it over GEMMs alone typically.
+    """By index into ``rows``: the time of the isolated GEMMs around an overlapped repetition over their typical time.
 
-    ``rows``: those of the final that have samples, in the order of ``visits.ordered``. A visit without GEMMs alone as
-    neighbours in its process group, be it that they failed or that the run is an older one, is not in it.
+    ``rows``: those of the final that have samples, in the order of ``table.in_measured_order``. A repetition is left
+    out unless GEMMs ran directly before and after it in its process group: one of them failed, or the run is old.
     """
-    alone_us = rows["median_us"][rows["op"] == _COMPUTE]
-    typical_us = float(np.median(alone_us)) if len(alone_us) else 1.0
-    found = {}
-    for before, row, after in zip(rows[:-2], rows[1:-1], rows[2:], strict=True):
-        if row["op"] == _OVERLAPPED and _is_neighbour(row, before, -1) and _is_neighbour(row, after, 1):
-            found[int(row["first"])] = float(np.sqrt(before["median_us"] * after["median_us"])) / typical_us
-    return found
+    gemms_us = rows["median_us"][rows["op"] == _COMPUTE]
+    typical_us = float(np.median(gemms_us)) if len(gemms_us) else 1.0
+    by_index = {}
+    for index, (before, row, after) in enumerate(zip(rows[:-2], rows[1:-1], rows[2:], strict=True), start=1):
+        if row["op"] == _OVERLAPPED and _is_anchor(before, row, -1) and _is_anchor(after, row, 1):
+            by_index[index] = float(np.sqrt(before["median_us"] * after["median_us"])) / typical_us
+    return by_index
 
 
-def num_unjudged(rows: Rows) -> int:
-    """RecordTable beside GEMMs that count as they are, since nothing tells what the power cap did to them.
+def num_uncorrected(rows: Rows) -> int:
+    """Overlapped repetitions that count as they are, since no isolated GEMMs surround them.
 
-    ``rows``: all of a run, in the order of ``visits.ordered``.
+    ``rows``: all of a run, in the order of ``table.in_measured_order``.
     """
     measured = rows[(rows["stage"] == _FINAL) & (rows["count"] > 0)]
     return int((measured["op"] == _OVERLAPPED).sum()) - len(levels(measured))
 
 
-def _is_neighbour(row: Rows, other: Rows, step: int) -> bool:
-    """Whether GEMMs alone ran directly before (-1) or after (1), in the same processes."""
-    same_group = other["shard"] == row["shard"] and other["group"] == row["group"]
-    return bool(other["op"] == _COMPUTE and same_group and other["sequence"] == row["sequence"] + step)
+def _is_anchor(gemms: Rows, row: Rows, step: int) -> bool:
+    """Whether these are isolated GEMMs directly before (-1) or after (1) the row, in the same processes."""
+    same_group = gemms["shard"] == row["shard"] and gemms["group"] == row["group"]
+    return bool(gemms["op"] == _COMPUTE and same_group and gemms["sequence"] == row["sequence"] + step)

@@ -1,4 +1,4 @@
-"""The whole answer of a run, as a pure function of the plan and the lines, the same for any order of the records."""
+"""The results of a run: a pure function of the plan and the lines, whatever the order of the records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, S
 from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
 from launcher.analysis.measurements import Failure, Measurement, evaluate
-from launcher.analysis.power_cap import num_unjudged
-from launcher.config.plan import FINAL, Plan, Planned
+from launcher.analysis.power_cap import num_uncorrected
+from launcher.config.plan import Plan, Planned, shard_name
 from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
 from launcher.store.results_file import Cost, Counts
@@ -23,7 +23,12 @@ from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows, RunRecor
 
 
 class Results(msgspec.Struct, frozen=True):
-    """All that a report says, of one environment."""
+    """Everything that is reported about one environment.
+
+    ``final_groups``: complete groups of the final. ``num_uncorrected``: repetitions overlapped with GEMMs that could
+    not be corrected for the power cap. ``tokens``: those that each rank sends to each other [ranks, ranks].
+    ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
+    """
 
     plan: Plan
     manifest: Manifest
@@ -36,7 +41,7 @@ class Results(msgspec.Struct, frozen=True):
     missing: list[Planned]
     unfinished: list[str]
     final_groups: int
-    num_unjudged: int
+    num_uncorrected: int
     tokens: list[list[int]]
     peak_gb_per_s: float | None
     choice: Choice
@@ -50,7 +55,7 @@ class Results(msgspec.Struct, frozen=True):
 
     @property
     def volumes(self) -> tuple[Volume, Volume]:
-        """What the busiest rank moves in a dispatch, and in a combine."""
+        """The busiest rank's bytes in a dispatch, and in a combine."""
         workload = self.plan.spec.workload
         dispatch, combine = (
             layout.volume(self.tokens, bytes_per_token=workload.bytes_per_token(dtype))
@@ -60,7 +65,7 @@ class Results(msgspec.Struct, frozen=True):
 
     @property
     def speedup_over_default(self) -> float | None:
-        """The default's objective over the optimal one's; 1 where the default is the optimal one."""
+        """The default's objective over that of the optimal pair; 1 where the default is the optimal pair."""
         verdict = self.choice.verdict
         if verdict is None:
             return None
@@ -68,105 +73,127 @@ class Results(msgspec.Struct, frozen=True):
 
     @property
     def lacks_final(self) -> bool:
-        """Whether groups of the final that were planned have not been measured."""
+        """Whether planned groups of the final are missing."""
         planned = self.plan.spec.search.final_groups if self.plan.has_final else 0
         return bool(self.measurements) and self.final_groups < planned
 
 
-def unlike(found: RunRecords) -> list[str]:
+def environment_differences(records: RunRecords) -> list[str]:
     """The fields in which the environments of the records differ, as ``field: value | value``; empty when alike."""
-    environments = {line.id: line for line in found.others if isinstance(line, Environment)}
-    plain = [msgspec.to_builtins(one) for name, one in environments.items() if name in found.table.environments]
-    differing = []
+    environments = {line.id: line for line in records.others if isinstance(line, Environment)}
+    used = [msgspec.to_builtins(line) for name, line in environments.items() if name in records.table.environments]
+    differences = []
     for field in Environment.__struct_fields__:
-        values = {str(one[field]) for one in plain}
+        values = {str(environment[field]) for environment in used}
         if len(values) > 1:
-            differing.append(f"{field}: {' | '.join(sorted(values))}")
-    return differing
+            differences.append(f"{field}: {' | '.join(sorted(values))}")
+    return differences
 
 
-def by_environment(found: RunRecords) -> list[RunRecords]:
+def split_by_environment(records: RunRecords) -> list[RunRecords]:
     """The lines of each environment, the one with most records first; shard-wide lines go with the first."""
-    visited = found.table
-    counts = np.bincount(visited.rows["environment"], minlength=len(visited.environments))
-    order = sorted(range(len(counts)), key=lambda index: (-counts[index], visited.environments[index]))
+    table = records.table
+    counts = np.bincount(table.rows["environment"], minlength=len(table.environments))
+    order = sorted(range(len(counts)), key=lambda index: (-counts[index], table.environments[index]))
     if not order:
-        return [found]
-    names = [visited.environments[index] for index in order]
+        return [records]
+    names = [table.environments[index] for index in order]
     others: dict[str, list[Line]] = {name: [] for name in names}
-    for line in found.others:
+    for line in records.others:
         owner = line.id if isinstance(line, Environment) and line.id in others else names[0]
         others[owner].append(line)
-    return [RunRecords(visited.only(index), others[name]) for index, name in zip(order, names, strict=True)]
+    return [RunRecords(table.only(index), others[name]) for index, name in zip(order, names, strict=True)]
 
 
 def build(
     plan: Plan,
     manifest: Manifest,
-    found: RunRecords,
+    records: RunRecords,
     damaged: list[Damaged],
     *,
     accounting: Accounting | None = None,
     unfinished: Sequence[str] = (),
 ) -> Results:
-    """The answer of one environment's lines. ``unfinished``: a sentence for each try that did not come to its end."""
-    visited, lines = in_measured_order(found.table), found.others
-    rows = visited.rows
-    used = {visited.environments[index] for index in np.unique(rows["environment"])}
-    environments = [line for line in lines if isinstance(line, Environment)]
-    environments = [one for one in environments if one.id in used] or environments
-    environment = min(environments, key=lambda one: one.id) if environments else None
+    """The results of one environment's lines. ``unfinished``: a sentence for each attempt that did not finish."""
+    table, lines = in_measured_order(records.table), records.others
+    rows = table.rows
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
-    tokens = next((line.tokens for line in lines if isinstance(line, Traffic)), None)
-    tokens = tokens or layout.token_matrix(plan.spec.workload, num_ranks=plan.spec.ep.size)
-    measurements, failures = evaluate(plan, visited, tokens)
-    done = {result.point.key for result in measurements}
-    failed = {failure.point.key for failure in failures} - done
-    every = [(planned, planned.point.key) for planned in plan.every_point]
-    missing = [planned for planned, key in every if key not in done and key not in failed]
+    tokens = _tokens(plan, lines)
+    measurements, failures = evaluate(plan, table, tokens)
+    counts, missing = _count(plan, measurements, failures)
     return Results(
         plan=plan,
         manifest=manifest,
-        environment=environment,
+        environment=_environment(table, lines),
         hosts=hosts,
         started=float(rows["started"].min()) if len(rows) else None,
         ended=float((rows["started"] + rows["wall_s"]).max()) if len(rows) else None,
         cost=_cost(rows, hosts, accounting),
-        counts=Counts(
-            planned=len(every),
-            measured=sum(key in done for _, key in every),
-            failed=sum(key in failed for _, key in every),
-            missing=len(missing),
-        ),
+        counts=counts,
         missing=missing,
         unfinished=list(unfinished),
-        final_groups=_final_groups(plan, visited),
-        num_unjudged=num_unjudged(rows),
+        final_groups=_final_groups(plan, table),
+        num_uncorrected=num_uncorrected(rows),
         tokens=tokens,
         peak_gb_per_s=plan.spec.hardware.peak_gb_per_s,
         choice=choose(plan, measurements),
-        baselines=[result for result in measurements if result.role is Role.BASELINE],
+        baselines=[measurement for measurement in measurements if measurement.role is Role.BASELINE],
         measurements=measurements,
         failures=failures,
-        self_checks=sorted(
-            (line for line in lines if isinstance(line, SelfCheck)),
-            key=lambda check: (check.shard, check.group, check.empty_op_us),
-        ),
+        self_checks=_self_checks(lines),
         rank_ratio=_rank_ratio(rows),
         flags=_flags(lines),
         damaged=damaged,
     )
 
 
-def _final_groups(plan: Plan, visited: RecordTable) -> int:
-    """Groups of the final in which every point has a record; but those that failed in it, which are not tried again."""
-    failed = {record.point.key for record in visited.failed if record.stage is Stage.FINAL}
-    out = {at for at, point in enumerate(visited.points) if point.key in failed}
-    finals = visited.rows[visited.rows["stage"] == STAGES.index(Stage.FINAL)]
-    grouped = finals[finals["round"] < plan.spec.search.final_groups]
-    of = [set(grouped["point"][grouped["round"] == number].tolist()) - out for number in np.unique(grouped["round"])]
-    every = set().union(*of)
-    return sum(points == every for points in of)
+def _tokens(plan: Plan, lines: list[Line]) -> list[list[int]]:
+    """From the ranks' own layout, or from the plan where they never reported one."""
+    tokens = next((line.tokens for line in lines if isinstance(line, Traffic)), None)
+    return tokens or layout.token_matrix(plan.spec.workload, num_ranks=plan.spec.ep.size)
+
+
+def _environment(table: RecordTable, lines: list[Line]) -> Environment | None:
+    """The one that the records name, if it has a line."""
+    used = {table.environments[index] for index in np.unique(table.rows["environment"])}
+    environments = [line for line in lines if isinstance(line, Environment)]
+    environments = [environment for environment in environments if environment.id in used] or environments
+    return min(environments, key=lambda environment: environment.id) if environments else None
+
+
+def _self_checks(lines: list[Line]) -> list[SelfCheck]:
+    checks = (line for line in lines if isinstance(line, SelfCheck))
+    return sorted(checks, key=lambda check: (check.shard, check.group, check.empty_op_us))
+
+
+def _count(plan: Plan, measurements: list[Measurement], failures: list[Failure]) -> tuple[Counts, list[Planned]]:
+    """The planned points by their fate, and those without a record."""
+    measured = {measurement.point.key for measurement in measurements}
+    failed = {failure.point.key for failure in failures} - measured
+    planned = [(point, point.point.key) for point in plan.every_point]
+    recorded = measured | failed
+    missing = [point for point, key in planned if key not in recorded]
+    counts = Counts(
+        planned=len(planned),
+        measured=sum(key in measured for _, key in planned),
+        failed=sum(key in failed for _, key in planned),
+        missing=len(missing),
+    )
+    return counts, missing
+
+
+def _final_groups(plan: Plan, table: RecordTable) -> int:
+    """Groups of the final in which every point has a record, apart from points that failed: these are not retried."""
+    failed = {record.point.key for record in table.failed if record.stage is Stage.FINAL}
+    failed_indices = {index for index, point in enumerate(table.points) if point.key in failed}
+    finals = table.rows[table.rows["stage"] == STAGES.index(Stage.FINAL)]
+    finals = finals[finals["round"] < plan.spec.search.final_groups]
+    groups = [
+        set(finals["point"][finals["round"] == number].tolist()) - failed_indices
+        for number in np.unique(finals["round"])
+    ]
+    every_point = set().union(*groups)
+    return sum(points == every_point for points in groups)
 
 
 def _cost(rows: Rows, hosts: list[Host], accounting: Accounting | None) -> Cost:
@@ -190,16 +217,16 @@ def _cost(rows: Rows, hosts: list[Host], accounting: Accounting | None) -> Cost:
 
 
 def _rank_ratio(rows: Rows) -> float | None:
-    """Slowest over fastest rank's median of the default dispatch: the timer's check that no rank waits for another."""
-    chosen = rows[(rows["role"] == ROLES.index(Role.ANCHOR)) & (rows["op"] == OPS.index(Op.DISPATCH))]
-    ratios = chosen["rank_ratio"][np.isfinite(chosen["rank_ratio"])]
+    """Slowest over fastest rank's median of the default dispatch: near 1 unless a rank waited for another."""
+    dispatches = rows[(rows["role"] == ROLES.index(Role.ANCHOR)) & (rows["op"] == OPS.index(Op.DISPATCH))]
+    ratios = dispatches["rank_ratio"][np.isfinite(dispatches["rank_ratio"])]
     return float(np.median(ratios)) if len(ratios) else None
 
 
 def _flags(lines: list[Line]) -> list[str]:
-    """What was odd about the GPUs while they were measured, a sentence each."""
+    """Throttled and shared GPUs, a sentence each."""
     readings = [
-        (f"{_name(line.shard)}{' beside GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
+        (f"{shard_name(line.shard)}{', overlapped with GEMMs' if line.op is Op.COMPUTE else ''}, GPU {index}", gpu)
         for line in lines
         if isinstance(line, Telemetry)
         for index, gpu in enumerate(line.gpus)
@@ -214,7 +241,3 @@ def _flags(lines: list[Line]) -> list[str]:
         f"{place}: busy with other processes at {count} of {total[place]} readings"
         for place, count in sorted(busy.items())
     ]
-
-
-def _name(shard: int) -> str:
-    return "final" if shard == FINAL else f"shard {shard}"

@@ -1,4 +1,4 @@
-"""The part of the report that says why to believe the rest: points, failures, checks, columns, provenance; pure."""
+"""The evidence behind a report: points, failures, checks, provenance; pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 from collections import Counter
 
 from launcher.analysis.measurements import Failure
-from launcher.analysis.results import Results
-from launcher.config.plan import FINAL
+from launcher.config.plan import shard_name
+from launcher.report.report import Report
 from launcher.text import code, table, text
 
 _MAX_FAILURES = 50
 
 
-def points(results: Results) -> list[str]:
-    """Planned, measured, failed, missing, and what was refused when planning."""
-    counts = results.counts
+def points(report: Report) -> list[str]:
+    """Planned, measured, failed and missing points, and the cells that the plan refused."""
+    results, counts = report.results, report.results.counts
     lines = [
         "## Points",
         "",
@@ -28,26 +28,27 @@ def points(results: Results) -> list[str]:
     if results.missing:
         labels = ", ".join(code(planned.point.label) for planned in results.missing[:10])
         more = f" and {len(results.missing) - 10} more" if len(results.missing) > 10 else ""
-        lines += [f"**Missing:** {labels}{more}. The same command with `run=` and this folder measures them.", ""]
+        lines += [f"**Missing:** {labels}{more}. `python -m launcher.resume RUN` measures them.", ""]
     if results.plan.refused:
         rules = Counter(f"{v.key} must {v.rule}" for cell in results.plan.refused for v in cell.violations)
-        lines += [f"{len(results.plan.refused)} cells of the grid were refused when planning:", ""]
+        lines += [f"{len(results.plan.refused)} cells of the grid break a rule and were not planned:", ""]
         lines += [f"* {text(rule)}: {count}" for rule, count in sorted(rules.items())] + [""]
     return lines
 
 
-def failures(results: Results) -> list[str]:
-    """Every failure up to fifty; the rest is in the RESULTS file."""
-    if not results.failures:
+def failures(report: Report) -> list[str]:
+    """The first fifty failures; the RESULTS file has all."""
+    failures = report.results.failures
+    if not failures:
         return []
-    kinds = Counter(failure.kind for failure in results.failures)
+    kinds = Counter(failure.kind for failure in failures)
     lines = [f"## Failures: {', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}", ""]
     lines += table(
         ("point", "kind", "phase", "rank", "what happened"),
-        [_failure_row(failure) for failure in results.failures[:_MAX_FAILURES]],
+        [_failure_row(failure) for failure in failures[:_MAX_FAILURES]],
     )
-    if len(results.failures) > _MAX_FAILURES:
-        lines += [f"{len(results.failures) - _MAX_FAILURES} more are in the RESULTS file.", ""]
+    if len(failures) > _MAX_FAILURES:
+        lines += [f"{len(failures) - _MAX_FAILURES} more are in the RESULTS file.", ""]
     return lines
 
 
@@ -56,85 +57,46 @@ def _failure_row(failure: Failure) -> list[str]:
     return [code(failure.point.label), text(failure.kind), text(failure.phase), rank, text(failure.message)]
 
 
-def trust(results: Results) -> list[str]:
-    """What checks the measurement itself: timer, routings, stability, cost, odd GPUs, unreadable lines."""
+def checks(report: Report) -> list[str]:
+    """Checks of the measurement itself: timer, routings, stability, cost, odd GPUs, unreadable lines."""
+    results = report.results
     lines = ["## Checks", ""]
     empty = sorted(value for check in results.self_checks for value in check.empty_op_us)
     if empty:
-        lines.append(f"* An empty operation reads {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
+        lines.append(f"* An empty operation takes {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
     if results.rank_ratio is not None:
         lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
     for check in results.self_checks:
+        place = shard_name(check.shard).capitalize()
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
         good = [name for name in check.edge_routings if name not in bad]
         if good:
-            lines.append(f"* {_place(check.shard)}: edge routings right, every token: {', '.join(map(text, good))}.")
-        lines += [f"* {_place(check.shard)}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
-    unstable = sum(result.unstable for result in results.measurements)
-    lines.append(f"* Unstable points (spread above 10 % also after an extension): {unstable}.")
+            lines.append(f"* {place}: every token of the edge routings is correct: {', '.join(map(text, good))}.")
+        lines += [f"* {place}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
+    num_unstable = sum(measurement.unstable for measurement in results.measurements)
+    lines.append(f"* Unstable points (spread still above 10 % after more samples): {num_unstable}.")
     cost = results.cost
     if cost.wall_s:
         lines.append(
             f"* {cost.wall_s:.0f} s from the first start of ranks to the last record: "
             f"{cost.busy_s / cost.wall_s:.0%} in warm-up and timed iterations, "
-            f"{cost.startup_s / cost.wall_s:.0%} in waiting for ranks to start."
+            f"{cost.startup_s / cost.wall_s:.0%} waiting for ranks to start."
         )
     if cost.accounting:
-        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours by {text(cost.accounting.source)}.")
+        lines.append(f"* {cost.accounting.gpu_hours:.3f} GPU-hours, according to {text(cost.accounting.source)}.")
     lines += [f"* **{text(flag)}**" for flag in results.flags]
     lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
     return [*lines, ""]
 
 
-def _place(shard: int) -> str:
-    return "Final" if shard == FINAL else f"Shard {shard}"
-
-
-def columns(results: Results) -> list[str]:
-    """What each column of the tables means, with its formula."""
-    peak = results.peak_gb_per_s
-    return [
-        "## What the columns say",
-        "",
-        "* **median us**: median over iterations of the slowest rank's time, from a device-side alignment of the "
-        "ranks to the end of the operation. Dispatch is the cached dispatch (the handle exists).",
-        "* **95 % interval**: of that median; in the final Student's, over its fresh process groups, else by order "
-        "statistics of the samples.",
-        "* **spread**: interquartile range over median.",
-        "* **logical GB/s**: bytes that the busiest rank moves, tokens that stay on it included, over the median "
-        "(DeepEP's own convention).",
-        "* **wire GB/s**: the same without tokens that stay on their rank; only this may be compared with a link.",
-        f"* **of peak**: wire GB/s over {'the link peak (none here)' if peak is None else f'{peak:.0f} GB/s'}, "
-        "all links of one GPU, one direction.",
-        "* **round trip us**: dispatch + combine; its interval is Student's, over the groups of the final that "
-        "measured both.",
-        *_columns_beside(results),
-        "",
-    ]
-
-
-def _columns_beside(results: Results) -> list[str]:
-    if not results.choice.overlaps:
-        return []
-    return [
-        "* **alone us**: round trip us, without GEMMs.",
-        "* **beside GEMMs us**: until the GEMMs and the pair beside them are both done: the geometric mean over the "
-        "passes of a pass's median, over how much longer than typical the GEMMs alone just before and after it took "
-        "(clocks move with the power cap); its interval is Student's, over the passes.",
-        "* **GEMM slowdown**: until the GEMMs beside the pair are done, corrected alike, geometric mean of the "
-        "passes, over GEMMs alone; with its 95 % interval.",
-        "* **one after the other us**: GEMMs alone + alone us.",
-        "* **compute / communication**: GEMMs alone / alone us.",
-    ]
-
-
-def provenance(results: Results) -> list[str]:
+def provenance(report: Report) -> list[str]:
     """Command, revision, dates, hosts and versions."""
+    results = report.results
     manifest, environment = results.manifest, results.environment
     revision = manifest.revision.commit or "unknown"
     dirty = " with local changes" if manifest.revision.dirty else ""
     lines = [
-        "## Where this comes from",
+        "## Provenance",
         "",
         f"* Command: {code(shlex.join(manifest.command))}",
         f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}, "
@@ -147,8 +109,8 @@ def provenance(results: Results) -> list[str]:
         lines.append(f"* Versions: {versions}")
         if environment.driver:
             lines.append(
-                f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks a GPU, "
-                f"pairs by {text(environment.topology)}"
+                f"* Driver {text(environment.driver)}; {environment.num_links or 'unknown number of'} NVLinks per GPU, "
+                f"GPU pairs connected by {text(environment.topology)}"
             )
     lines.append("* Raw samples: `shards/*/records.jsonl`")
     return [*lines, ""]

@@ -1,11 +1,10 @@
-"""What a reader should take home, a sentence each, from the numbers alone; pure, plain text without markup."""
+"""The findings: what a reader should remember, in a sentence or two each; pure, plain text without markup."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -13,67 +12,15 @@ from bench.backends import BACKENDS
 from bench.records import Op
 from bench.stats import Floats, Interval, combinations, paired_ratio, paired_ratio_interval
 from launcher.analysis.choice import Choice
-from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
-
-
-class Layer(msgspec.Struct, frozen=True):
-    """What one MoE layer waits for, in microseconds.
-
-    Forward: the whole dispatch, with layout and exchange of counts, since no handle exists yet, and a combine.
-    Backward: a dispatch with the forward pass's handle (what a combine becomes), and a combine (what a dispatch does).
-    """
-
-    forward_us: float
-    backward_us: float
-
-
-class Effect(msgspec.Struct, frozen=True):
-    """What a model's MoE layers wait for, a rank and before any overlap.
-
-    ``has_whole``: whether the whole dispatch was measured; else the forward pass counts one with a handle.
-    """
-
-    model: str
-    num_layers: int
-    default: Layer
-    optimal: Layer
-    has_whole: bool
-
-    @property
-    def forward_ms(self) -> tuple[float, float]:
-        """Of a forward pass, with the default and with the optimal config."""
-        return self._ms(self.default.forward_us), self._ms(self.optimal.forward_us)
-
-    @property
-    def training_ms(self) -> tuple[float, float]:
-        """The same of a training step: forward and backward."""
-        default, optimal = self.default, self.optimal
-        return self._ms(default.forward_us + default.backward_us), self._ms(optimal.forward_us + optimal.backward_us)
-
-    def _ms(self, layer_us: float) -> float:
-        return self.num_layers * layer_us / 1000
-
-
-def effect(results: Results) -> Effect | None:
-    """For the model whose layers were measured; None without a verdict, and for dry runs, whose times say nothing."""
-    choice, workload = results.choice, results.plan.spec.workload
-    if results.plan.is_dry or choice.verdict is None or choice.default is None or choice.optimal is None:
-        return None
-    has_whole = choice.default.full is not None and choice.optimal.full is not None
-    default, optimal = (_layer(pair, has_whole=has_whole) for pair in (choice.default, choice.optimal))
-    return Effect(workload.name, workload.num_moe_layers, default, optimal, has_whole)
-
-
-def _layer(pair: Pair, *, has_whole: bool) -> Layer:
-    whole = pair.full if has_whole and pair.full is not None else pair.dispatch
-    return Layer(forward_us=whole.median_us + pair.combine.median_us, backward_us=pair.round_trip_us)
+from launcher.report.report import Report
+from launcher.text import knobs_text, text
 
 
 def findings(results: Results) -> list[str]:
-    """The sentences, most important first; fewer where less was measured, none about times that mean nothing."""
+    """The findings, most important first; no times where several ranks shared a GPU."""
     timed = (
         _verdict,
         _candidates,
@@ -89,83 +36,89 @@ def findings(results: Results) -> list[str]:
     return [sentence for part in parts for sentence in part(results)]
 
 
+def section(report: Report) -> list[str]:
+    """The findings as a numbered list."""
+    if not report.findings:
+        return []
+    lines = [f"{number}. {text(finding)}" for number, finding in enumerate(report.findings, start=1)]
+    return [f"## {report.findings_title}", "", *lines, ""]
+
+
 def _verdict(results: Results) -> Iterator[str]:
     verdict = results.choice.verdict
     if verdict is None:
         return
-    best = "best" if verdict.over == "optimal" else verdict.over
-    interval = f"{verdict.ratio:.3f} (95 % interval {verdict.ci95.low:.3f} to {verdict.ci95.high:.3f})"
+    other = "the optimal config" if verdict.over == "optimal" else f"the {verdict.over}"
+    ratio = f"it takes {_as_long_as(other, verdict.ratio, verdict.ci95)}"
     if verdict.kind == "tuned":
-        yield f"The default is not optimal: it takes {interval} times as long as the optimal config."
+        yield f"The default is not optimal: {ratio}."
     elif verdict.kind == "default_is_optimal":
-        yield f"The default is optimal within {verdict.margin:.0%}: it takes {interval} times as long as the {best}."
+        yield f"The default is optimal within {verdict.margin:.0%}: {ratio}."
     else:
-        yield f"Whether the default is optimal stays open: it takes {interval} times as long as the {best}."
+        yield f"It is open whether the default is optimal: {ratio}."
 
 
 def _candidates(results: Results) -> Iterator[str]:
-    """Each config that the user asked about, beside the optimal one."""
+    """Each config of search.candidates, compared with the optimal one."""
     spec, optimal = results.plan.spec, results.choice.optimal
-    if not spec.search.candidates:
+    if not spec.search.candidates or optimal is None:
         return
-    names = [knob.name for knob in BACKENDS[spec.backend].knobs]
-    of = {
-        (one.point.op, *one.point.knobs.values()): one
-        for one in results.measurements
-        if one.point.backend == spec.backend and one.point.knobs.keys() == set(names)
+    names = {knob.name for knob in BACKENDS[spec.backend].knobs}
+    measured = {
+        (measurement.point.op, *measurement.point.knobs.values()): measurement
+        for measurement in results.measurements
+        if measurement.point.backend == spec.backend and measurement.point.knobs.keys() == names
     }
-    for values in spec.search.candidates if optimal is not None else ():
-        dispatch, combine = of.get((Op.DISPATCH, *values)), of.get((Op.COMBINE, *values))
-        if dispatch is None or combine is None or optimal is None:
+    for values in spec.search.candidates:
+        dispatch, combine = measured.get((Op.DISPATCH, *values)), measured.get((Op.COMBINE, *values))
+        if dispatch is None or combine is None:
             continue
-        own = Pair({}, dispatch, combine, weights=optimal.weights)
-        if own.same_configs(optimal):
-            yield f"Your candidate ({_values(values)}) is the optimal config."
-            continue
-        is_what = _how_it_stands(own, optimal)
-        yield (
-            f"Your candidate ({_values(values)}) {is_what}: {own.round_trip_us:.0f} us a round trip, dispatch "
-            f"{dispatch.median_us:.0f} and combine {combine.median_us:.0f}, is {_times(own, optimal)}."
-        )
+        candidate = f"Your candidate ({', '.join(map(str, values))})"
+        pair = Pair({}, dispatch, combine, weights=optimal.weights)
+        if pair.same_configs(optimal):
+            yield f"{candidate} is the optimal config."
+        else:
+            yield (
+                f"{candidate} takes {pair.round_trip_us:.0f} us per round trip (dispatch {dispatch.median_us:.0f}, "
+                f"combine {combine.median_us:.0f}): {_against_optimal(pair, optimal)}"
+            )
 
 
-def _how_it_stands(own: Pair, optimal: Pair) -> str:
-    """What a candidate is beside the optimal pair, as far as both were measured in the same groups."""
-    if not own.is_final:
-        return "is not optimal"
-    found = _ratio(own.by_round(), optimal.by_round())
-    if found is None:
-        return "was measured in too few groups to be judged"
-    return "cannot be told from the optimal config" if found[1].low <= 1 else "is not optimal"
+def _against_optimal(pair: Pair, optimal: Pair) -> str:
+    """The ratio to the optimal pair, as far as both were measured in the same groups of a final."""
+    paired = _paired(pair.by_round(), optimal.by_round())
+    if paired is not None:
+        indistinguishable = f" {_INDISTINGUISHABLE}" if paired[1].low <= 1 else ""
+        return f"{_as_long_as('the optimal config', *paired)}.{indistinguishable}"
+    too_few = " Too few groups measured both to judge it." if pair.is_final else ""
+    return f"{_as_long_as('the optimal config', pair.round_trip_us / optimal.round_trip_us)}.{too_few}"
 
 
-def _values(values: list[int]) -> str:
-    return ", ".join(map(str, values))
+_INDISTINGUISHABLE = "The two are indistinguishable."
 
 
-def _times(own: Pair, optimal: Pair) -> str:
-    """How many times as long, with the interval where both were in the same groups of a final."""
-    found = _ratio(own.by_round(), optimal.by_round())
-    if found is None:
-        return f"{own.round_trip_us / optimal.round_trip_us:.3f} times that of the optimal one"
-    return f"{_interval(*found)} that of the optimal one"
+def _as_long_as(other: str, ratio: float, ci95: Interval | None = None, *, method: str = "") -> str:
+    """``1.431x as long as the optimal config (95 % CI 1.429 to 1.434)``."""
+    ends = "" if ci95 is None else f" ({method}95 % CI {ci95.low:.3f} to {ci95.high:.3f})"
+    return f"{ratio:.3f}x as long as {other}{ends}"
 
 
-def _ratio(taken: dict[int, float], best: dict[int, float]) -> tuple[float, Interval] | None:
-    """How many times as long, and its interval, over what both did in the same groups or passes; None below two."""
-    common = sorted(taken.keys() & best.keys())
-    if len(common) < 2:
+def _paired(times: dict[int, float], other_times: dict[int, float]) -> tuple[float, Interval] | None:
+    """The ratio of the times over the groups or passes that measured both, with its 95 % CI; None below two."""
+    numbers = sorted(times.keys() & other_times.keys())
+    if len(numbers) < 2:
         return None
-    pair = [taken[number] for number in common], [best[number] for number in common]
-    return paired_ratio(*pair), paired_ratio_interval(*pair)
+    pairs = [times[number] for number in numbers], [other_times[number] for number in numbers]
+    return paired_ratio(*pairs), paired_ratio_interval(*pairs)
 
 
 def _from_worst(results: Results) -> Iterator[str]:
     worst, optimal = results.choice.worst, results.choice.optimal
     if worst is not None and optimal is not None and not worst.same_configs(optimal):
         yield (
-            f"From worst to optimal: {worst.round_trip_us:.0f} us to {optimal.round_trip_us:.0f} us a round trip, "
-            f"{worst.round_trip_us / optimal.round_trip_us:.1f} times."
+            f"The worst pair takes {worst.round_trip_us:.0f} us per round trip: "
+            f"{worst.round_trip_us / optimal.round_trip_us:.1f}x as long as the optimal config "
+            f"({optimal.round_trip_us:.0f} us)."
         )
 
 
@@ -176,9 +129,9 @@ def _steps(results: Results) -> Iterator[str]:
     if choice.default is None or choice.optimal is None or same is None or same.shared == choice.optimal.shared:
         return
     yield (
-        f"With the default's own {_shared(same)} the other knobs gain "
-        f"{choice.default.round_trip_us / same.round_trip_us - 1:.0%}; {_shared(choice.optimal)} gains another "
-        f"{same.round_trip_us / choice.optimal.round_trip_us - 1:.0%}."
+        f"At the default's {knobs_text(same.shared)}, tuning the other knobs makes a round trip "
+        f"{choice.default.round_trip_us / same.round_trip_us - 1:.0%} faster. {knobs_text(choice.optimal.shared)} "
+        f"makes it another {same.round_trip_us / choice.optimal.round_trip_us - 1:.0%} faster."
     )
 
 
@@ -186,109 +139,118 @@ def _bandwidth(results: Results) -> Iterator[str]:
     optimal, peak = results.choice.optimal, results.peak_gb_per_s
     if optimal is None or peak is None:
         return
-    first, second = optimal.dispatch, optimal.combine
-    if first.peak_fraction is None or second.peak_fraction is None:
+    dispatch, combine = optimal.dispatch, optimal.combine
+    if dispatch.peak_fraction is None or combine.peak_fraction is None:
         return
     yield (
-        f"On the wire the optimal dispatch moves {first.wire_gb_per_s:.0f} GB/s ({first.peak_fraction:.0%} of the "
-        f"link's {peak:.0f} GB/s in one direction), the optimal combine {second.wire_gb_per_s:.0f} GB/s "
-        f"({second.peak_fraction:.0%})."
+        f"The optimal dispatch moves {dispatch.wire_gb_per_s:.0f} GB/s on the wire ({dispatch.peak_fraction:.0%} of "
+        f"the link peak of {peak:.0f} GB/s in one direction), the optimal combine {combine.wire_gb_per_s:.0f} GB/s "
+        f"({combine.peak_fraction:.0%})."
     )
 
 
 def _knobs(results: Results) -> Iterator[str]:
-    """How far the time moves when one knob alone is changed over its values in the grid: the median over the rest."""
-    names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
-    found = [
-        one
-        for one in results.measurements
-        if one.point.backend == results.plan.spec.backend and one.point.op in (Op.DISPATCH, Op.COMBINE)
+    """How much the time changes when one knob varies over its grid, in the median over the other knobs."""
+    backend = results.plan.spec.backend
+    names = [knob.name for knob in BACKENDS[backend].knobs]
+    measured = [
+        (measurement.point, measurement.relative)
+        for measurement in results.measurements
+        if measurement.point.backend == backend and measurement.point.op in (Op.DISPATCH, Op.COMBINE)
     ]
-    cells = np.array([[one.point.op is Op.COMBINE, *(one.point.knobs[name] for name in names)] for one in found])
-    times = np.array([one.relative for one in found])
+    cells = np.array([[point.op is Op.COMBINE, *(point.knobs[name] for name in names)] for point, _ in measured])
+    times = np.array([relative for _, relative in measured])
     effects = {
         name: change
-        for at, name in enumerate(names, 1)
-        if (change := _knob_effect(cells, times, without=at)) is not None
+        for column, name in enumerate(names, 1)
+        if (change := _knob_effect(cells, times, column=column)) is not None
     }
     if effects:
         parts = [f"{name} {change:.1%}" for name, change in sorted(effects.items(), key=lambda item: -item[1])]
-        yield f"One knob alone, changed over its grid, moves the time by (median over the others): {_and(parts)}."
+        yield f"Varied over its grid, one knob changes the time by (median over the other knobs): {_and(parts)}."
 
 
-def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, without: int) -> float | None:
-    """Slowest over fastest, less 1, of the cells [points, op and knobs] that differ in one column: the median."""
+def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, column: int) -> float | None:
+    """The median of slowest / fastest - 1 over the sets of cells [points, op and knobs] that differ in one column only.
+
+    None without such a set.
+    """
     if not len(times):
         return None
-    which = combinations(list(np.delete(cells, without, axis=1).T))
-    order = np.argsort(which, kind="stable")
-    starts = np.flatnonzero(np.diff(which[order], prepend=-1))
+    codes = combinations(list(np.delete(cells, column, axis=1).T))
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
     several = np.diff(starts, append=len(times)) > 1
     ratios = np.maximum.reduceat(times[order], starts) / np.minimum.reduceat(times[order], starts) - 1
     return float(np.median(ratios[several])) if several.any() else None
 
 
-def overlap_of(choice: Choice, pair: Pair) -> Overlap | None:
-    """What was measured beside GEMMs of this pair, or else of the sweep's best with the same shared knobs."""
-    same = [one for one in choice.overlaps if one.pair.shared == pair.shared]
-    exact = [one for one in same if one.pair.same_configs(pair)]
-    default = choice.default
-    chosen = [one for one in same if default is None or not one.pair.same_configs(default)]
-    return next(iter([*exact, *chosen]), None)
-
-
 def _overlap(results: Results) -> Iterator[str]:
-    """Which answer is for whom, what the wrong one costs, and what cannot be told."""
+    """The pick for each use, what it costs in the other, and whether overlap pays."""
     choice = results.choice
     fastest, overlapped = choice.picks.get("fastest"), choice.picks.get("overlapped")
     if fastest is None or overlapped is None:
         return
-    yield from _beside(choice, overlapped)
+    yield from _ties(choice, overlapped)
     if overlapped.shared == fastest.shared:
-        yield f"{_shared(fastest)} is taken both for communication alone and beside expert GEMMs."
+        yield (
+            f"{knobs_text(fastest.shared)} is the pick both for isolated communication and for communication "
+            "overlapped with expert GEMMs."
+        )
     else:
         yield (
-            f"Communication alone is fastest with {_shared(fastest)}, beside expert GEMMs {_shared(overlapped)} is "
-            f"taken; where communication is waited for that costs "
-            f"{overlapped.round_trip_us - fastest.round_trip_us:.0f} us, "
-            f"{_cost(overlapped.by_round(), fastest.by_round())}."
+            f"The pick is {knobs_text(fastest.shared)} for isolated communication and {knobs_text(overlapped.shared)} "
+            f"for communication overlapped with expert GEMMs. {_isolated_cost(overlapped, fastest)}"
         )
-        yield from _cost_beside(choice, fastest)
-    yield from _does_it_pay(choice)
+        yield from _overlapped_cost(choice, fastest)
+    yield from _serial(choice)
 
 
-def _beside(choice: Choice, overlapped: Pair) -> Iterator[str]:
-    best = {_value(one) for one in choice.best_overlaps}
-    if len(best) > 1:
-        names = ", ".join(overlapped.shared)
+def _ties(choice: Choice, overlapped: Pair) -> Iterator[str]:
+    values = {_value(overlap) for overlap in choice.best_overlaps}
+    if len(values) > 1:
+        names, every_value = ", ".join(overlapped.shared), {_value(overlap) for overlap in choice.overlaps}
         yield (
-            f"Beside expert GEMMs {names} {_ranges(best, {_value(one) for one in choice.overlaps})} cannot be told "
-            "apart: any may be the best, and another run may order them otherwise, since one set of processes "
-            "measured all passes."
+            f"Overlapped with expert GEMMs, {names} {_ranges(values, every_value)} are indistinguishable: any of them "
+            "may be the best. One set of processes measured all passes, so another run may rank them differently."
         )
 
 
-def _cost_beside(choice: Choice, fastest: Pair) -> Iterator[str]:
-    """Against a pick that the compared pass had no part in: who is picked by a pass looks faster in it than it is."""
-    taken = overlap_of(choice, fastest)
-    found = None if taken is None else _ratio(taken.by_round, choice.overlap_held_out)
-    if found is None:
+def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
+    cost_us = overlapped.round_trip_us - fastest.round_trip_us
+    cost = f"Isolated, {knobs_text(overlapped.shared)} takes {cost_us:.0f} us longer per round trip"
+    paired = _paired(overlapped.by_round(), fastest.by_round())
+    if paired is None:
+        return f"{cost}; no two groups measured both."
+    indistinguishable = f" {_INDISTINGUISHABLE}" if _contains_1(paired[1]) else ""
+    return f"{cost}: {_as_long_as(knobs_text(fastest.shared), *paired)}.{indistinguishable}"
+
+
+def _overlapped_cost(choice: Choice, fastest: Pair) -> Iterator[str]:
+    """The fastest pair against the pick of the other passes: a pair picked by a pass looks too fast in that pass."""
+    overlap = choice.overlap_of(fastest)
+    paired = None if overlap is None else _paired(overlap.by_round, choice.overlap_held_out)
+    if paired is None:
         return
-    doubt = _doubt(found[1])
-    if not doubt and taken in choice.best_overlaps:
-        doubt = f"; among {len(choice.overlaps)} pairs that may be chance"
-    yield (
-        f"{_shared(fastest)} beside expert GEMMs takes {_interval(*found)} as long as the pick of the passes other "
-        f"than the one that is compared{doubt}."
-    )
+    doubt = ""
+    if _contains_1(paired[1]):
+        doubt = f" {_INDISTINGUISHABLE}"
+    elif overlap in choice.best_overlaps:
+        doubt = f" Among {len(choice.overlaps)} pairs, this may be chance."
+    ratio = _as_long_as("the best pair", *paired, method="leave-one-out over passes; ")
+    yield f"Overlapped with expert GEMMs, {knobs_text(fastest.shared)} takes {ratio}.{doubt}"
 
 
-def _value(one: Overlap) -> tuple[int, ...]:
-    return tuple(one.pair.shared.values())
+def _contains_1(ci95: Interval) -> bool:
+    return ci95.low <= 1 <= ci95.high
+
+
+def _value(overlap: Overlap) -> tuple[int, ...]:
+    return tuple(overlap.pair.shared.values())
 
 
 def _ranges(chosen: set[tuple[int, ...]], every: set[tuple[int, ...]]) -> str:
-    """Values in words, such as ``20 and 28 to 64``: neighbours among every value that there is make a range."""
+    """Values in words, such as ``20 and 28 to 64``; three neighbours among ``every`` value make a range."""
     runs: list[list[str]] = [[]]
     for value in sorted(every):
         if value in chosen:
@@ -299,60 +261,40 @@ def _ranges(chosen: set[tuple[int, ...]], every: set[tuple[int, ...]]) -> str:
     return _and(parts)
 
 
-def _does_it_pay(choice: Choice) -> Iterator[str]:
-    """Whether both together are done before one after the other would be."""
-    longer = [one for one in choice.overlaps if one.makespan_us > one.one_after_the_other_us]
-    surely = sum(one.ci95_us.low > one.one_after_the_other_us for one in longer)
+def _serial(choice: Choice) -> Iterator[str]:
+    """Whether overlapping is faster than doing both serially."""
+    longer = [overlap for overlap in choice.overlaps if overlap.makespan_us > overlap.serial_us]
     if longer:
-        worst = max(longer, key=lambda one: one.makespan_us / one.one_after_the_other_us)
+        num_significant = sum(overlap.ci95_us.low > overlap.serial_us for overlap in longer)
+        worst = max(longer, key=lambda overlap: overlap.makespan_us / overlap.serial_us)
         yield (
-            f"Overlapping need not pay: {len(longer)} of {len(choice.overlaps)} pairs beside GEMMs took longer than "
-            f"GEMMs and communication one after the other ({surely} by more than their interval), most of all "
-            f"{_shared(worst.pair)}: {worst.makespan_us:.0f} us against {worst.one_after_the_other_us:.0f}."
+            f"Overlap does not always pay: {len(longer)} of {len(choice.overlaps)} pairs take longer overlapped than "
+            f"serially ({num_significant} by more than their 95 % CI). The worst is {knobs_text(worst.pair.shared)}: "
+            f"{worst.makespan_us:.0f} us overlapped, {worst.serial_us:.0f} us serially."
         )
-
-
-def _may_be_nothing(taken: dict[int, float], best: dict[int, float]) -> bool:
-    """Whether both may take equally long, by what they did in the same passes."""
-    found = _ratio(taken, best)
-    return found is None or found[1].low <= 1
-
-
-def _cost(taken: dict[int, float], best: dict[int, float]) -> str:
-    """How many times as long one takes, with the interval over what both did in the same groups."""
-    found = _ratio(taken, best)
-    return "never measured together" if found is None else f"{_interval(*found)} as long{_doubt(found[1])}"
-
-
-def _interval(ratio: float, ends: Interval) -> str:
-    return f"{ratio:.3f} times (95 % interval {ends.low:.3f} to {ends.high:.3f})"
-
-
-def _doubt(ends: Interval) -> str:
-    return "; it may be nothing" if ends.low <= 1 <= ends.high else ""
 
 
 def _baseline(results: Results) -> Iterator[str]:
     optimal = results.choice.optimal
-    for result in results.baselines:
-        own = None if optimal is None else _of(optimal, result.point.op)
-        if own is not None and results.plan.spec.backend != "alltoall":
+    if optimal is None or results.plan.spec.backend == "alltoall":
+        return
+    configs = {Op.DISPATCH: optimal.dispatch, Op.COMBINE: optimal.combine}
+    for baseline in results.baselines:
+        config = configs.get(baseline.point.op)
+        if config is not None:
             yield (
-                f"An NCCL all-to-all of the same tokens takes {result.median_us:.0f} us for the {result.point.op}, "
-                f"{result.median_us / own.median_us:.2f} times the optimal config's {own.median_us:.0f} us."
+                f"An NCCL all-to-all of the same tokens takes {baseline.median_us:.0f} us for the "
+                f"{baseline.point.op}: {baseline.median_us / config.median_us:.2f}x as long as the optimal config "
+                f"({config.median_us:.0f} us)."
             )
-
-
-def _of(pair: Pair, op: Op) -> Measurement | None:
-    return {Op.DISPATCH: pair.dispatch, Op.COMBINE: pair.combine}.get(op)
 
 
 def _own_tuning(results: Results) -> Iterator[str]:
     tuning, optimal = results.choice.own_tuning, results.choice.optimal
     if tuning is not None and optimal is not None:
         yield (
-            f"The best that the library's own tuning grid contains takes {tuning.round_trip_us:.0f} us, "
-            f"{tuning.round_trip_us / optimal.round_trip_us:.2f} times the optimal round trip."
+            f"The best pair of the library's own tuning grid takes {tuning.round_trip_us:.0f} us per round trip: "
+            f"{tuning.round_trip_us / optimal.round_trip_us:.2f}x as long as the optimal config."
         )
 
 
@@ -360,10 +302,6 @@ def _failures(results: Results) -> Iterator[str]:
     kinds = Counter(failure.kind for failure in results.failures)
     if kinds:
         yield f"Some points failed: {_and([f'{count} {kind}' for kind, count in sorted(kinds.items())])}."
-
-
-def _shared(pair: Pair) -> str:
-    return ", ".join(f"{name} {value}" for name, value in pair.shared.items())
 
 
 def _and(parts: list[str]) -> str:

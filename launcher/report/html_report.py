@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jinja2
@@ -11,123 +11,97 @@ import msgspec
 
 from bench.backends import BACKENDS
 from bench.records import Point
-from bench.stats import Interval
-from launcher import text
-from launcher.analysis.measurements import Measurement
 from launcher.analysis.results import Results
-from launcher.config import plan
-from launcher.report import findings, optimal_configs
+from launcher.report import columns, effect, heading, pair_tables, picks
+from launcher.report.report import Report
+from launcher.text import knobs_text
 
 Cell = str | float | None
 
 
-class Column(NamedTuple):
-    """A column of the table of points; ``title`` explains it where the mouse rests."""
+class PointColumn(NamedTuple):
+    """A column of the table of points; the page shows ``meaning`` where the mouse rests."""
 
-    name: str
-    title: str
+    heading: str
+    meaning: str
     is_number: bool
 
 
-def html(results: Results, *, pictures: Mapping[str, str], mixed: str = "", said: Sequence[str] | None = None) -> str:
-    """The whole page; ``pictures`` are SVG texts by file name. Whatever a name or an error contains stays text.
-
-    ``mixed`` says of a run in unlike environments which of them the page is about. ``said``: its findings, if known.
-    """
+def html(report: Report) -> str:
+    """The whole page. Whatever a name or an error contains stays text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("launcher.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    table = {"columns": _columns(results), "rows": list(_rows(results))}
+    results = report.results
+    table = {"columns": _point_columns(results), "rows": list(_rows(results))}
     return environment.get_template("report.html").render(
+        report=report,
         results=results,
         spec=results.plan.spec,
         choice=results.choice,
         verdict=results.choice.verdict,
-        named=list(_named(results)),
-        findings=findings.findings(results) if said is None else said,
-        effect=findings.effect(results),
-        picks=optimal_configs.picks(results.choice),
-        warnings=[*([mixed] if mixed else []), *_warnings(results)],
-        means_nothing=optimal_configs.means_nothing(results),
-        findings_title=optimal_configs.findings_title(results),
-        device=results.environment.device if results.environment else "nothing yet",
-        pictures={}
-        if optimal_configs.means_nothing(results)
-        else {_title(name): _data(svg) for name, svg in sorted(pictures.items(), reverse=True)},
+        named_columns=pair_tables.COLUMNS,
+        named=pair_tables.named_rows(results) if report.has_times else [],
+        effect_columns=effect.COLUMNS,
+        effect=effect.effect(results),
+        pick_columns=picks.COLUMNS,
+        pick_notes=picks.NOTES,
+        picks=picks.rows(results.choice) if report.has_times else [],
+        warnings=_warnings(report),
+        pictures={_title(name): _data(svg) for name, svg in sorted(report.pictures.items(), reverse=True)}
+        if report.has_times
+        else {},
         table=_embedded(table),
-        knobs=text.knobs_text,
+        knobs=knobs_text,
     )
 
 
-def _warnings(results: Results) -> list[str]:
-    """What must be read before any number."""
-    found = []
-    if results.plan.is_dry:
-        found.append(plan.NOT_A_MEASUREMENT)
-    if results.plan.spec.ep.share_gpus:
-        found.append(plan.SHARED_GPUS)
-    if note := optimal_configs.objective_note(results):
-        found.append(note)
+def _warnings(report: Report) -> list[str]:
+    """The notes to read before any number."""
+    results = report.results
+    warnings = [report.environments_note] if report.environments_note else []
+    warnings += heading.caveats(report)
     if results.counts.missing:
-        found.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
-    found += results.unfinished
+        warnings.append(f"{results.counts.missing} of {results.counts.planned} points are missing.")
+    warnings += results.unfinished
     if results.lacks_final:
-        found.append("Groups of the final are missing: the result may flatter its winner.")
-    return found + results.flags
+        warnings.append("Groups of the final are missing: the times may flatter the winner.")
+    return warnings + results.flags
 
 
-class Named(NamedTuple):
-    """A row of the first table: an operation, or a round trip, which has no config of its own."""
-
-    name: str
-    median_us: float
-    ci95_us: Interval | None
-    operation: Measurement | None = None
-
-
-def _named(results: Results) -> Iterator[Named]:
-    """The rows of the first table."""
-    choice = results.choice
-    for name, pair in (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst)):
-        if pair is not None:
-            for one in (pair.dispatch, pair.combine):
-                yield Named(f"{name} {one.point.op}", one.median_us, one.ci95_us, one)
-            yield Named(f"{name} round trip", pair.round_trip_us, pair.round_trip_ci95_us)
-
-
-def _columns(results: Results) -> list[Column]:
-    knobs = [Column(knob.name, "a knob of the backend", True) for knob in BACKENDS[results.plan.spec.backend].knobs]
+def _point_columns(results: Results) -> list[PointColumn]:
+    knobs = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
     return [
-        Column("state", "measured, failed or missing", False),
-        Column("op", "what is timed", False),
-        *knobs,
-        Column("median us", "median over iterations of the slowest rank's time", True),
-        Column("low us", "lower end of the median's 95 % interval", True),
-        Column("high us", "upper end of the median's 95 % interval", True),
-        Column("spread", "interquartile range over median", True),
-        Column("logical GB/s", "bytes of the busiest rank, own tokens included, over the median", True),
-        Column("wire GB/s", "the same without tokens that stay on their rank", True),
-        Column("of peak", "wire GB/s over the link's peak, one direction", True),
-        Column("stage", "sweep or final", False),
-        Column("note", "role, other knobs, or what went wrong", False),
+        PointColumn("state", "measured, failed or missing", is_number=False),
+        PointColumn("op", "the timed operation", is_number=False),
+        *(PointColumn(name, "a knob of the backend", is_number=True) for name in knobs),
+        PointColumn(*columns.MEDIAN, is_number=True),
+        PointColumn("low us", "lower end of the median's 95 % CI", is_number=True),
+        PointColumn("high us", "upper end of the median's 95 % CI", is_number=True),
+        *(PointColumn(*column, is_number=True) for column in _NUMBERS),
+        PointColumn("stage", "sweep or final", is_number=False),
+        PointColumn("note", "role, other knobs, or the failure", is_number=False),
     ]
+
+
+_NUMBERS = (columns.SPREAD, columns.LOGICAL, columns.WIRE, columns.PEAK)
 
 
 def _rows(results: Results) -> Iterator[list[Cell]]:
     names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
-    for one in results.measurements:
-        notes = ["unstable"] if one.unstable else []
+    for cell in results.measurements:
+        notes = ["unstable"] if cell.unstable else []
         yield [
-            *_head("measured", one.point, names),
-            *(round(value, 2) for value in (one.median_us, one.ci95_us.low, one.ci95_us.high)),
-            round(one.spread, 4),
-            *(None if value is None else round(value, 1) for value in (one.logical_gb_per_s, one.wire_gb_per_s)),
-            None if one.peak_fraction is None else round(one.peak_fraction, 3),
-            one.stage.value,
-            ", ".join([one.role.value, *notes, *_others(one.point, names)]),
+            *_head("measured", cell.point, names),
+            *(round(value, 2) for value in (cell.median_us, cell.ci95_us.low, cell.ci95_us.high)),
+            round(cell.spread, 4),
+            *(None if value is None else round(value, 1) for value in (cell.logical_gb_per_s, cell.wire_gb_per_s)),
+            None if cell.peak_fraction is None else round(cell.peak_fraction, 3),
+            cell.stage.value,
+            ", ".join([cell.role.value, *notes, *_other_knobs(cell.point, names)]),
         ]
     for failure in results.failures:
         place = f"shard {failure.shard}" if failure.rank is None else f"shard {failure.shard}, rank {failure.rank}"
@@ -141,8 +115,8 @@ def _head(state: str, point: Point, names: list[str]) -> list[Cell]:
     return [state, f"{point.op} {point.dtype}", *(point.knobs.get(name) for name in names)]
 
 
-def _others(point: Point, names: list[str]) -> list[str]:
-    """Knobs that have no column: those of a baseline, or of a pair beside GEMMs."""
+def _other_knobs(point: Point, names: list[str]) -> list[str]:
+    """Knobs that have no column: those of a baseline, or of an overlapped pair."""
     return [f"{name} {value}" for name, value in point.knobs.items() if name not in names]
 
 
@@ -153,7 +127,7 @@ def _embedded(value: Any) -> str:
 
 
 def _data(svg: str) -> str:
-    """A picture as an address of its own: nothing in it can reach the page."""
+    """A picture as a data URL: nothing in it can reach the page."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""What others published for a shape that was measured here: each with its source, none reproduced; pure."""
+"""Numbers that others published for the shape measured here: each with its source, none reproduced; pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import msgspec
 
 from bench.records import Dtype, Op
 from bench.workload import Workload
-from launcher.analysis.results import Results
+from launcher.report.columns import LOGICAL
+from launcher.report.report import Report
 from launcher.text import table, text
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """One operation on a node of eight. ``logical_gb_per_s`` is DeepEP's convention; the peak is one GPU's, one way."""
+    """One operation on a node of eight GPUs. ``peak_gb_per_s``: the link peak of one GPU in one direction."""
 
     gpu: str
     op: Op
@@ -23,7 +24,7 @@ class Reported(msgspec.Struct, frozen=True):
 
 _EP = 8
 _SHAPE = (4096, 7168, 256, 8)
-"""Tokens a rank, hidden, experts, top-k: what DeepEP's own tests and README use."""
+"""Tokens per rank, hidden, experts, top-k, as in DeepEP's own tests and README."""
 
 _README = "README of DeepEP V1"
 _UNKNOWN = "often cited with 20 SMs, origin not recorded"
@@ -37,42 +38,44 @@ _ALL = (
 )
 
 
-def section(results: Results) -> list[str]:
-    """What others published for this shape beside what was measured here, each labelled."""
+def section(report: Report) -> list[str]:
+    """Others' numbers for this shape next to ours, each labelled."""
+    results = report.results
     spec, optimal = results.plan.spec, results.choice.optimal
-    known = _of(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
-    if not known or results.plan.is_dry or spec.ep.share_gpus:
+    published = _published(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
+    if not published or results.plan.is_dry or spec.ep.share_gpus:
         return []
-    volumes = dict(zip((Op.DISPATCH, Op.COMBINE), results.volumes, strict=True))
+    volumes = zip((Op.DISPATCH, Op.COMBINE), results.volumes, strict=True)
+    wire_share = {op: volume.wire / volume.logical for op, volume in volumes}
     rows = [
         [
             "reported",
-            f"{one.gpu}, {one.op} {one.dtype}",
-            f"{one.logical_gb_per_s:.0f}",
-            f"{one.logical_gb_per_s * volumes[one.op].wire / volumes[one.op].logical / one.peak_gb_per_s:.0%}",
-            text(one.source),
+            f"{number.gpu}, {number.op} {number.dtype}",
+            f"{number.logical_gb_per_s:.0f}",
+            f"{number.logical_gb_per_s * wire_share[number.op] / number.peak_gb_per_s:.0%}",
+            text(number.source),
         ]
-        for one in known
+        for number in published
     ]
-    for result in (optimal.dispatch, optimal.combine) if optimal is not None else ():
-        if result.logical_gb_per_s is not None and result.peak_fraction is not None:
-            what = f"{text(spec.hardware.name)}, {result.point.op} {result.point.dtype}"
+    for config in (optimal.dispatch, optimal.combine) if optimal is not None else ():
+        if config.logical_gb_per_s is not None and config.peak_fraction is not None:
+            what = f"{text(spec.hardware.name)}, {config.point.op} {config.point.dtype}"
             rows.append(
-                ["**measured**", what, f"{result.logical_gb_per_s:.0f}", f"{result.peak_fraction:.0%}", "this run"]
+                ["**measured**", what, f"{config.logical_gb_per_s:.0f}", f"{config.peak_fraction:.0%}", "this run"]
             )
     return [
         "## Published numbers for this shape",
         "",
-        "Reported: by others, not reproduced here. Their share of the link's peak is computed: without tokens "
-        "that stay on their rank as in the layout of this run, over the peak of their GPU, 200 GB/s (H800) or 450.",
+        "Reported by others, not reproduced here. Their share of the link peak is computed: with the share of tokens "
+        "that leave their rank in this run's layout, over the peak of their GPU (H800: 200 GB/s, H100 and H200: 450).",
         "",
-        *table(("", "what", "logical GB/s", "wire, of peak", "source"), rows),
+        *table(("", "what", LOGICAL.heading, "wire, of peak", "source"), rows),
     ]
 
 
-def _of(workload: Workload, *, num_ranks: int, dtype: Dtype) -> list[Reported]:
-    """What was published for this shape, with this type of payload in the dispatch; empty for any other shape."""
+def _published(workload: Workload, *, num_ranks: int, dtype: Dtype) -> list[Reported]:
+    """The numbers for this shape with this payload in the dispatch; empty for any other shape."""
     shape = (workload.num_tokens, workload.hidden, workload.num_experts, workload.num_topk)
     if num_ranks != _EP or shape != _SHAPE:
         return []
-    return [one for one in _ALL if one.op is Op.COMBINE or one.dtype is dtype]
+    return [number for number in _ALL if number.op is Op.COMBINE or number.dtype is dtype]

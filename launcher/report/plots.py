@@ -1,4 +1,4 @@
-"""Pictures of the results as SVG: the price of speed in SMs, and heatmaps of the grid; Results in, text out."""
+"""Pictures of the results as SVG: time over the shared knob, and heatmaps of the grid; Results in, text out."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _shared(pair: Pair) -> int:
 
 
 def _pareto(results: Results) -> Figure:
-    """Round trip alone and, where it was measured, the time beside GEMMs, over the shared knob."""
+    """The isolated round trip and, where measured, the overlapped time, over the shared knob."""
     choice = results.choice
     name = shared_knobs(BACKENDS[results.plan.spec.backend])[0]
     figure = Figure(figsize=(10 if choice.overlaps else 5.5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if choice.overlaps else 1, squeeze=False)[0]
-    _serial(axes[0], results, name)
+    _isolated(axes[0], results, name)
     if choice.overlaps:
         _overlapped(axes[1], results, name)
     device = results.environment.device if results.environment else ""
@@ -60,19 +60,19 @@ def _pareto(results: Results) -> Figure:
     return figure
 
 
-def _serial(axes: Axes, results: Results, name: str) -> None:
+def _isolated(axes: Axes, results: Results, name: str) -> None:
     choice = results.choice
     pairs = choice.best_per_shared
     low = [pair.dispatch.ci95_us.low + pair.combine.ci95_us.low for pair in pairs]
     high = [pair.dispatch.ci95_us.high + pair.combine.ci95_us.high for pair in pairs]
-    middle = [pair.round_trip_us for pair in pairs]
-    errors = np.abs([np.subtract(middle, low), np.subtract(high, middle)])
-    axes.errorbar([_shared(pair) for pair in pairs], middle, yerr=errors, marker="o", capsize=2, label="best pair")
+    times_us = [pair.round_trip_us for pair in pairs]
+    errors = np.abs([np.subtract(times_us, low), np.subtract(high, times_us)])
+    axes.errorbar([_shared(pair) for pair in pairs], times_us, yerr=errors, marker="o", capsize=2, label="best pair")
     for pick, pair in choice.picks.items():
         axes.plot(_shared(pair), pair.round_trip_us, _MARKERS[pick], markersize=11, fillstyle="none", label=pick)
     if choice.default is not None:
         axes.plot(_shared(choice.default), choice.default.round_trip_us, "kx", markersize=9, label="default")
-    axes.set(xlabel=name, ylabel="dispatch + combine, us", title="alone")
+    axes.set(xlabel=name, ylabel="dispatch + combine, us", title="isolated")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -81,71 +81,69 @@ def _serial(axes: Axes, results: Results, name: str) -> None:
 def _overlapped(axes: Axes, results: Results, name: str) -> None:
     overlaps = results.choice.overlaps
     default = results.choice.default
-    best = [one for one in overlaps if one.pair is not default]
-    middle = [one.makespan_us for one in best]
-    errors = np.abs(
-        [[one.makespan_us - one.ci95_us.low for one in best], [one.ci95_us.high - one.makespan_us for one in best]]
-    )
-    axes.errorbar([_shared(one.pair) for one in best], middle, yerr=errors, marker="o", capsize=2, label="overlapped")
-    axes.plot(
-        [_shared(one.pair) for one in best],
-        [one.one_after_the_other_us for one in best],
-        "--",
-        label="one after the other",
-    )
-    axes.axhline(overlaps[0].compute_alone_us, color="grey", linestyle=":", label="GEMMs alone")
-    chosen = results.choice.picks.get("overlapped")
-    for one in overlaps:
-        if one.pair is chosen:
-            axes.plot(_shared(one.pair), one.makespan_us, "D", markersize=11, fillstyle="none", label="overlapped pick")
-        if one.pair is default:
-            axes.plot(_shared(one.pair), one.makespan_us, "kx", markersize=9, label="default")
-    axes.set(xlabel=name, ylabel="until both are done, us", title="beside expert GEMMs")
+    best = [overlap for overlap in overlaps if overlap.pair is not default]
+    sms = [_shared(overlap.pair) for overlap in best]
+    times_us = [overlap.makespan_us for overlap in best]
+    low, high = ([getattr(overlap.ci95_us, end) for overlap in best] for end in ("low", "high"))
+    errors = np.abs([np.subtract(times_us, low), np.subtract(high, times_us)])
+    axes.errorbar(sms, times_us, yerr=errors, marker="o", capsize=2, label="overlapped")
+    axes.plot(sms, [overlap.serial_us for overlap in best], "--", label="serial")
+    axes.axhline(overlaps[0].compute_isolated_us, color="grey", linestyle=":", label="GEMMs isolated")
+    pick = results.choice.picks.get("overlapped")
+    for overlap in overlaps:
+        place = _shared(overlap.pair), overlap.makespan_us
+        if overlap.pair is pick:
+            axes.plot(*place, "D", markersize=11, fillstyle="none", label="overlapped pick")
+        if overlap.pair is default:
+            axes.plot(*place, "kx", markersize=9, label="default")
+    axes.set(xlabel=name, ylabel="until both are done, us", title="overlapped with expert GEMMs")
     axes.legend()
     axes.grid(alpha=0.3)
 
 
 def _heatmaps(results: Results, op: Op) -> Figure | None:
-    """One panel for each value of the last knob: the first own knob down, the shared knob across."""
+    """One panel for each value of the last knob: the shared knob across, the first other knob up."""
     backend = BACKENDS[results.plan.spec.backend]
     names = [knob.name for knob in backend.knobs]
-    found = [
-        one
-        for one in results.measurements
-        if one.point.op is op and one.point.backend == backend.name and one.role is not Role.UPSTREAM
+    cells = [
+        measurement
+        for measurement in results.measurements
+        if measurement.point.op is op
+        and measurement.point.backend == backend.name
+        and measurement.role is not Role.UPSTREAM
     ]
-    if len(names) < 2 or not found:
+    if len(names) < 2 or not cells:
         return None
-    panels = sorted({one.point.knobs[names[-1]] for one in found}) if len(names) > 2 else [None]
-    figure = Figure(figsize=(1.5 + 4.2 * len(panels), 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    times = [one.median_us for one in found]
-    norm = mpl.colors.LogNorm(min(times), max(times))
+    values = sorted({cell.point.knobs[names[-1]] for cell in cells}) if len(names) > 2 else [None]
+    figure = Figure(figsize=(1.5 + 4.2 * len(values), 4), layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    times_us = [cell.median_us for cell in cells]
+    norm = mpl.colors.LogNorm(min(times_us), max(times_us))
     image = None
-    for panel, value in zip(axes, panels, strict=True):
-        part = [one for one in found if value is None or one.point.knobs[names[-1]] == value]
-        image = _heatmap(panel, part, across=names[0], down=names[1], norm=norm)
-        panel.set_title(str(op) if value is None else f"{op}, {names[-1]} {value}")
+    for axes, value in zip(panels, values, strict=True):
+        shown = [cell for cell in cells if value is None or cell.point.knobs[names[-1]] == value]
+        image = _heatmap(axes, shown, across=names[0], up=names[1], norm=norm)
+        axes.set_title(str(op) if value is None else f"{op}, {names[-1]} {value}")
     assert image is not None
-    figure.colorbar(image, ax=list(axes), label="median us")
+    figure.colorbar(image, ax=list(panels), label="median us")
     return figure
 
 
-def _heatmap(axes: Axes, part: list[Measurement], *, across: str, down: str, norm: Any) -> Any:
-    columns = sorted({one.point.knobs[across] for one in part})
-    rows = sorted({one.point.knobs[down] for one in part})
+def _heatmap(axes: Axes, cells: list[Measurement], *, across: str, up: str, norm: Any) -> Any:
+    columns = sorted({cell.point.knobs[across] for cell in cells})
+    rows = sorted({cell.point.knobs[up] for cell in cells})
     grid = np.full((len(rows), len(columns)), np.nan)
-    at_row, at_column = ({value: at for at, value in enumerate(values)} for values in (rows, columns))
-    for one in part:
-        grid[at_row[one.point.knobs[down]], at_column[one.point.knobs[across]]] = one.median_us
+    row_of, column_of = ({value: index for index, value in enumerate(values)} for values in (rows, columns))
+    for cell in cells:
+        grid[row_of[cell.point.knobs[up]], column_of[cell.point.knobs[across]]] = cell.median_us
     image = axes.imshow(grid, origin="lower", aspect="auto", norm=norm, cmap="viridis_r")
-    across_ticks, down_ticks = _ticks(len(columns)), _ticks(len(rows))
-    axes.set_xticks(across_ticks, [str(columns[at]) for at in across_ticks], rotation=90)
-    axes.set_yticks(down_ticks, [str(rows[at]) for at in down_ticks])
-    axes.set(xlabel=across, ylabel=down)
+    across_ticks, up_ticks = _ticks(len(columns)), _ticks(len(rows))
+    axes.set_xticks(across_ticks, [str(columns[index]) for index in across_ticks], rotation=90)
+    axes.set_yticks(up_ticks, [str(rows[index]) for index in up_ticks])
+    axes.set(xlabel=across, ylabel=up)
     return image
 
 
 def _ticks(count: int) -> range:
-    """Every place, or as many as can be read."""
+    """Every index, or as many as can be read."""
     return range(0, count, -(-count // _MAX_TICKS))

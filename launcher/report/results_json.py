@@ -131,10 +131,10 @@ def _overlap(overlap: Overlap) -> SavedOverlap:
         makespan_us=round(overlap.makespan_us, 2),
         ci95_us=interval(overlap.ci95_us, digits=2),
         compute_us=round(overlap.compute_us, 2),
-        compute_isolated_us=round(overlap.compute_alone_us, 2),
+        compute_isolated_us=round(overlap.compute_isolated_us, 2),
         gemm_slowdown=round(overlap.slowdown, 4),
         gemm_slowdown_ci95=interval(overlap.slowdown_ci95, digits=4),
-        serial_us=round(overlap.one_after_the_other_us, 2),
+        serial_us=round(overlap.serial_us, 2),
         compute_to_communication=round(overlap.compute_to_communication, 3),
     )
 

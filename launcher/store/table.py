@@ -1,4 +1,4 @@
-"""The records of a run as columns, so that a million of them fit into memory and are judged as arrays; pure."""
+"""The records of a run as columns: a million of them fit into memory, and are evaluated as arrays; pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bench.records import Failed, Line, Measured, Op, Point, Record, Role, Stage
 from bench.stats import Floats
 
 ROLES, STAGES, OPS = list(Role), list(Stage), list(Op)
-_PLACE = {id(value): at for kind in (ROLES, STAGES) for at, value in enumerate(kind)}
-"""By identity, since an enum's own hash is Python code, and there may be a million of them."""
+_ROLE_INDEX = {role: index for index, role in enumerate(ROLES)}
+_STAGE_INDEX = {stage: index for index, stage in enumerate(STAGES)}
 
 _NOTHING = Measured([], [])
 
@@ -34,11 +34,11 @@ ROW = np.dtype(
         ("started", "f8"),
         ("wall_s", "f8"),
         ("busy_s", "f8"),
-        ("first", "i8"),  # where its samples begin
-        ("count", "i4"),  # how many they are; 0 for a failure
+        ("first", "i8"),  # index of its first sample in RecordTable.samples
+        ("count", "i4"),  # number of its samples; 0 for a failure
         ("median_us", "f8"),
         ("spread", "f8"),  # interquartile range over median
-        ("rank_ratio", "f8"),  # of an anchor: slowest over fastest rank's median; else NaN
+        ("rank_ratio", "f8"),  # slowest over fastest rank's median for an anchor, else NaN
     ]
 )
 """One record, without its samples."""
@@ -47,10 +47,10 @@ Rows = npt.NDArray[np.void]
 
 
 class RecordTable(NamedTuple):
-    """Every record: ``rows`` (dtype ROW), what they point to, and the failures whole.
+    """Every record: ``rows`` (dtype ROW), the values they point to, and the failed records in full.
 
-    ``samples``: the samples of all rows, one after the other, in microseconds. ``compute``: by row, when the GEMMs of
-    an overlapped record were done.
+    ``samples``: the samples of all rows, one after the other, in microseconds. ``compute``: by index of the row, when
+    the GEMMs of an overlapped record ended.
     """
 
     rows: Rows
@@ -69,24 +69,24 @@ class RecordTable(NamedTuple):
         if len(self.environments) == 1:
             return self
         kept = np.flatnonzero(self.rows["environment"] == environment)
-        moved = {int(old): new for new, old in enumerate(kept)}
+        new_index = {int(old): new for new, old in enumerate(kept)}
         name = self.environments[environment]
         return self._replace(
             rows=self.rows[kept],
-            compute={moved[row]: values for row, values in self.compute.items() if row in moved},
+            compute={new_index[row]: values for row, values in self.compute.items() if row in new_index},
             failed=[record for record in self.failed if record.environment == name],
         )
 
 
 class RunRecords(NamedTuple):
-    """All that was written down: the records as columns, and every other line."""
+    """Every line of a run: the records as columns, and all other lines."""
 
     table: RecordTable
     others: list[Line]
 
 
 def run_records(lines: Iterable[Line]) -> RunRecords:
-    """The columns of some lines."""
+    """The lines with their records as columns."""
     records: list[Record] = []
     others: list[Line] = []
     for line in lines:
@@ -98,12 +98,12 @@ def run_records(lines: Iterable[Line]) -> RunRecords:
 
 
 def record_table(records: Sequence[Record]) -> RecordTable:
-    """The columns of some records, in their order."""
+    """The records as columns, in their order."""
     rows = np.zeros(len(records), dtype=ROW)
-    fields = zip(*map(msgspec.structs.astuple, records), strict=True)
-    columns = dict(zip(Record.__struct_fields__, fields, strict=False))  # none at all without records
-    if not columns:
+    if not records:
         return RecordTable(rows, [], [], np.zeros(0), {}, [])
+    fields = zip(*map(msgspec.structs.astuple, records), strict=True)
+    columns = dict(zip(Record.__struct_fields__, fields, strict=True))
     by_id = dict(zip(columns["point_id"], columns["point"], strict=True))
     numbers = {name: number for number, name in enumerate(by_id)}
     points = list(by_id.values())
@@ -112,8 +112,8 @@ def record_table(records: Sequence[Record]) -> RecordTable:
     rows["point"] = [numbers[name] for name in columns["point_id"]]
     rows["environment"] = [environments[name] for name in columns["environment"]]
     rows["op"] = np.array([OPS.index(point.op) for point in points])[rows["point"]]
-    rows["role"] = [_PLACE[id(role)] for role in columns["role"]]
-    rows["stage"] = [_PLACE[id(stage)] for stage in columns["stage"]]
+    rows["role"] = [_ROLE_INDEX[role] for role in columns["role"]]
+    rows["stage"] = [_STAGE_INDEX[stage] for stage in columns["stage"]]
     for name in ("round", "shard", "group", "sequence", "started", "wall_s", "busy_s"):
         rows[name] = columns[name]
     rows["count"] = [len(outcome.samples_us) for outcome in outcomes]
@@ -138,51 +138,51 @@ def _summarise(rows: Rows, samples: Floats) -> None:
     for length in np.unique(rows["count"]):
         if length == 0:
             continue
-        where = np.flatnonzero(rows["count"] == length)
-        block = samples[rows["first"][where][:, None] + np.arange(length)]
-        low, middle, high = np.percentile(block, [25, 50, 75], axis=1)
-        rows["median_us"][where] = middle
-        rows["spread"][where] = np.where(middle > 0, (high - low) / np.where(middle > 0, middle, 1), 0.0)
+        indices = np.flatnonzero(rows["count"] == length)
+        block = samples[rows["first"][indices][:, None] + np.arange(length)]
+        low, median, high = np.percentile(block, [25, 50, 75], axis=1)
+        rows["median_us"][indices] = median
+        rows["spread"][indices] = np.where(median > 0, (high - low) / np.where(median > 0, median, 1), 0.0)
 
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Without the search for cycles: records have none, and it would walk a million of them again and again."""
-    was = gc.isenabled()
+    """Pauses the cyclic garbage collector: records have no cycles, and it would walk a million of them repeatedly."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
 def concatenated(parts: Sequence[RecordTable]) -> RecordTable:
     """Several tables as one, in their order."""
-    points: dict[tuple[object, ...], int] = {}
-    found: list[Point] = []
-    environments: dict[str, int] = {}
+    point_index: dict[tuple[object, ...], int] = {}
+    points: list[Point] = []
+    environment_index: dict[str, int] = {}
     tables: list[Rows] = []
     compute: dict[int, list[float]] = {}
     first = before = 0
     for part in parts:
         rows = part.rows.copy()
         for point in part.points:
-            if points.setdefault(point.key, len(found)) == len(found):
-                found.append(point)
-        keys = [points[point.key] for point in part.points]
-        names = [environments.setdefault(name, len(environments)) for name in part.environments]
+            if point_index.setdefault(point.key, len(points)) == len(points):
+                points.append(point)
+        new_points = [point_index[point.key] for point in part.points]
+        new_environments = [environment_index.setdefault(name, len(environment_index)) for name in part.environments]
         if len(rows):
-            rows["point"] = np.asarray(keys)[rows["point"]]
-            rows["environment"] = np.asarray(names)[rows["environment"]]
+            rows["point"] = np.asarray(new_points)[rows["point"]]
+            rows["environment"] = np.asarray(new_environments)[rows["environment"]]
         rows["first"] += first
         compute |= {before + row: values for row, values in part.compute.items()}
         tables.append(rows)
         first, before = first + len(part.samples), before + len(rows)
     return RecordTable(
         rows=np.concatenate(tables) if tables else np.zeros(0, dtype=ROW),
-        points=found,
-        environments=list(environments),
+        points=points,
+        environments=list(environment_index),
         samples=np.concatenate([part.samples for part in parts]) if parts else np.zeros(0),
         compute=compute,
         failed=[record for part in parts for record in part.failed],
@@ -190,15 +190,15 @@ def concatenated(parts: Sequence[RecordTable]) -> RecordTable:
 
 
 def in_measured_order(table: RecordTable) -> RecordTable:
-    """The same in the order in which each shard measured, whatever the order of files and lines was.
+    """The records in the order in which each shard measured them, whatever the order of files and lines.
 
-    By process group first: in older runs the sequence began anew with every attempt, but groups of the final did not.
+    Sorted by process group before sequence: in older runs every attempt restarted the sequence, but not the groups.
     """
     rows = table.rows
     order = np.lexsort((rows["started"], rows["sequence"], rows["group"], rows["shard"]))
-    place = np.argsort(order) if table.compute else order
+    new_index = np.argsort(order) if table.compute else order
     return table._replace(
         rows=rows[order],
-        compute={int(place[row]): values for row, values in table.compute.items()},
+        compute={int(new_index[row]): values for row, values in table.compute.items()},
         failed=sorted(table.failed, key=lambda record: (record.shard, record.group, record.sequence, record.started)),
     )

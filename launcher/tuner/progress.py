@@ -1,4 +1,4 @@
-"""Shows on stderr how far a shard is: a live bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a shard on stderr: a live bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LINE_EVERY_S = 5.0
 
 
 class ShardProgress:
-    """Counts the points of one shard. Failures are printed as they come."""
+    """Counts the points of one shard and prints each failure when it happens."""
 
     def __init__(self, *, name: str) -> None:
-        """``name`` stands before every line."""
-        self._name, self._what = name, ""
+        """``name`` begins every line."""
+        self._name, self._step = name, ""
         self._total = self._done = self._failed = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -42,35 +42,35 @@ class ShardProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        self._say()
+        self._print()
 
     def expect(self, count: int, *, what: str) -> None:
-        """So many more points come, in a part of the work that is called ``what``."""
-        self._total, self._what = self._done + count, what
+        """Announces a step of the work, ``what``, with its number of points."""
+        self._total, self._step = self._done + count, what
         self._bar.update(self._task, total=self._total, description=f"{self._name}, {what}")
 
     def note(self, text: str) -> None:
-        """Prints a line beside the bar."""
+        """Prints a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def add(self, record: Record) -> None:
-        """One more point has its record."""
+        """Counts the record of one more point."""
         self._done += 1
         if isinstance(record.outcome, Failed):
             self._failed += 1
             self.note(f"{self._name}: {record.point.label} failed: {record.outcome.failure}: {record.outcome.message}")
         self._bar.update(self._task, completed=self._done, failed=self._failed)
-        if not self._console.is_terminal and time.monotonic() - self._said > _LINE_EVERY_S:
-            self._say()
+        if not self._console.is_terminal and time.monotonic() - self._printed > _LINE_EVERY_S:
+            self._print()
 
-    def _say(self) -> None:
-        self._said = time.monotonic()
+    def _print(self) -> None:
+        self._printed = time.monotonic()
         if self._console.is_terminal:
             return
-        left = (self._said - self._began) / max(self._done, 1) * (self._total - self._done)
+        left_s = (self._printed - self._began) / max(self._done, 1) * (self._total - self._done)
         print(
-            f"{self._name}, {self._what}: {self._done}/{self._total} points, {self._failed} failed, "
-            f"about {left:.0f} s left",
+            f"{self._name}, {self._step}: {self._done}/{self._total} points, {self._failed} failed, "
+            f"about {left_s:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -1,8 +1,8 @@
-"""Which points deserve another look: rounds, racing and finalists, decided from records alone; pure.
+"""Which points to measure next: rounds, racing and finalists, decided from records alone; pure.
 
-A round visits the surviving points in a new seeded order. An arm is one config of one operation; arms race against
-those with the same shared knobs, since a best one is wanted for every value of these. What counts is the ratio to the
-default measured in the same shard and round, so that a slower node or a warmer hour does not decide.
+A round measures the surviving points in a new seeded order. An arm is one config of one operation. It races against
+the arms with the same shared knobs, because the report needs the best arm for each of their values. Arms are compared
+by their ratio to the default of the same shard and round, which removes differences between nodes and hours.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bench.stats import ALPHA, DRIFT, holm, log_median_errors
 from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
 
 _QUANTILE = float(special.ndtri(1 - ALPHA))
-"""Of the normal distribution, one-sided."""
+"""One-sided quantile of the normal distribution at 1 - ALPHA."""
 
 _CLOSE = 0.01
-"""Arms within this of the best of their shared knobs are finalists too."""
+"""Arms within this of the best of their race are finalists too."""
 
 
-class _Visit(NamedTuple):
-    """The log of a median in microseconds, its standard error, and where the anchor of it is to be found."""
+class _Repetition(NamedTuple):
+    """The log of a median in microseconds, its standard error, and the place of its anchor."""
 
     log_us: float
     error: float
@@ -39,26 +39,25 @@ class _Visit(NamedTuple):
 
 
 class Arms:
-    """What the records so far say of each point: its log ratio to the anchor in every round.
+    """The log ratio of each point to its anchor in every round, from the records so far.
 
-    A round whose anchor failed says nothing of that shard and operation, since a bare time would count as a ratio.
-    Only where a shard's anchor failed in every round do those of the other shards stand in for it, and where there
-    are none at all, times are compared with times. Grows with ``add``; a round's medians are worked out once, when they
-    are first asked for.
+    A round whose anchor failed does not count for that shard and operation: a bare time would pass for a ratio. If a
+    shard's anchor failed in every round, the anchors of the other shards replace it; without any anchor, bare times
+    are compared. ``add`` takes more records. A round's medians are computed once, at their first use.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         """Takes sweep records of any number of shards, in any order."""
         self.failed: set[str] = set()
         self._measured: dict[int, list[tuple[Record, Measured]]] = defaultdict(list)
-        self._rounds: dict[int, dict[str, list[_Visit]]] = {}
+        self._rounds: dict[int, dict[str, list[_Repetition]]] = {}
         self._anchors: dict[tuple[int, Op], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self._seen: set[tuple[str, int]] = set()
+        self._recorded: set[tuple[str, int]] = set()
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        """One more record; those of the final are passed over."""
+        """Takes one more record; records of the final are ignored."""
         if record.stage is not Stage.SWEEP:
             return
         if isinstance(record.outcome, Failed):
@@ -66,112 +65,123 @@ class Arms:
             return
         self._measured[record.round].append((record, record.outcome))
         self._rounds.pop(record.round, None)
-        self._seen.add((record.point_id, record.round))
+        self._recorded.add((record.point_id, record.round))
         if record.role is Role.ANCHOR:
-            own = self._anchors[record.shard, record.point.op]
-            own[record.round].append(float(np.log(np.median(record.outcome.samples_us))))
+            rounds = self._anchors[record.shard, record.point.op]
+            rounds[record.round].append(float(np.log(np.median(record.outcome.samples_us))))
 
     def level(self, point_id: str, *, up_to: int | None = None) -> float | None:
-        """The mean log ratio to the anchor over rounds up to a number; None without a measurement."""
+        """The mean log ratio to the anchor over the rounds up to a number; None without a measurement."""
         values = self._values(point_id, up_to)
         return sum(value for value, _ in values) / len(values) if values else None
 
     def error(self, point_id: str, *, up_to: int | None = None) -> float:
-        """Standard error of the level: samples and drift between rounds."""
+        """The standard error of the level, from the samples and the drift between rounds."""
         values = self._values(point_id, up_to)
         return float(np.sqrt(sum(error**2 + DRIFT**2 for _, error in values)) / len(values))
 
     def seen(self, point_id: str, round_number: int) -> bool:
         """Whether the point was measured in this round, or failed at any time."""
-        return point_id in self.failed or (point_id, round_number) in self._seen
+        return point_id in self.failed or (point_id, round_number) in self._recorded
 
     def _values(self, point_id: str, up_to: int | None) -> list[tuple[float, float]]:
-        """For each round with an anchor the log ratio to it and the standard error of that."""
-        found = []
+        """For each round with an anchor, the log ratio to it and its standard error."""
+        values = []
         for number in self._measured:
             if up_to is None or number <= up_to:
-                visits = self._round(number).get(point_id, [])
+                repetitions = self._round(number).get(point_id, [])
+                anchors = [self._anchor_of(repetition, up_to) for repetition in repetitions]
                 ratios = [
-                    visit.log_us - anchor for visit in visits if (anchor := self._anchor_of(visit, up_to)) is not None
+                    repetition.log_us - anchor
+                    for repetition, anchor in zip(repetitions, anchors, strict=True)
+                    if anchor is not None
                 ]
                 if ratios:
-                    found.append((sum(ratios) / len(ratios), visits[0].error / len(ratios) ** 0.5))
-        return found
+                    values.append((sum(ratios) / len(ratios), repetitions[0].error / len(ratios) ** 0.5))
+        return values
 
-    def _round(self, number: int) -> dict[str, list[_Visit]]:
-        """The visits of each point of a round."""
+    def _round(self, number: int) -> dict[str, list[_Repetition]]:
+        """The repetitions of each point in a round."""
         if number not in self._rounds:
             measured = self._measured[number]
             errors = log_median_errors([outcome.samples_us for _, outcome in measured])
-            found: dict[str, list[_Visit]] = defaultdict(list)
+            repetitions: dict[str, list[_Repetition]] = defaultdict(list)
             for (record, outcome), error in zip(measured, errors.tolist(), strict=True):
                 log_us = float(np.log(np.median(outcome.samples_us)))
-                found[record.point_id].append(_Visit(log_us, error, record.shard, record.point.op, number))
-            self._rounds[number] = found
+                repetition = _Repetition(log_us, error, record.shard, record.point.op, number)
+                repetitions[record.point_id].append(repetition)
+            self._rounds[number] = repetitions
         return self._rounds[number]
 
-    def _anchor_of(self, visit: _Visit, up_to: int | None) -> float | None:
-        """The log of what a visit is measured by; None where its round has no anchor, but another has."""
-        own = self._anchors.get((visit.shard, visit.op), {})
-        if visit.round in own:
-            return statistics.median(own[visit.round])
-        if any(up_to is None or number <= up_to for number in own):
+    def _anchor_of(self, repetition: _Repetition, up_to: int | None) -> float | None:
+        """The log of a repetition's anchor; None where its round has no anchor but another round has one."""
+        rounds = self._anchors.get((repetition.shard, repetition.op), {})
+        if repetition.round in rounds:
+            return statistics.median(rounds[repetition.round])
+        if any(up_to is None or number <= up_to for number in rounds):
             return None
         others = [
             log_us
-            for (_, op), rounds in self._anchors.items()
-            if op is visit.op
-            for logs in rounds.values()
+            for (_, op), rounds_of_shard in self._anchors.items()
+            if op is repetition.op
+            for logs in rounds_of_shard.values()
             for log_us in logs
         ]
-        return statistics.median(others) if others and not own else 0.0
+        return statistics.median(others) if others and not rounds else 0.0
 
 
-def groups(plan: Plan, cells: Iterable[Planned]) -> dict[tuple[object, ...], list[Planned]]:
-    """Points that race against each other: one operation, one value of the shared knobs."""
+class Race(NamedTuple):
+    """The key of points that race against each other: one operation, one value of each shared knob."""
+
+    op: Op
+    shared: tuple[int, ...]
+
+
+def races(plan: Plan, cells: Iterable[Planned]) -> dict[Race, list[Planned]]:
+    """The points of each race."""
     names = shared_knobs(BACKENDS[plan.spec.backend])
-    found: dict[tuple[object, ...], list[Planned]] = defaultdict(list)
+    by_race: dict[Race, list[Planned]] = defaultdict(list)
     for cell in cells:
-        found[cell.point.op, *(cell.point.knobs[name] for name in names)].append(cell)
-    return found
+        by_race[Race(cell.point.op, tuple(cell.point.knobs[name] for name in names))].append(cell)
+    return by_race
 
 
 def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int) -> list[Planned]:
-    """The cells that are measured in a round (from 0), by what the rounds before it showed.
+    """The cells to measure in a round (from 0), by the rounds before it.
 
-    Racing drops an arm when it is significantly slower than the leader of its group (bootstrapped medians, one-sided,
-    Holm-corrected over the group); after the first round, which saw each arm but once, at most half of a group. The
-    race of a group is over when it fits into the final or when its arms are alike. Failed points do not come back.
+    Racing drops an arm when it is significantly slower than the leader of its race (bootstrapped medians, one-sided,
+    Holm-corrected over the race). The first round measures each arm only once, so at most half of a race is dropped
+    after it. A race is over when its arms fit into the final or when they are alike. Failed points do not come back.
     """
     if plan.spec.search.method != "racing":
         return [cell for cell in cells if round_number == 0 or cell.id not in arms.failed]
-    alive, enough = list(cells), FINALISTS_PER_GROUP if plan.has_final else 1
+    alive, num_places = list(cells), FINALISTS_PER_GROUP if plan.has_final else 1
     for past in range(round_number):
         alive = [cell for cell in alive if cell.id not in arms.failed]
-        raced = [_race(group, arms, up_to=past) for group in groups(plan, alive).values()]
-        alive = [cell for group in raced if len(group) > enough for cell in group]
+        left = [_race(racers, arms, up_to=past) for racers in races(plan, alive).values()]
+        alive = [cell for racers in left if len(racers) > num_places for cell in racers]
     return alive
 
 
-def _race(group: list[Planned], arms: Arms, *, up_to: int) -> list[Planned]:
-    """The group without what is surely slower than its leader; empty when its race is over."""
-    known = [(level, cell) for cell in group if (level := arms.level(cell.id, up_to=up_to)) is not None]
-    if len(known) < 2 or len(known) < len(group):
-        return group
-    known.sort(key=lambda item: (item[0], item[1].id))
-    levels = np.array([level for level, _ in known])
-    errors = np.array([arms.error(cell.id, up_to=up_to) for _, cell in known])
+def _race(cells: list[Planned], arms: Arms, *, up_to: int) -> list[Planned]:
+    """The cells of a race without those significantly slower than its leader; empty when the race is over."""
+    measured = [(level, cell) for cell in cells if (level := arms.level(cell.id, up_to=up_to)) is not None]
+    if len(measured) < 2 or len(measured) < len(cells):
+        return cells
+    measured.sort(key=lambda item: (item[0], item[1].id))
+    levels = np.array([level for level, _ in measured])
+    errors = np.array([arms.error(cell.id, up_to=up_to) for _, cell in measured])
     z = (levels[1:] - levels[0]) / np.sqrt(errors[1:] ** 2 + errors[0] ** 2)
     slower = holm(special.ndtr(-z), alpha=ALPHA)
-    num_dropped = int(slower.sum()) if up_to else min(int(slower.sum()), len(known) // 2)
-    fallen = [cell for (_, cell), is_slower in zip(known[1:], slower, strict=True) if is_slower]
-    dropped = {cell.id for cell in fallen[len(fallen) - num_dropped :]}
-    left = [cell for cell in group if cell.id not in dropped]
+    num_dropped = int(slower.sum()) if up_to else min(int(slower.sum()), len(measured) // 2)
+    slower_cells = [cell for (_, cell), is_slower in zip(measured[1:], slower, strict=True) if is_slower]
+    dropped = {cell.id for cell in slower_cells[len(slower_cells) - num_dropped :]}
+    left = [cell for cell in cells if cell.id not in dropped]
     return [] if _alike(left, arms, up_to=up_to) else left
 
 
 def _alike(left: list[Planned], arms: Arms, *, up_to: int) -> bool:
-    """Whether all are within 1 % of the best, at one-sided 95 %: then it does not matter which ones the final takes."""
+    """Whether all are within 1 % of the best, at one-sided 95 %: then the final may take any of them."""
     levels = np.array([arms.level(cell.id, up_to=up_to) or 0.0 for cell in left])
     errors = np.array([arms.error(cell.id, up_to=up_to) for cell in left])
     best = int(levels.argmin())
@@ -180,7 +190,7 @@ def _alike(left: list[Planned], arms: Arms, *, up_to: int) -> bool:
 
 
 def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[Planned]] | None:
-    """The first round that is not complete and what it lacks, in its own order; None when the search is over."""
+    """The first incomplete round and its missing points, in its own order; None when the search is over."""
     for number in range(plan.spec.search.rounds):
         alive = survivors(plan, cells, arms, round_number=number)
         missing = [cell for cell in alive if not arms.seen(cell.id, number)]
@@ -190,28 +200,25 @@ def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[
     return None
 
 
+def ranked(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Planned]]:
+    """Each point that was measured and never failed, with its level, fastest first."""
+    levels = [
+        (level, cell) for cell in cells if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
+    ]
+    return sorted(levels, key=lambda item: (item[0], item[1].id))
+
+
 def finalists(plan: Plan, arms: Arms) -> list[Planned]:
-    """Cells for the final: the best of every group, those within 1 % of it, the library's own best, the user's."""
+    """Cells for the final: the best of every race, those within 1 % of it, the library's own best, the user's."""
     chosen: dict[str, Planned] = {}
-    for group in groups(plan, [*plan.anchors, *plan.cells]).values():
-        ranked = sorted(
-            (level, cell.id, cell)
-            for cell in group
-            if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
-        )
-        for level, _, cell in ranked[:FINALISTS_PER_GROUP]:
-            if level <= ranked[0][0] + _CLOSE:
+    for cells in races(plan, [*plan.anchors, *plan.cells]).values():
+        ranking = ranked(cells, arms)
+        for level, cell in ranking[:FINALISTS_PER_GROUP]:
+            if level <= ranking[0][0] + _CLOSE:
                 chosen[cell.id] = cell
     chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}
     for op in (Op.DISPATCH, Op.COMBINE):
-        tuned = [
-            (level, one)
-            for one in plan.upstream(op)
-            if one.id not in arms.failed and (level := arms.level(one.id)) is not None
-        ]
-        if tuned:
-            best = min(tuned, key=lambda item: (item[0], item[1].id))[1]
-            chosen[best.id] = best
+        chosen |= {cell.id: cell for _, cell in ranked(plan.upstream(op), arms)[:1]}
     for anchor in plan.anchors:
         chosen.pop(anchor.id, None)
     return sorted(chosen.values(), key=lambda cell: cell.id)

@@ -1,4 +1,4 @@
-"""The body of one shard's job: measures, round by round, what the search wants and no record has yet."""
+"""The body of one shard's job: measures, round by round, the points of the search that have no record yet."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Stop = Callable[[], bool]
 Seen = set[str]
 
 FINAL_SHARE = 0.4
-"""The part of a budget that is kept for the final."""
+"""The part of search.budget_s that is reserved for the final."""
 
 
 def never() -> bool:
-    """For jobs that nobody stops."""
+    """A ``Stop`` that never stops."""
     return False
 
 
 def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never) -> bool:
-    """Measures what a shard lacks, until ``stop`` says so; whether nothing is missing now.
+    """Measures the missing points of a shard until ``stop`` returns True; whether the shard is complete now.
 
-    bench.supervisor.StartError when the ranks cannot be started.
+    Raises bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
     arms, done = Arms(), Seen()
     earlier = read_shard(folder, index)
-    for record in earlier:
-        if isinstance(record, Record):
-            arms.add(record)
-            done.add(record.point_id)
+    for line in earlier:
+        if isinstance(line, Record):
+            arms.add(line)
+            done.add(line.point_id)
     if _is_complete(plan, arms, done, index):
         return True
     name = f"shard {index}"
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
     with open_appender(folder, index) as appender, ShardProgress(name=name) as progress:
         budget_s = left_s(plan, earlier, share=share)
-        progress.note(f"{name}: {beginning(plan, budget_s)}")
+        progress.note(f"{name}: {first_step(plan, budget_s)}")
         supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
         for record in supervisor.run(_tasks(plan, index, arms=arms, done=done, progress=progress, stop=stop)):
             arms.add(record)
@@ -65,7 +65,7 @@ def supervise(
     sink: Callable[..., None],
     job_id: str | None,
 ) -> Supervisor:
-    """The supervisor of a shard or of the final; it numbers on from the lines of earlier attempts."""
+    """The supervisor of a shard or of the final; it continues the numbers of groups and records in ``earlier``."""
     measure = plan.spec.measure
     return Supervisor(
         plan.group_spec(),
@@ -81,22 +81,22 @@ def supervise(
     )
 
 
-def beginning(plan: Plan, budget_s: float) -> str:
-    """What an attempt does first, in words."""
+def first_step(plan: Plan, budget_s: float) -> str:
+    """The first step of an attempt, in words."""
     return f"starting {plan.spec.ep.size} ranks" if budget_s > 0 else "search.budget_s was spent by earlier attempts"
 
 
 def left_s(plan: Plan, earlier: Sequence[Line], *, share: float) -> float:
-    """What earlier attempts left of a share of search.budget_s; infinite without one."""
+    """Seconds left of a share of search.budget_s after earlier attempts; infinite without a budget."""
     budget_s = plan.spec.search.budget_s
     return math.inf if budget_s is None else share * budget_s - spent_s(earlier)
 
 
 def spent_s(earlier: Sequence[Line]) -> float:
-    """Seconds that attempts at a shard took: from each start of ranks to the last that these left.
+    """Seconds that attempts at a shard took: from each start of ranks to the last record before the next start.
 
-    ``earlier``: the lines of the shard, oldest first. What an attempt did after its last line is not in it: a visit
-    that was in flight when it was killed.
+    ``earlier``: the lines of the shard, oldest first. A repetition that was running when its attempt was killed has no
+    line and is not counted.
     """
     total_s = began = ended = 0.0
     for line in earlier:
@@ -109,23 +109,23 @@ def spent_s(earlier: Sequence[Line]) -> float:
 
 
 def is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
-    """Whether every round of the search has its records, the shard's own anchors and baselines included."""
+    """Whether the anchors, the baselines and every round of the search have their records."""
     records = read_shard_records(folder, index)
     return _is_complete(plan, Arms(records), {record.point_id for record in records}, index)
 
 
 def _is_complete(plan: Plan, arms: Arms, done: Seen, index: int) -> bool:
-    needed = plan.anchors + plan.baselines
-    return all(one.id in done for one in needed) and racing.next_round(plan, plan.shard(index), arms) is None
+    references = plan.anchors + plan.baselines
+    has_references = all(planned.id in done for planned in references)
+    return has_references and racing.next_round(plan, plan.shard(index), arms) is None
 
 
 def _tasks(plan: Plan, index: int, *, arms: Arms, done: Seen, progress: ShardProgress, stop: Stop) -> Iterator[Task]:
     """Round after round; ``arms`` and ``done`` grow while the tasks are taken."""
     cells = plan.shard(index)
-    baselines = [one for one in plan.baselines if one.id not in done]
+    baselines = [baseline for baseline in plan.baselines if baseline.id not in done]
     while not stop():
-        wanted = racing.next_round(plan, cells, arms)
-        number, missing = wanted or (0, [])
+        number, missing = racing.next_round(plan, cells, arms) or (0, [])
         if not missing and not baselines and all(anchor.id in done for anchor in plan.anchors):
             return
         tasks = list(in_order(plan, baselines + missing, number))
@@ -138,16 +138,16 @@ def _tasks(plan: Plan, index: int, *, arms: Arms, done: Seen, progress: ShardPro
 
 
 def in_order(plan: Plan, points: list[Planned], number: int) -> Iterator[Task]:
-    """The anchors first, about every 25 points, and last; before any point, if its ranks replace some that failed."""
-    settings = plan.spec.search
-    anchors = tuple(Task(one.point, one.id, Role.ANCHOR, Stage.SWEEP, number) for one in plan.anchors)
+    """The anchors first, every ANCHOR_EVERY points and last, and as references wherever ranks replace failed ones."""
+    search = plan.spec.search
+    anchors = tuple(Task(anchor.point, anchor.id, Role.ANCHOR, Stage.SWEEP, number) for anchor in plan.anchors)
     yield from anchors
     for position, planned in enumerate(points, start=1):
         task = Task(planned.point, planned.id, planned.role, Stage.SWEEP, number, references=anchors)
-        if planned.role is Role.BASELINE:  # it has no final, so it gets all its samples here
+        if planned.role is Role.BASELINE:  # no final will measure it, so it takes all its samples here
             yield task
         else:
-            yield msgspec.structs.replace(task, warmup=settings.warmup, iterations=settings.iterations)
+            yield msgspec.structs.replace(task, warmup=search.warmup, iterations=search.iterations)
         if position % ANCHOR_EVERY == 0 and position < len(points):
             yield from anchors
     if points:

@@ -9,10 +9,11 @@ import pytest
 from bench.records import (
     Op,
 )
-from launcher.report import html_report, optimal_configs
 from tests.analysis.runs import build, valid, with_final
 from tests.builders import (
+    html_of,
     is_cell,
+    markdown_of,
     noisy,
     time_of,
 )
@@ -58,8 +59,8 @@ def test_results_of_the_final_replace_those_of_the_sweep_that_chose() -> None:
     ends = found.choice.optimal.round_trip_ci95_us
     assert ends is not None
     row = f"| optimal round trip |  | **735.0** | {ends.low:.1f} to {ends.high:.1f} |  |  |  |  |"
-    assert row in optimal_configs.markdown(found).splitlines()
-    assert f"<td>735.0</td><td>{ends.low:.1f} to {ends.high:.1f}</td>" in html_report.html(found, pictures={})
+    assert row in markdown_of(found).splitlines()
+    assert f"<td>735.0</td><td>{ends.low:.1f} to {ends.high:.1f}</td>" in html_of(found)
 
 
 def test_of_pairs_that_cannot_be_told_apart_the_one_with_fewest_sms_is_taken() -> None:
@@ -73,7 +74,7 @@ def test_of_pairs_that_cannot_be_told_apart_the_one_with_fewest_sms_is_taken() -
     assert found.choice.optimal is not None
     assert found.choice.optimal.shared == {"num_sms": 24}
     assert {pair.shared["num_sms"] for pair in found.choice.tied} == {24, 32}
-    assert "Not to be told apart from the fastest" in optimal_configs.markdown(found)
+    assert "Indistinguishable from the fastest" in markdown_of(found)
 
 
 OF_EACH_OBJECTIVE: list[tuple[str | dict[str, float], int]] = [

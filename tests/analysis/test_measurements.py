@@ -29,7 +29,6 @@ from launcher.analysis.measurements import Measurement
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, point_id
 from launcher.config.schema import Ep
-from launcher.report import optimal_configs
 from tests.analysis.runs import FLOOR_US, LINES, MADE, build, times, valid, with_times
 from tests.builders import (
     ENVIRONMENT,
@@ -37,6 +36,7 @@ from tests.builders import (
     TRAFFIC,
     deepep_plan,
     failed,
+    markdown_of,
     noisy,
     record,
     time_of,
@@ -95,7 +95,7 @@ def test_a_time_that_the_link_forbids_is_a_failure_and_cannot_win(bad_us: float)
     assert cheat.point not in [result.point for result in results_in(found)]
     assert (found.counts.measured, found.counts.failed) == (len(MADE.every_point) - 1, 1)
     assert valid(found)["failures"][0]["kind"] == "impossible"
-    assert "## Failures: 1 impossible" in optimal_configs.markdown(found)
+    assert "## Failures: 1 impossible" in markdown_of(found)
 
 
 def test_a_time_at_the_links_peak_is_possible() -> None:
@@ -113,7 +113,7 @@ def test_a_failed_point_cannot_win_and_is_listed(kind: FailureKind) -> None:
     assert {result.kind for result in found.failures} == {kind}
     assert found.choice.optimal is not None
     assert found.choice.optimal.dispatch.point.knobs["nvl_chunk"] == 12
-    assert f"## Failures: 2 {kind}" in optimal_configs.markdown(found)
+    assert f"## Failures: 2 {kind}" in markdown_of(found)
 
 
 def test_physics_does_not_judge_ranks_that_share_a_gpu() -> None:

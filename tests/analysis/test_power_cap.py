@@ -94,8 +94,8 @@ def plain(beside: Beside) -> Beside:
     return Beside(beside.plan, [one for one in beside.records if one.point.op is not Op.COMPUTE])
 
 
-def num_unjudged(beside: Beside) -> int:
-    return power_cap.num_unjudged(in_measured_order(record_table(beside.records)).rows)
+def num_uncorrected(beside: Beside) -> int:
+    return power_cap.num_uncorrected(in_measured_order(record_table(beside.records)).rows)
 
 
 def worst(results: dict[int | None, Measurement]) -> float:
@@ -113,7 +113,7 @@ def test_times_beside_gemms_and_of_these_are_what_they_would_be_without_a_cap() 
     found = [simulated(seed).results() for seed in range(40)]
     for sms, truth in TRUTH.items():
         assert np.median([one[sms].median_us for one in found]) == pytest.approx(truth, rel=0.01)
-        gemms = [np.median(list(one[sms].compute_by_round.values())) for one in found]
+        gemms = [np.median(list(one[sms].gemms_by_round.values())) for one in found]
         assert np.median(gemms) == pytest.approx(1.02 * GEMMS_US, rel=0.01)
     assert np.median([one[None].median_us for one in found]) == pytest.approx(GEMMS_US, rel=0.01)
 
@@ -146,7 +146,7 @@ def test_a_final_that_was_interrupted_and_resumed_is_judged_as_well_as_one_that_
     errors = []
     for seed in range(40):
         resumed = simulated(seed, interrupted_at=4)
-        assert num_unjudged(resumed) == 0
+        assert num_uncorrected(resumed) == 0
         errors.append((worst(resumed.results()), worst(plain(resumed).results())))
     judged, unjudged = np.median(errors, axis=0)
     assert judged < unjudged / 2
@@ -187,9 +187,9 @@ def test_visits_that_no_gemms_alone_surround_are_counted() -> None:
     beside = simulated(3)
     alone = [at for at, one in enumerate(beside.records) if one.point.op is Op.COMPUTE]
     broken = [one for at, one in enumerate(beside.records) if at != alone[3]]  # in the middle of a pass
-    assert num_unjudged(Beside(beside.plan, broken)) == 2
-    assert num_unjudged(plain(beside)) == len(TRUTH) * final.PASSES
-    assert power_cap.num_unjudged(record_table([]).rows) == 0
+    assert num_uncorrected(Beside(beside.plan, broken)) == 2
+    assert num_uncorrected(plain(beside)) == len(TRUTH) * final.PASSES
+    assert power_cap.num_uncorrected(record_table([]).rows) == 0
 
 
 def test_gemms_alone_that_failed_once_do_not_take_the_rest_of_the_correction_with_them() -> None:
@@ -199,5 +199,5 @@ def test_gemms_alone_that_failed_once_do_not_take_the_rest_of_the_correction_wit
     broken[alone] = msgspec.structs.replace(broken[alone], outcome=failed())
     results = Beside(beside.plan, broken).results()
     assert results[None].median_us == pytest.approx(GEMMS_US, rel=0.02)
-    assert num_unjudged(Beside(beside.plan, broken)) == 2
+    assert num_uncorrected(Beside(beside.plan, broken)) == 2
     assert worst(results) < 0.03

@@ -23,7 +23,7 @@ from bench.records import (
 )
 from launcher import text as markdown
 from launcher.analysis import results
-from launcher.report import optimal_configs, results_json
+from launcher.report import results_json
 from launcher.store.records_file import Damaged
 from launcher.store.table import run_records
 from tests.analysis.runs import LINES, MADE, build, unlike, valid, with_final
@@ -34,6 +34,7 @@ from tests.builders import (
     TRAFFIC,
     failed,
     is_cell,
+    markdown_of,
     noisy,
     record,
     time_of,
@@ -85,7 +86,7 @@ def test_planned_is_measured_plus_failed_plus_missing(fate_of: list[str]) -> Non
         planned.id for planned, fate in zip(MADE.every_point, fate_of, strict=True) if fate == "missing"
     }
     row = f"| {counts.planned} | {counts.measured} | {counts.failed} | {counts.missing} |"
-    assert row in optimal_configs.markdown(found).splitlines()
+    assert row in markdown_of(found).splitlines()
     assert valid(found)["points"] == msgspec.to_builtins(counts)
 
 
@@ -95,13 +96,13 @@ def test_result_and_report_do_not_depend_on_the_order_of_the_lines(fate_of: list
     lines += [SelfCheck([9.0], {"odd": "ok"}, group=0, shard=1), msgspec.structs.replace(ENVIRONMENT, device="unused")]
     shuffled = list(lines)
     chance.shuffle(shuffled)
-    assert optimal_configs.markdown(build(shuffled)) == optimal_configs.markdown(build(lines))
+    assert markdown_of(build(shuffled)) == markdown_of(build(lines))
     assert results_json.document(build(shuffled)) == results_json.document(build(lines))
 
 
 def test_the_self_checks_of_a_shard_that_was_resumed_stand_in_one_order() -> None:
     resumed = SelfCheck([9.0], {"odd": "rank 1: a token is wrong"}, group=0)
-    assert optimal_configs.markdown(build([*LINES, resumed])) == optimal_configs.markdown(build([resumed, *LINES]))
+    assert markdown_of(build([*LINES, resumed])) == markdown_of(build([resumed, *LINES]))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +117,17 @@ def test_the_self_checks_of_a_shard_that_was_resumed_stand_in_one_order() -> Non
     ],
 )
 def test_unlike_environments_are_named_with_both_values(changes: dict[str, Any], message: list[str]) -> None:
-    assert results.unlike(run_records(unlike(**changes))) == message
-    assert results.unlike(run_records(LINES)) == []
+    assert results.environment_differences(run_records(unlike(**changes))) == message
+    assert results.environment_differences(run_records(LINES)) == []
 
 
 def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
-    assert results.unlike(run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
+    assert (
+        results.environment_differences(
+            run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])
+        )
+        == []
+    )
 
 
 def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
@@ -132,7 +138,7 @@ def test_odd_gpus_and_damaged_lines_are_flagged() -> None:
         "shard 0, GPU 0: throttled (power cap) at 2 of 2 readings",
         "shard 0, GPU 0: busy with other processes at 2 of 2 readings",
     ]
-    text = optimal_configs.markdown(found)
+    text = markdown_of(found)
     for flag in found.flags:
         assert f"* **{markdown.text(flag)}**" in text
     assert "* **`shards/0000/records.jsonl` line 3 cannot be read**: torn" in text
@@ -153,7 +159,7 @@ def test_missing_groups_of_the_final_are_told(tmp_path: Path) -> None:
     found = build(lines, plan=made)
     assert found.lacks_final
     assert (found.counts.missing, found.final_groups) == (0, 3)
-    assert "**2 groups of the final are missing.**" in optimal_configs.markdown(found)
+    assert "**2 groups of the final are missing.**" in markdown_of(found)
     assert valid(found)["search"]["final_groups_measured"] == 3
 
 

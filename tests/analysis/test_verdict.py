@@ -18,7 +18,6 @@ from launcher.analysis.verdict import MARGIN
 from launcher.config import plan
 from launcher.config.plan import Planned
 from launcher.config.schema import Ep
-from launcher.report import html_report, optimal_configs
 from tests.analysis.runs import MADE, build, faster, valid, with_final, with_times
 from tests.builders import (
     ENVIRONMENT,
@@ -29,9 +28,12 @@ from tests.builders import (
     complete,
     deepep_plan,
     failed,
+    html_of,
     is_cell,
+    markdown_of,
     noisy,
     record,
+    summary_of,
     time_of,
 )
 from tests.tuner.machine import Tuned, tuned
@@ -44,7 +46,7 @@ def test_a_default_that_is_beaten_by_more_than_the_margin_gives_tuned() -> None:
     assert found.choice.verdict.ratio == pytest.approx(1.25)
     assert found.speedup_over_default == found.choice.verdict.ratio
     assert found.choice.verdict.ci95.low <= found.choice.verdict.ratio <= found.choice.verdict.ci95.high
-    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in optimal_configs.markdown(found)
+    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in markdown_of(found)
 
 
 def test_a_default_that_nothing_beats_is_optimal() -> None:
@@ -53,9 +55,9 @@ def test_a_default_that_nothing_beats_is_optimal() -> None:
     assert (found.choice.verdict.kind, found.choice.verdict.over) == ("default_is_optimal", "best other pair")
     assert found.choice.verdict.ratio == pytest.approx(250 / 400)
     assert found.speedup_over_default == 1.0
-    assert "default / best other pair = **0.625**" in optimal_configs.markdown(found)
-    assert "**default_is_optimal** (0.625x, default / best other pair)" in optimal_configs.summary(found)
-    assert "times as long as the best other pair." in optimal_configs.summary(found)
+    assert "default / best other pair = **0.625**" in markdown_of(found)
+    assert "**default_is_optimal** (0.625x, default / best other pair)" in summary_of(found)
+    assert "x as long as the best other pair (95 % CI " in summary_of(found)
 
 
 def test_where_noise_hides_what_is_faster_the_default_is_not_called_optimal() -> None:
@@ -133,7 +135,7 @@ def test_samples_too_scattered_to_tell_are_inconclusive() -> None:
     found = build(lines)
     assert found.choice.verdict is not None
     assert found.choice.verdict.kind == "inconclusive"
-    assert "measure more" in optimal_configs.markdown(found)
+    assert "measure more" in markdown_of(found)
 
 
 def test_a_ratio_on_the_margin_is_inconclusive() -> None:
@@ -149,7 +151,7 @@ def test_without_a_default_there_is_no_verdict_and_the_report_says_so(op: Op) ->
     assert found.choice.default is None
     assert found.choice.verdict is None
     assert found.choice.optimal is not None
-    assert "**The library's default has no result**" in optimal_configs.markdown(found)
+    assert "**The library's default has no result**" in markdown_of(found)
     assert valid(found)["libraries"][0]["speedup_over_default"] is None
 
 
@@ -162,15 +164,15 @@ def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
     assert plain["shared_gpus"] is True
     (library,) = plain["libraries"]
     assert (library["verdict"], library["speedup_over_default"]) == (None, None)
-    text = optimal_configs.markdown(found)
+    text = markdown_of(found)
     assert text.startswith(f"**{plan.SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]
-    assert headings == ["## Points", "## Checks", "## Files", "## Where this comes from", "## Summary"]
-    short = optimal_configs.summary(found)
+    assert headings == ["## Points", "## Checks", "## Files", "## Provenance", "## Summary"]
+    short = summary_of(found)
     assert [line for line in short.splitlines() if line.startswith("## ")] == ["## Summary", "## What to do"]
-    assert "* No config: ranks shared a GPU, so that only tokens were checked." in short.splitlines()
+    assert "* No config: ranks shared a GPU, so only tokens were checked." in short.splitlines()
     assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
-    shown = html_report.html(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
+    shown = html_of(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
     assert plan.SHARED_GPUS in shown
     assert not re.search(r"\d times|\d us|<table|<img", shown)
 

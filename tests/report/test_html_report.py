@@ -16,9 +16,8 @@ import pytest
 from bench.records import Failed, FailureKind, Host, Line, Record, Role
 from launcher.analysis import results
 from launcher.config.plan import Plan
-from launcher.report import html_report
 from launcher.store.table import run_records
-from tests.builders import MANIFEST, complete
+from tests.builders import MANIFEST, complete, html_of
 
 HOSTILE = "<script>document.title='owned'</script> </script> | ` ** ]]> &amp; \u2028 \" ' {{ 7*7 }}"
 
@@ -61,9 +60,7 @@ def rows(document: str) -> list[list[str]]:
 
 def written(made: Plan, lines: list[Line], folder: Path) -> Path:
     file = folder / "report.html"
-    file.write_text(
-        html_report.html(results.build(made, MANIFEST, run_records(lines), []), pictures={"pareto.svg": "<svg/>"})
-    )
+    file.write_text(html_of(results.build(made, MANIFEST, run_records(lines), []), pictures={"pareto.svg": "<svg/>"}))
     return file
 
 
@@ -112,7 +109,7 @@ def test_hostile_names_and_errors_stay_text(chromium: str, made: Plan, tmp_path:
         for line in with_a_failure(made, HOSTILE)
     ]
     file = tmp_path / "report.html"
-    file.write_text(html_report.html(results.build(made, manifest, run_records(lines), []), pictures={}))
+    file.write_text(html_of(results.build(made, manifest, run_records(lines), [])))
     document = shown(chromium, file)
     assert "owned" not in re.findall("<title>(.*?)</title>", document, re.DOTALL)[0]
     found = rows(document)

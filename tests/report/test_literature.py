@@ -11,13 +11,13 @@ from bench.records import (
 from bench.workload import token_matrix
 from launcher.config.plan import Plan
 from launcher.config.schema import Ep
-from launcher.report import optimal_configs
 from tests.analysis.runs import build
 from tests.builders import (
     ENVIRONMENT,
     HOST,
     SELF_CHECK,
     deepep_plan,
+    markdown_of,
     noisy,
     record,
     spec,
@@ -34,7 +34,7 @@ def of_ep(size: int) -> tuple[Plan, list[Line]]:
 
 def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_labelled() -> None:
     made, lines = of_ep(8)
-    text = optimal_configs.markdown(build(lines, plan=made))
+    text = markdown_of(build(lines, plan=made))
     section = text.split("## Published numbers for this shape")[1].split("\n## ")[0]
     assert "| reported | H800, combine bf16 | 158 | 69% | README of DeepEP V1 |" in section
     assert "| **measured** | h200, dispatch bf16 | 347 | 68% | this run |" in section
@@ -44,4 +44,4 @@ def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_l
 @pytest.mark.parametrize("size", [2, 4])
 def test_no_number_of_another_shape_stands_beside_ours(size: int) -> None:
     made, lines = of_ep(size)
-    assert "reported" not in optimal_configs.markdown(build(lines, plan=made)).split("## Points")[0]
+    assert "reported" not in markdown_of(build(lines, plan=made)).split("## Points")[0]

@@ -25,7 +25,6 @@ from launcher.analysis import results
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Planned
 from launcher.deploy.formats import EXPORTS
-from launcher.report import html_report, optimal_configs
 from launcher.store.records_file import Damaged
 from launcher.store.table import run_records
 from tests.analysis.runs import LINES, MADE, build, check_tables, faster, valid, with_times
@@ -37,8 +36,12 @@ from tests.builders import (
     TRAFFIC,
     complete,
     deepep_plan,
+    html_of,
+    markdown_of,
     noisy,
     record,
+    report_of,
+    summary_of,
     time_of,
 )
 
@@ -96,7 +99,7 @@ def hostile(word: str) -> tuple[Results, Results]:
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(st.sampled_from("|\\`<>\n\r#*_[]()&! ax"), min_size=1, max_size=12)))
 def test_no_name_or_message_can_break_the_report(word: str) -> None:
     bad, tame = hostile(word)
-    text, tame_text = optimal_configs.markdown(bad), optimal_configs.markdown(tame)
+    text, tame_text = markdown_of(bad), markdown_of(tame)
     assert check_tables(text) == check_tables(tame_text) > 10
     assert len(text.splitlines()) == len(tame_text.splitlines())
     assert "<script" not in re.sub(r"(`+).*?\1", "", text)
@@ -106,7 +109,11 @@ def test_no_name_or_message_can_break_the_report(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "answer"), [(1, "was measured in too few groups to be judged"), (2, "is not optimal")]
+    ("groups", "answer"),
+    [
+        (1, "1.226x as long as the optimal config. Too few groups measured both to judge it."),
+        (2, "1.226x as long as the optimal config (95 % CI 1.226 to 1.226)."),
+    ],
 )
 def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(groups: int, answer: str) -> None:
     search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]], final_groups=5)
@@ -117,21 +124,22 @@ def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(grou
             record(one, noisy(time_of(one.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
             for one in [*made.anchors, *made.cells]
         ]
-    assert f"Your candidate (24, 12, 256) {answer}: 601 us" in optimal_configs.markdown(build(lines, plan=made))
+    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {answer}\n"
+    assert finding in markdown_of(build(lines, plan=made))
 
 
 def test_a_candidate_of_the_user_gets_its_answer() -> None:
     search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]])
     made = deepep_plan(search=search)
-    text = optimal_configs.markdown(build(complete(made), plan=made))
-    assert "Your candidate (24, 12, 256) is not optimal: 601 us a round trip, dispatch 295 and combine 305" in text
-    assert "is 1.226 times that of the optimal one" in text
+    text = markdown_of(build(complete(made), plan=made))
+    assert "Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): 1.226x as" in text
+    assert "1.226x as long as the optimal config.\n" in text
 
 
 @pytest.mark.parametrize(
     ("lines", "first"),
     [
-        (faster({32: 200.0}), "* `python -m launcher.export RUN` writes the files that put *fastest* into force"),
+        (faster({32: 200.0}), "* `python -m launcher.export RUN` writes the files that apply *fastest*"),
         (faster({}), "* Leave the default as it is."),
         (faster({32: 250.0 / 1.02}), "* Measure more before anything is changed: the same command with `search.final"),
         (faster({32: 200.0})[:-1], "* Complete the run: `python -m launcher.resume RUN`."),
@@ -139,29 +147,29 @@ def test_a_candidate_of_the_user_gets_its_answer() -> None:
     ],
 )
 def test_the_summary_ends_with_what_to_do(lines: list[Line], first: str) -> None:
-    text = optimal_configs.summary(build(lines))
+    text = summary_of(build(lines))
     assert text.split("## What to do\n\n")[1].splitlines()[0].startswith(first)
 
 
 def test_the_summary_has_the_time_of_the_default() -> None:
     line = "* Default: num_sms 20; dispatch nvl_chunk 6, nvl_buffer 256; combine nvl_chunk 9, nvl_buffer 256: 500.0 us."
-    assert line in optimal_configs.summary(build(faster({32: 200.0}))).splitlines()
+    assert line in summary_of(build(faster({32: 200.0}))).splitlines()
 
 
 def test_an_objective_of_unlike_weights_is_said_first_and_fits_the_schema() -> None:
     search = msgspec.structs.replace(MADE.spec.search, objective={"dispatch": 2, "combine": 1})
     made = deepep_plan(search=search)
     found = build(complete(made), plan=made)
-    note = "The objective (search.objective) is 2 x dispatch + 1 x combine: by it is decided, ratios, intervals and the"
-    for text in (optimal_configs.markdown(found), optimal_configs.summary(found)):
-        assert text.startswith(f"**{note} verdict are of it, while a round trip is the sum of both.**\n")
-    assert f'<p class="warning">{note}' in html_report.html(found, pictures={})
+    note = "The objective (search.objective) is 2 x dispatch + 1 x combine. Decisions, ratios, intervals and the"
+    for text in (markdown_of(found), summary_of(found)):
+        assert text.startswith(f"**{note} verdict use it; a round trip is the plain sum of both.**\n")
+    assert f'<p class="warning">{note}' in html_of(found)
     assert valid(found)["search"]["objective"] == {"dispatch": 2, "combine": 1}
-    assert optimal_configs.objective_note(build(LINES)) == ""
+    assert report_of(build(LINES)).objective_note == ""
 
 
 def test_every_framework_that_is_exported_has_a_row_and_every_file_is_listed() -> None:
-    text = optimal_configs.markdown(build(LINES), pictures=["pareto.svg"])
+    text = markdown_of(build(LINES), pictures={"pareto.svg": "<svg/>"})
     rows = text.split("## How to apply it")[1].split("##")[0].splitlines()[6:]
     assert [row.split(" | ")[0].strip("| ") for row in rows if row] == [one.framework for one in EXPORTS.values()]
     listed = text.split("## Files")[1].split("##")[0]

@@ -13,10 +13,10 @@ from bench.records import (
 )
 from bench.workload import Workload
 from launcher.config.schema import Hardware, Search
-from launcher.report import optimal_configs
 from tests.analysis.runs import LINES, MADE, SCHEMA, build, check_tables, valid
 from tests.builders import (
     Sweep,
+    markdown_of,
 )
 
 
@@ -31,7 +31,7 @@ def test_results_of_nothing_fit_the_schema_and_can_be_reported() -> None:
     plain = valid(build([]))
     assert (plain["points"]["missing"], plain["environment"]) == (len(MADE.every_point), None)
     assert [library["optimal"] for library in plain["libraries"]] == [None]
-    assert "No pair of a dispatch and a combine was measured" in optimal_configs.markdown(build([]))
+    assert "No pair of a dispatch and a combine was measured" in markdown_of(build([]))
 
 
 def test_the_schema_refuses_what_is_not_a_result() -> None:

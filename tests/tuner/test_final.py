@@ -107,7 +107,7 @@ def test_ranks_that_replace_failed_ones_in_the_final_measure_what_the_round_is_j
     programme = final.contestants(plan, Arms(Machine(plan).sweep()))
     for number, points in programme.rounds(plan):
         in_group = number < plan.spec.search.final_groups
-        expected = [one.point for one in plan.anchors] if in_group else programme.compute
+        expected = [one.point for one in plan.anchors] if in_group else programme.gemms
         for task in final.in_order(plan, points, number):
             assert (task.stage, task.round) == (Stage.FINAL, number)
             if task.role is Role.ANCHOR or task.point.op is Op.COMPUTE:

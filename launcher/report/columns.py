@@ -1,0 +1,69 @@
+"""The columns of the reports' tables: heading and meaning, declared once for Markdown and HTML; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from launcher.report.report import Report
+
+
+class Column(NamedTuple):
+    """``meaning`` is empty where the heading explains itself."""
+
+    heading: str
+    meaning: str = ""
+
+
+MEDIAN = Column(
+    "median us",
+    "median over iterations of the slowest rank's time, from a device-side alignment to the end of the operation; in "
+    "the final, the geometric mean of the medians of its fresh process groups. A dispatch is cached (it reuses a "
+    "handle) unless it is called full.",
+)
+CI95 = Column(
+    "95 % CI us",
+    "of that time; in the final Student's interval over the process groups, otherwise order statistics of the samples.",
+)
+SPREAD = Column("spread", "interquartile range / median of the samples.")
+LOGICAL = Column(
+    "logical GB/s", "bytes of the busiest rank, including tokens that stay on it / median (DeepEP's convention)."
+)
+WIRE = Column("wire GB/s", "the same without tokens that stay on their rank; only this may be compared with a link.")
+PEAK = Column("of peak", "wire GB/s / the link peak (all links of one GPU, one direction).")
+DISPATCH = Column("dispatch us", "median us of the dispatch.")
+COMBINE = Column("combine us", "median us of the combine.")
+ROUND_TRIP = Column(
+    "round trip us", "dispatch + combine; its CI is Student's over the process groups that measured both."
+)
+FULL_DISPATCH = Column("full dispatch us", "the dispatch with layout, exchange of counts and host wait.")
+ISOLATED = Column("isolated us", "round trip us, in the table of overlapped pairs.")
+OVERLAPPED = Column(
+    "overlapped us",
+    "from the moment communication may begin, 20 us ahead of one layer's expert GEMMs, until the pair and the GEMMs "
+    "are done: geometric mean over the passes of (median of the pass / how much longer than typical isolated GEMMs "
+    "took just before and after it, because clocks move with the power cap); its CI is Student's over the passes.",
+)
+SLOWDOWN = Column(
+    "GEMM slowdown",
+    "(time until the overlapped GEMMs are done, with the same correction) / GEMMs isolated, with its 95 % CI.",
+)
+SERIAL = Column("serial us", "GEMMs isolated + round trip isolated.")
+RATIO = Column("compute / communication", "GEMMs isolated / round trip isolated.")
+SPEED = Column("speed", "round trip of the library's own tuning / this round trip.")
+
+_MEASURED = (MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK, ROUND_TRIP, FULL_DISPATCH)
+_OVERLAP = (ISOLATED, OVERLAPPED, SLOWDOWN, SERIAL, RATIO)
+
+
+def headings(columns: Iterable[Column]) -> list[str]:
+    """The first row of a table."""
+    return [column.heading for column in columns]
+
+
+def section(report: Report) -> list[str]:
+    """The meaning of each column of the report."""
+    choice, peak = report.results.choice, report.results.peak_gb_per_s
+    shown = [*_MEASURED, *(_OVERLAP if choice.overlaps else ()), *((SPEED,) if choice.own_tuning else ())]
+    link = "This run has no link peak." if peak is None else f"The link peak is {peak:.0f} GB/s."
+    return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in shown), "", link, ""]

@@ -1,0 +1,35 @@
+"""How to apply the optimal config in each framework; pure."""
+
+from __future__ import annotations
+
+from launcher.deploy.formats import EXPORTS
+from launcher.report.report import Report
+from launcher.text import table
+
+
+def section(report: Report) -> list[str]:
+    """The setting for each framework; ``launcher.export`` writes the files."""
+    if not _can_export(report):
+        return []
+    rows = [[export.framework, export.use, export.num_sms, export.chunk_and_buffer] for export in EXPORTS.values()]
+    return [
+        "## How to apply it",
+        "",
+        "`python -m launcher.export RUN` writes the files below for the pick *fastest*; `--pick overlapped` writes "
+        "them into `exports/overlapped/`, and so on. For each framework, docs/APPLY.md shows how to check that the "
+        "config took effect.",
+        "",
+        *table(("framework", "what to do", "num_sms", "nvl_chunk, nvl_buffer"), rows),
+    ]
+
+
+def files(report: Report) -> list[tuple[str, str]]:
+    """Names and meanings of what ``launcher.export`` adds to the run folder; empty for what nobody may deploy."""
+    if not _can_export(report) or not report.has_times or report.results.plan.is_dry:
+        return []
+    names = ", ".join(export.file for export in EXPORTS.values())
+    return [("exports/", f"written by `python -m launcher.export RUN`: {names}")]
+
+
+def _can_export(report: Report) -> bool:
+    return report.results.plan.spec.backend == "deepep" and report.results.choice.optimal is not None
