@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from scipy import stats as scipy_stats
 
 from bench.records import Op, Stage
-from bench.stats import ALPHA, DRIFT, MIN_GROUPS, Floats, Interval, holm
+from bench.stats import Interval
+from launcher.comparison.levels import levels_of, ratio_interval, significant, slower_p
 from launcher.comparison.run import ComparedRun, Pick, check_same, facts, hardware_differences
 from launcher.errors import UserError
-from launcher.store.results_file import SavedMeasurement
 
 SCHEMA = "deepep-sweep/comparison/1"
 
@@ -34,15 +31,6 @@ PointVerdict = Literal[
 
 VERDICTS: tuple[PointVerdict, ...] = PointVerdict.__args__  # type: ignore[attr-defined]
 """Worst first."""
-
-_MIN_SAMPLES = 6
-"""Order statistics of fewer samples have no 95 % interval."""
-
-_LIKE_NORMAL = 1e6
-"""Degrees of freedom where the normal distribution is meant."""
-
-_ROUNDING_US = 0.01 / math.sqrt(12)
-"""Standard deviation of what RESULTS rounds away."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -207,68 +195,17 @@ def _gating(a: ComparedRun, b: ComparedRun) -> set[str]:
     return fresh | a.optimal | b.optimal if fresh else fresh
 
 
-class _Levels(NamedTuple):
-    """Log medians [points], their standard errors towards less and towards more, and the degrees of freedom of these.
-
-    Errors are NaN where nothing is known of them.
-    """
-
-    log: Floats
-    low: Floats
-    high: Floats
-    freedom: Floats
-
-    @property
-    def below(self) -> Floats:
-        """From the log median to the low end of its 95 % interval."""
-        return self.low * self._quantile
-
-    @property
-    def above(self) -> Floats:
-        """From the log median to the high end of its 95 % interval."""
-        return self.high * self._quantile
-
-    @property
-    def _quantile(self) -> Floats:
-        return np.array([_quantile(freedom) for freedom in self.freedom])
-
-
-def _levels(run: ComparedRun, labels: list[str]) -> _Levels:
-    groups = run.results.search.final_groups_measured
-    return _Levels(*np.array([_level(run.measured[label], groups) for label in labels]).T)
-
-
-def _level(point: SavedMeasurement, groups: int) -> tuple[float, float, float, float]:
-    """The row of _Levels for a median and its interval in RESULTS.
-
-    The interval of a fresh measurement contains the scatter between processes. Elsewhere, overlapped passes included,
-    DRIFT is added for it. An unstable point of one set of processes has no known error.
-    """
-    is_student = point.is_fresh and groups >= MIN_GROUPS
-    freedom = groups - 1 if is_student else _LIKE_NORMAL
-    added = math.hypot(0.0 if is_student else DRIFT, _ROUNDING_US / point.median_us)
-    if not is_student and (point.unstable or point.num_samples < _MIN_SAMPLES):
-        added = math.nan
-    low, high = (abs(math.log(end / point.median_us)) / _quantile(freedom) for end in point.ci95_us)
-    return math.log(point.median_us), math.hypot(low, added), math.hypot(high, added), freedom
-
-
-@functools.cache
-def _quantile(freedom: float) -> float:
-    return float(scipy_stats.t.ppf(0.975, freedom))
-
-
 def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
     """Rows of the points that both runs timed."""
     labels = sorted(a.measured.keys() & b.measured.keys())
     if not labels:
         return []
-    old, new = _levels(a, labels), _levels(b, labels)
+    old, new = levels_of(a, labels), levels_of(b, labels)
     gates = np.isin(labels, sorted(_gating(a, b) or labels))
     margin = math.log1p(tolerance)
-    p_values = np.array([_slower_p(old, new, margin=margin), _slower_p(new, old, margin=margin)])
-    is_slower, is_faster = _significant(p_values, gates)
-    lows, highs = _interval(old, new)
+    p_values = np.array([slower_p(old, new, margin=margin), slower_p(new, old, margin=margin)])
+    is_slower, is_faster = significant(p_values, gates)
+    lows, highs = ratio_interval(old, new)
     is_known = [not math.isnan(low) or not _is_unstable(a, b, label) for low, label in zip(lows, labels, strict=True)]
     return [
         PointRow(
@@ -294,42 +231,6 @@ def _timed_verdict(*, is_slower: bool, is_faster: bool, is_known: bool) -> Point
 
 def _is_unstable(a: ComparedRun, b: ComparedRun, label: str) -> bool:
     return a.measured[label].unstable or b.measured[label].unstable
-
-
-def _interval(old: _Levels, new: _Levels) -> tuple[Floats, Floats]:
-    """Both ends of the 95 % interval of each ratio new / old.
-
-    That of a difference of logs, by MOVER: from the difference as far as both medians are from the ends of their own
-    intervals, in quadrature [Zou and Donner 2008, Statistics in Medicine 27:1693].
-    """
-    change = new.log - old.log
-    low, high = change - np.hypot(new.below, old.above), change + np.hypot(new.above, old.below)
-    return np.exp(low), np.exp(high)
-
-
-def _slower_p(old: _Levels, new: _Levels, *, margin: float) -> Floats:
-    """One-sided p-values that ``new`` is not slower by more than ``margin``, in logs.
-
-    Welch's test: Student's distribution with Satterthwaite's degrees of freedom [Satterthwaite 1946, Biometrics 2:110].
-    """
-    first, second = old.high**2, new.low**2
-    freedom = (first + second) ** 2 / (first**2 / old.freedom + second**2 / new.freedom)
-    p_values: Floats = scipy_stats.t.sf((new.log - old.log - margin) / np.sqrt(first + second), freedom)
-    return p_values
-
-
-def _significant(p_values: Floats, gates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which of the hypotheses [slower and faster, points] hold, at 5 % for all of them together.
-
-    Points that gate share one half of the 5 %, the others the other half: a thousand points of the sweep cannot hide
-    what the final shows. Holm's correction in each half.
-    """
-    significant = np.zeros(p_values.shape, dtype=bool)
-    families = [family for family in (gates, ~gates) if family.any()]
-    for family in families:
-        tested = p_values[:, family]
-        significant[:, family] = holm(tested.ravel(), alpha=ALPHA / len(families)).reshape(tested.shape)
-    return significant
 
 
 def _untimed(a: ComparedRun, b: ComparedRun) -> list[PointRow]:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from bench.stats import DRIFT, Interval, median_interval, paired_ratio_interval
-from launcher.comparison import compare as comparison
-from launcher.comparison import render
+from launcher.comparison import levels, render
 from launcher.comparison.compare import Comparison
 from launcher.errors import UserError
 from tests.comparison.runs import (
@@ -290,11 +289,11 @@ def test_two_finals_are_told_apart_by_welch_s_test(one: list[float], other: list
         low, high = msgspec.structs.astuple(paired_ratio_interval(groups, np.ones(5)))
         times = measurement(4, float(np.exp(np.log(groups).mean())))
         sides.append(sided(run(times | {"ci95_us": [low, high]})))
-    levels = [comparison._levels(one, [label(4)]) for one in sides]
+    both = [levels.levels_of(one, [label(4)]) for one in sides]
     wanted = scipy_stats.ttest_ind(
         np.log(other) - math.log1p(tolerance), np.log(one), equal_var=False, alternative="greater"
     )
-    found = comparison._slower_p(*levels, margin=math.log1p(tolerance))
+    found = levels.slower_p(*both, margin=math.log1p(tolerance))
     assert found == pytest.approx(wanted.pvalue, rel=1e-2, abs=1e-6)
 
 
