@@ -12,7 +12,7 @@ import yaml
 from builders import ROOT
 
 from launcher.config import manual
-from launcher.config.manual import SWEEP, VALIDATE, Key, sections
+from launcher.config.manual import SWEEP, VALIDATE, ConfigKey, sections
 from launcher.validation import node
 
 REMAKE = "make docs writes it anew"
@@ -35,12 +35,12 @@ def test_node_schema_json_is_what_the_program_reads() -> None:
 
 
 def test_every_dataclass_of_the_schema_is_documented() -> None:
-    files = ("schema.py", "settings.py", "validation/settings.py")
+    files = ("config/schema.py", "config/job_options.py", "validation/config.py")
     assert {(file, name) for file, name, _ in [*SWEEP, *VALIDATE]} == set().union(*map(classes, files))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
-def test_every_key_has_a_meaning(key: Key) -> None:
+def test_every_key_has_a_meaning(key: ConfigKey) -> None:
     assert key.comment.strip(), "write it behind the field: # what it means"
     assert f"| `{key.name}` |" in REFERENCE
 
