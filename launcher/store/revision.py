@@ -1,12 +1,10 @@
-"""Which code runs: its commit, its digest, its version, and the copy that jobs run."""
+"""Which code runs: its commit, its digest, and the copy that jobs run."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -24,9 +22,6 @@ class Revision(msgspec.Struct, frozen=True):
     commit: str | None
     dirty: bool | None
     code: str
-
-
-_NAME = "deepep-sweep"
 
 
 _PROJECT = "pyproject.toml"
@@ -56,18 +51,6 @@ def code_digest() -> str:
 
 def _git(root: Path, *args: str) -> str:
     return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def version() -> str:
-    """Of this program: that of the checkout that runs, else of what is installed; unknown where it is neither."""
-    checkout = ROOT / _PROJECT
-    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
-    if project.get("name") == _NAME:
-        return str(project["version"])
-    try:
-        return importlib.metadata.version(_NAME)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def snapshot_code(to: Path) -> None:

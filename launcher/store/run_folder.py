@@ -17,11 +17,12 @@ import msgspec
 
 from bench import records
 from bench.records import Line, Record
+from launcher import read_version
 from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.errors import UserError
 from launcher.store import table
 from launcher.store.files import Appender, decode, fresh, locked, write_atomic
-from launcher.store.revision import Revision, revision, version
+from launcher.store.revision import Revision, revision
 from launcher.store.table import RunRecords
 
 FORMAT_VERSION = 1
@@ -208,7 +209,7 @@ class RunFolder:
                 f"cannot make the run folder {path or outputs}: {error.strerror}", hint="outputs=FOLDER"
             ) from None
         folder.write_plan(plan)
-        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), version(), plan.id, records.TIMING)
+        manifest = Manifest(FORMAT_VERSION, time.time(), command, revision(), read_version(), plan.id, records.TIMING)
         write_atomic(folder.manifest_file, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
         return folder
 

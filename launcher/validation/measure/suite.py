@@ -16,6 +16,7 @@ import msgspec
 import pynvml
 
 from bench.faults import Fault
+from launcher import read_version
 from launcher.store import revision
 from launcher.store.files import Appender
 from launcher.text import utc
@@ -161,7 +162,7 @@ class Suite:
             backend=self._spec.backend,
             num_gpus=self._spec.gpus,
             dry_run=self._spec.on_cpu,
-            program=revision.version(),
+            program=read_version(),
             revision=revision.revision(),
             attempts=attempts,
             faults=self._faults,
