@@ -117,7 +117,7 @@ def test_help_names_every_group_its_choices_and_the_exit_statuses(run_module: Co
         assert re.search(rf"^\s*{group.name}(/\w+)?:?\s+\S", process.stdout, re.MULTILINE), group.name
         assert all(choice in process.stdout for choice in choices), group.name
     for status in (0, 1, 2, 3):
-        assert re.search(rf"(^|\s){status}  \w", process.stdout), status
+        assert re.search(rf"^  {status}  +\w", process.stdout, re.MULTILINE), status
 
 
 def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command) -> None:
@@ -125,7 +125,8 @@ def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command
     assert (process.returncode, process.stderr) == (0, "")
     assert "strict=true" in process.stdout
     assert "allow_mixed=true" in process.stdout
-    assert "Exit status: 0" in process.stdout
+    for status in (0, 1, 2, 3):
+        assert re.search(rf"^  {status}  \w", process.stdout.partition("Exit status")[2], re.MULTILINE), status
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(run_module: Command, tmp_path: Path) -> None:
@@ -295,14 +296,17 @@ def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: di
     assert process.wait(timeout=60) == 130
     (folder,) = [RunFolder.open(path.parent).path for path in tmp_path.glob("*/run.json")]
     assert f"run folder: {folder}\n" in said
-    assert said[-1].startswith("interrupted; what was measured is kept: ")
+    assert said[-1] == (
+        "interrupted; all measurements so far are kept. Complete the run: "
+        f"python -m launcher.resume {shlex.quote(str(folder))}\n"
+    )
     assert "Traceback" not in "".join(said)
 
 
-def test_aggregate_without_a_folder_prints_its_help_as_a_usage_error(run_module: Command) -> None:
+def test_aggregate_without_a_folder_prints_its_usage_as_an_error(run_module: Command) -> None:
     process = run_module("launcher.aggregate")
-    assert process.returncode == 2
-    assert "python -m launcher.aggregate RUN" in process.stdout
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "python -m launcher.aggregate RUN" in process.stderr
 
 
 def test_aggregate_again_changes_nothing(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:

@@ -444,13 +444,13 @@ def test_runs_without_a_common_point_are_refused(a: Document, b: Document) -> No
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["A.json"], "the following arguments are required: b"),
+        (["A.json"], "the following arguments are required: B"),
         (["A.json", "C.json"], "C.json is no run folder: it has no run.json"),
         (["A.json", "bad.json"], "bad.json is no RESULTS file: Expected `float`, got `str` - at `$.median_us`"),
         (["A.json", "newer.json"], "newer.json has schema deepep-sweep/results/2, this program reads"),
-        (["A.json", "A.json", "--tolerance", "1"], "--tolerance must be at least 0 and below 1, got 1"),
-        (["A.json", "A.json", "--tolerance", "-0.1"], "--tolerance must be at least 0 and below 1, got -0.1"),
-        (["A.json", "A.json", "--tolerance", "nan"], "--tolerance must be at least 0 and below 1, got nan"),
+        (["A.json", "A.json", "--tolerance", "1"], "tolerance must be at least 0 and below 1, got 1"),
+        (["A.json", "A.json", "--tolerance", "-0.1"], "tolerance must be at least 0 and below 1, got -0.1"),
+        (["A.json", "A.json", "--tolerance", "nan"], "tolerance must be at least 0 and below 1, got nan"),
         (["A.json", "A.json", "--tolerance", "x"], "argument --tolerance: invalid float value: 'x'"),
         (["A.json", "A.json", "--json", "--markdown"], "argument --markdown: not allowed with argument --json"),
         (["A.json", "A.json", "--tol", "0"], "unrecognized arguments: --tol 0"),
