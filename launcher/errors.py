@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn, TextIO
@@ -87,6 +88,8 @@ def run(
         if crashed is None:
             raise
         status = crashed()
+    if arguments is None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python only cleans up from here on
     return _flush(statuses) or status
 
 
@@ -96,7 +99,10 @@ def _run_body(body: Callable[[list[str]], int], given: list[str], statuses: Stat
     except UserError as error:
         error.show()
         return statuses.usage
-    except KeyboardInterrupt as interrupt:
+    except BaseException as error:
+        interrupt = error.__cause__ or error  # C code that Ctrl-C stops, as in an import, may raise another exception
+        if not isinstance(interrupt, KeyboardInterrupt):
+            raise
         print(*interrupt.args or ["interrupted"], file=sys.stderr)
         return statuses.interrupted
 

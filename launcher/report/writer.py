@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from multiprocessing.process import BaseProcess
 
 import msgspec
@@ -105,7 +106,8 @@ def _drawing(folder: RunFolder, found: Results) -> BaseProcess | None:
 
 
 def _draw(folder: RunFolder, found: Results) -> None:
-    """Matplotlib takes a second to import, so only here."""
+    """Matplotlib takes a second to import, so only here. Ctrl-C reaches the parent too, which reports it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from launcher.report import plots
 
     for name, svg in plots.draw(found).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -251,7 +252,8 @@ class RunFolder:
         """The same with the records as columns, one file's lines in memory at a time; large runs on two processes."""
         files = sorted(self.shards.glob("*/records.jsonl"))
         if sum(file.stat().st_size for file in files) > _LARGE_BYTES:
-            with ProcessPoolExecutor(max_workers=_READERS) as pool:
+            ends_on_ctrl_c = (signal.SIGINT, signal.SIG_DFL)  # the parent reports it
+            with ProcessPoolExecutor(_READERS, initializer=signal.signal, initargs=ends_on_ctrl_c) as pool:
                 parts = list(pool.map(self._evidence_of, files, chunksize=max(1, len(files) // (4 * _READERS))))
         else:
             parts = [self._evidence_of(file) for file in files]

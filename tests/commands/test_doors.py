@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -174,6 +176,33 @@ def test_ctrl_c_leaves_no_traceback(name: str, start: Start, tmp_path: Path) -> 
     assert process.stdout == ""
     assert process.stderr == "interrupted\n"
     assert process.returncode == (3 if name == "validate" else 130)
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "scipy"])
+def test_ctrl_c_leaves_no_traceback_of_a_child_either(module: str, no_gpus: dict[str, str], tmp_path: Path) -> None:
+    """matplotlib is imported by the process that draws; a C library may turn Ctrl-C into an exception of its own."""
+    modules, run = tmp_path / "modules", tmp_path / "run"
+    modules.mkdir()
+    interrupt = "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(9)\n"
+    if module == "scipy":
+        interrupt = (
+            "try:\n    raise KeyboardInterrupt\nexcept KeyboardInterrupt as error:\n    raise ImportError from error\n"
+        )
+    (modules / f"{module}.py").write_text(interrupt)
+    shutil.copytree(RESULTS.parent, run)
+    for packed in run.rglob("*.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+    process = subprocess.run(
+        [sys.executable, "-m", "launcher.aggregate", str(run)],
+        cwd=tmp_path,
+        env=no_gpus | {"PYTHONPATH": f"{modules}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("flags", [["--strict", "--allow-mixed"], ["strict=true", "allow_mixed=true"]])
