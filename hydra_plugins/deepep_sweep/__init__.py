@@ -35,7 +35,7 @@ class SubmititLauncher(Launcher):
         configs = [
             self._context.config_loader.load_sweep_config(self._config, list(overrides)) for overrides in job_overrides
         ]
-        launch = on_slurm.launch if "nodes" in self._config else submission.launch
+        launch = on_slurm.launch if self._config.hydra.job.config_name == "validate" else submission.launch
         status = launch(configs, SubmititConf(**plain))
         if status:
             raise SystemExit(status)
