@@ -99,7 +99,7 @@ class Forkserver:
         self._gone = False
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.forkserver", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "bench.forkserver", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

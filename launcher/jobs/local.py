@@ -9,6 +9,7 @@ import time
 
 from submitit.local import local as submitit_local
 
+from launcher import ROOT
 from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
@@ -54,7 +55,11 @@ def _num_successes(folder: RunFolder) -> int:
 
 
 def _python() -> str:
-    """This Python with the GPUs that this process sees: submitit would show its jobs none."""
+    """This Python with this code, whatever the working directory holds, and with the GPUs that this process sees.
+
+    submitit would show its jobs none.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     given = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
-    return shlex.join(["env", *given, sys.executable])
+    return shlex.join(["env", *given, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", sys.executable])

@@ -129,6 +129,14 @@ def test_flags_of_hydra_may_stand_anywhere_and_m_is_implied(start: Start) -> Non
     assert start("sweep", "-m", "ep=2", "--cfg", "job").stdout == start("sweep", "--cfg=job", "ep=2").stdout
 
 
+@pytest.mark.parametrize("name", ["sweep", "validate"])
+def test_a_package_called_conf_in_the_working_directory_is_not_ours(name: str, start: Start, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "__init__.py").touch()
+    process = start(name, "dry_run=true")
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("unbuffered", [(), ("-u",)])
 def test_a_reader_that_has_gone_leaves_no_traceback(
