@@ -52,11 +52,13 @@ def _reopened(path: Path, made: Plan, options: Options, *, local: bool) -> RunFo
     return folder
 
 
-def grant(made: Plan, folder: RunFolder) -> None:
-    """The budget of this command from now on, where a run is resumed with another than it had."""
+def grant(made: Plan, folder: RunFolder, *, quiet: bool = False) -> None:
+    """Gives a resumed run the budget of this command; prints a change of it unless ``quiet``."""
     before, granted = (one.spec.search.budget_s for one in (folder.plan(), made))
     if granted != before:
         folder.write_plan(made)
+        if quiet:
+            return
         shown = ["none" if one is None else f"{one:g} s" for one in (before, granted)]
         print(f"search.budget_s: {shown[0]} before, {shown[1]} from now on", file=sys.stderr)
 

@@ -44,7 +44,7 @@ class Programme(NamedTuple):
             yield num_groups + number, self.overlapped + self.compute
 
 
-def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never) -> bool:
+def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, quiet: bool = False) -> bool:
     """Measures the rounds that are not complete yet; whether all are now. True also where there is nothing to compare.
 
     bench.supervisor.StartError when the ranks cannot be started.
@@ -56,7 +56,7 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never) -> 
     wanted = _incomplete(plan, programme, records)
     if not wanted:
         return True
-    with folder.appender(FINAL) as appender, ShardProgress(name="final") as progress:
+    with folder.appender(FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
         budget_s = shard.left_s(plan, earlier, share=shard.FINAL_SHARE)
         progress.note(f"final: {shard.beginning(plan, budget_s)}")
         supervisor = shard.supervise(plan, folder, FINAL, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)

@@ -27,8 +27,8 @@ def never() -> bool:
     return False
 
 
-def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never) -> bool:
-    """Measures what a shard lacks, until ``stop`` says so; whether nothing is missing now.
+def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never, quiet: bool = False) -> bool:
+    """Measures what a shard lacks, until ``stop`` says so; whether nothing is missing now. ``quiet``: no progress.
 
     bench.supervisor.StartError when the ranks cannot be started.
     """
@@ -43,7 +43,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
         return True
     name = f"shard {index}"
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
-    with folder.appender(index) as appender, ShardProgress(name=name) as progress:
+    with folder.appender(index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
         budget_s = left_s(plan, earlier, share=share)
         progress.note(f"{name}: {beginning(plan, budget_s)}")
         supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
