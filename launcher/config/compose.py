@@ -14,6 +14,7 @@ from typing import NamedTuple
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -44,6 +45,9 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
         _set_aside(GlobalHydra.instance()),
         hydra.initialize_config_dir(_CONF, version_base=_VERSION_BASE),
     ):
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.is_sweep_override():
+                raise UserError(f"{override.input_line} has several values, one is possible here")
         return hydra.compose(name, overrides=list(overrides))
 
 
