@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sweep test test-slurm test-rest lint bench docs clean published-ep4 published-ep8 published-run
+.PHONY: sweep test test-fast test-slurm test-rest lint bench docs clean golden published-reports published-ep4 published-ep8 published-run
 
 sweep: $(STAMP)
 	@$(BIN)/python -m launcher.sweep -m $(ARGS)
@@ -23,6 +23,10 @@ test-slurm: $(STAMP)
 test-rest: $(STAMP)
 	$(BIN)/python -m pytest --ignore=tests/slurm
 
+# Nothing that starts ranks, Slurm, a sweep or a browser.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/slurm --ignore=tests/gpu $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,8 +38,18 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m launcher.config.manual docs/CONFIGS.md
-	$(BIN)/python -c "from pathlib import Path; from launcher.validation import node; \
-	  Path('docs/node.schema.json').write_bytes(node.schema())"
+	$(BIN)/python -c "from pathlib import Path; from launcher import library; from launcher.store import results_file; \
+	  from launcher.validation import node; \
+	  schemas = {'node': node, 'results': results_file, 'library': library}; \
+	  [Path(f'docs/{name}.schema.json').write_bytes(of.schema()) for name, of in schemas.items()]"
+
+# Pages, pictures and exports of the published runs, from their records, into outputs/reports.
+published-reports: $(STAMP)
+	$(BIN)/python -m tests.published
+
+# The texts of the one published run that the tests compare to the letter, in the words of today.
+golden: $(STAMP)
+	$(BIN)/python -m tests.published golden
 
 # On four, and eight, GPUs of one host, in an environment that has torch and deep_ep: PY=python3. The first took 444 and 467 s
 # on four H200s; the second, not run yet, has two sweeps for the first one's four. With ARGS nothing is exported:

@@ -1,1 +1,1 @@
-"""Measures expert-parallel communication on one allocation; knows nothing of Hydra, Slurm or the run folder."""
+"""Measures expert-parallel communication on one node; knows nothing of Hydra, Slurm or the run folder."""

@@ -1,4 +1,4 @@
-"""Faults to inject on purpose, so that tests and ``self_test`` can show that each one is noticed; off by default."""
+"""Faults that tests and ``self_test=true`` inject to show that each one is detected; none by default."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ class FaultKind(StrEnum):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A fault of one rank at every point whose label contains ``match``; ``slow_us`` is the delay of SLOW."""
+    """A fault at every point whose label contains ``match``.
+
+    ``rank`` is the index of the rank's GPU, which equals the rank unless GroupSpec.devices reorders the GPUs.
+    ``slow_us`` is the delay that SLOW adds to each iteration, in microseconds.
+    """
 
     kind: FaultKind
     rank: int
@@ -31,7 +35,10 @@ class Fault(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """``KIND@RANK:TEXT``, as in ``hang@1:num_slices=4``; ``slow=30000@1:`` in microseconds. Else ValueError."""
+        """The fault of a text ``KIND@RANK:TEXT``, such as ``hang@1:num_slices=4`` or ``slow=30000@1:`` (microseconds).
+
+        ValueError for any other text.
+        """
         try:
             head, match = text.split(":", 1)
             kind, rank = head.split("@", 1)
@@ -43,7 +50,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def inject(faults: list[Fault], *, rank: int, label: str) -> None:
-    """Does what the faults for this rank and point say, WRONG_TOKEN and SLOW excepted (their callers do them)."""
+    """Hangs, crashes or raises where a fault matches; callers apply WRONG_TOKEN and SLOW through ``matching``."""
     for fault in faults:
         if fault.rank != rank or fault.match not in label:
             continue
@@ -57,5 +64,5 @@ def inject(faults: list[Fault], *, rank: int, label: str) -> None:
 
 
 def matching(faults: list[Fault], kind: FaultKind, *, rank: int, label: str) -> Fault | None:
-    """The fault of this kind for this rank and point, if any."""
-    return next((f for f in faults if f.kind is kind and f.rank == rank and f.match in label), None)
+    """The fault of this kind for this rank and point, None without one."""
+    return next((fault for fault in faults if fault.kind is kind and fault.rank == rank and fault.match in label), None)

@@ -1,6 +1,16 @@
-"""A process that has imported torch once and forks the ranks, so that a fresh rank costs milliseconds; no CUDA in it.
+"""Forks ranks from a process that has imported torch once: a fresh rank costs milliseconds instead of seconds.
 
-A process may fork as long as it has not touched a GPU: each rank makes a CUDA context of its own.
+The process never touches a GPU, since a CUDA context does not survive a fork: each rank creates its own.
+
+``multiprocessing.forkserver`` with ``set_forkserver_preload`` does the same in general. Ranks need more:
+
+* A deadline for the fork. The first one waits for the import of torch, which a file system that hangs never ends.
+* A session for each rank, to signal all processes that a rank has started, and no others.
+* A log for each rank, which holds stdout and stderr from the first byte, also those of C libraries.
+* An unambiguous exit status: ``multiprocessing`` reports 255 where its server died, which a rank can return too.
+* PR_SET_PDEATHSIG: ranks die with the forkserver and the forkserver with its parent, also by SIGKILL.
+* An environment for each rank, the parent's at the time of the fork.
+* No import of ``__main__`` in the ranks: it may be Hydra, pytest or a user's script without a guard.
 """
 
 from __future__ import annotations
@@ -23,87 +33,88 @@ import msgspec
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_LAST_WORDS_BYTES = 2000
+_LOG_TAIL_BYTES = 2000
 _MAX_MESSAGE_BYTES = 1 << 18
 _KILL_GRACE_S = 5.0
 _UNKNOWN_STATUS = 256
-"""Stands for the status of a child whose nursery died before it could tell."""
+"""The status of a rank whose forkserver died before it reported one."""
 
 
-class ForkRequest(msgspec.Struct, frozen=True, tag="birth"):
-    """A wish for a rank; its requests, responses and log come along as file descriptors."""
+class ForkRequest(msgspec.Struct, frozen=True, tag="fork"):
+    """Asks for one rank; the descriptors of its requests, responses and log travel with the message."""
 
     name: str
     environment: dict[str, str]
 
 
-class Forked(msgspec.Struct, frozen=True, tag="born"):
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
     """The rank's process id."""
 
     pid: int
 
 
-class Exited(msgspec.Struct, frozen=True, tag="died"):
-    """How a rank ended, as subprocess counts: the exit status, or minus the signal."""
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """How a rank ended, as in subprocess: its exit status, or the negative number of the signal."""
 
     pid: int
     status: int
 
 
-_notice: msgspec.json.Decoder[Forked | Exited] = msgspec.json.Decoder(Forked | Exited)
+Event = Forked | Exited
+_event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 class ForkserverError(Exception):
-    """The process that shall fork the ranks is gone, or says nothing."""
+    """The forkserver has ended, or did not fork in time."""
 
 
 class RankProcess:
-    """One forked process: what is written to ``requests`` it reads, what it writes can be read from ``responses``."""
+    """One forked process: it reads from ``requests`` and writes to ``responses``."""
 
-    def __init__(self, nursery: Forkserver, pid: int, requests: IO[bytes], responses: IO[bytes]) -> None:
-        self._nursery, self.pid, self.requests, self.responses = nursery, pid, requests, responses
+    def __init__(self, server: Forkserver, pid: int, requests: IO[bytes], responses: IO[bytes]) -> None:
+        self._server, self.pid, self.requests, self.responses = server, pid, requests, responses
 
     def poll(self) -> int | None:
-        """How it ended, None while it runs; 256 where nobody saw it."""
-        return self._nursery.status(self.pid)
+        """The exit status as in subprocess, None while it runs, 256 where the forkserver died first."""
+        return self._server.status(self.pid)
 
     def wait(self, *, timeout_s: float) -> int | None:
-        """The same, up to ``timeout_s`` later."""
+        """The same as ``poll``, after waiting up to ``timeout_s`` for the process to end."""
         deadline = time.monotonic() + timeout_s
         while self.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         return self.poll()
 
-    def signal(self, number: signal.Signals, *, everyone: bool) -> None:
-        """Sends it to the process, or to ``everyone`` in its session. Nothing happens if it has ended."""
+    def send_signal(self, number: signal.Signals, *, whole_session: bool) -> None:
+        """Signals the process, or every process of its session; does nothing if the rank has ended."""
         if self.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if everyone else os.kill)(self.pid, number)
+            (os.killpg if whole_session else os.kill)(self.pid, number)
 
     def close(self) -> None:
-        """Gives the pipes back."""
+        """Closes the pipes."""
         for pipe in (self.requests, self.responses):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
 class Forkserver:
-    """The supervisor's end."""
+    """The supervisor's end: forks ranks on request and keeps their exit statuses."""
 
     def __init__(self) -> None:
-        """Starts the process, which imports what ranks need, and returns at once."""
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._died: dict[int, int] = {}
+        """Starts the process and returns at once, while the process imports torch."""
+        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._exit_statuses: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (as long as this object)
-        self._gone = False
-        with theirs:
+        self._has_ended = False
+        with server_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bench.forkserver", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "bench.forkserver", str(server_end.fileno())],  # -P: see _environment
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 start_new_session=True,
                 env=_environment(),
             )
@@ -111,67 +122,70 @@ class Forkserver:
     @property
     def is_alive(self) -> bool:
         """Whether it can still fork."""
-        return not self._gone and self._process.poll() is None
+        return not self._has_ended and self._process.poll() is None
 
     def close(self) -> None:
-        """Ends the process, and with it every rank that is left."""
+        """Ends the process, and with it every rank that still runs."""
         self._kill()
         self._control.close()
         self._log.close()
 
     def _kill(self) -> None:
-        """Ends the process; until it has ended, a rank that it forked meanwhile lives on.
+        """Ends the process and waits for it: a rank that it forked a moment ago dies only with it.
 
-        One that imports torch from a file system that hangs does not even end by SIGKILL: it is not waited for.
+        The wait is bounded. A process that imports torch from a file system that hangs ignores even SIGKILL.
         """
-        self._gone = True
+        self._has_ended = True
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_GRACE_S)
 
     def fork(self, name: str, log: Path, *, timeout_s: float) -> RankProcess:
-        """A new rank that writes its stderr to ``log``. ForkserverError when none comes within ``timeout_s``."""
+        """A new rank that appends its stdout and stderr to ``log``.
+
+        ForkserverError when the forkserver has ended or does not fork within ``timeout_s``.
+        """
         requests_read, requests_write = os.pipe()
         responses_read, responses_write = os.pipe()
-        theirs = [requests_read, responses_write, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)]
+        descriptors = [requests_read, responses_write, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)]
         try:
-            pid = self._forked(ForkRequest(name, _environment()), theirs, timeout_s=timeout_s)
+            pid = self._request_fork(ForkRequest(name, _environment()), descriptors, timeout_s=timeout_s)
         except BaseException:
             os.close(requests_write)
             os.close(responses_read)
             raise
         finally:
-            for one in theirs:
-                os.close(one)
+            for descriptor in descriptors:
+                os.close(descriptor)
         return RankProcess(self, pid, os.fdopen(requests_write, "wb"), os.fdopen(responses_read, "rb", buffering=0))
 
     def status(self, pid: int) -> int | None:
-        """How a child ended, None while it runs; 256 where nobody saw it."""
-        while pid not in self._died and not self._gone and self._receive(timeout_s=0):
+        """The exit status of a rank, None while it runs, 256 where the forkserver died first."""
+        while pid not in self._exit_statuses and not self._has_ended and self._receive(timeout_s=0):
             pass
-        if self._gone:
-            return self._died.get(pid, _UNKNOWN_STATUS)
-        return self._died.get(pid)
+        if self._has_ended:
+            return self._exit_statuses.get(pid, _UNKNOWN_STATUS)
+        return self._exit_statuses.get(pid)
 
-    def _forked(self, birth: ForkRequest, descriptors: list[int], *, timeout_s: float) -> int:
+    def _request_fork(self, request: ForkRequest, descriptors: list[int], *, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
         try:
-            socket.send_fds(self._control, [msgspec.json.encode(birth)], descriptors)
+            socket.send_fds(self._control, [msgspec.json.encode(request)], descriptors)
         except OSError:
-            self._gone = True
-        while not self._gone:
+            self._has_ended = True
+        while not self._has_ended:
             left_s = deadline - time.monotonic()
-            notice = self._receive(timeout_s=left_s) if left_s > 0 else None
-            if isinstance(notice, Forked):
-                self._died.pop(notice.pid, None)  # of an earlier process with this number
-                return notice.pid
-            if notice is None and not self._gone:
-                self._kill()  # a late response must not be taken for that of another question
+            event = self._receive(timeout_s=left_s) if left_s > 0 else None
+            if isinstance(event, Forked):
+                self._exit_statuses.pop(event.pid, None)  # of an earlier process with this number
+                return event.pid
+            if event is None and not self._has_ended:
+                self._kill()  # a late event would be taken for the response to the next request
                 raise ForkserverError(f"torch was not imported within {timeout_s:.0f} s")
-        raise ForkserverError(f"the process that forks the ranks has ended: {self._last_words()}")
+        raise ForkserverError(f"the forkserver has ended: {self._log_tail()}")
 
-    def _receive(self, *, timeout_s: float) -> Forked | Exited | None:
-        """The next notice, None where none comes in time."""
+    def _receive(self, *, timeout_s: float) -> Event | None:
+        """The next event, None if there is none within ``timeout_s`` or the forkserver has ended."""
         self._control.settimeout(timeout_s)
         try:
             message = self._control.recv(_MAX_MESSAGE_BYTES)
@@ -180,55 +194,60 @@ class Forkserver:
         except OSError:
             message = b""
         if not message:
-            self._gone = True
+            self._has_ended = True
             return None
-        notice = _notice.decode(message)
-        if isinstance(notice, Exited):
-            self._died[notice.pid] = notice.status
-        return notice
+        event = _event_decoder.decode(message)
+        if isinstance(event, Exited):
+            self._exit_statuses[event.pid] = event.status
+        return event
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         self._process.wait(timeout=5)
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
         return self._log.read().decode(errors="replace").strip() or f"exit status {self._process.returncode}"
 
 
 def _environment() -> dict[str, str]:
-    """What ranks see: they response on this machine alone, and find this package wherever they start."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    """The environment of the forkserver and its ranks, which communicate over the loopback interface.
+
+    Their search path leaves out the working directory, where a folder ``bench`` or a file ``torch.py`` would hide ours:
+    PYTHONSAFEPATH removes it, and we drop empty entries of PYTHONPATH, which stand for it.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order
     package_root = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    search_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join([package_root, *filter(None, search_path)])
     return environment
 
 
-_of_this_process: list[Forkserver] = []
+_running: list[Forkserver] = []
 
 
-def shared() -> Forkserver:
-    """The one nursery of this process, started on first use and anew when it has died; it ends with this process."""
-    if _of_this_process and not _of_this_process[0].is_alive:
-        _of_this_process.pop().close()
-    if not _of_this_process:
-        _of_this_process.append(Forkserver())
-        atexit.register(_of_this_process[0].close)
-    return _of_this_process[0]
+def ensure_running() -> Forkserver:
+    """The forkserver of this process, started on first use and again after it died; it ends with this process."""
+    if _running and not _running[0].is_alive:
+        _running.pop().close()
+    if not _running:
+        _running.append(Forkserver())
+        atexit.register(_running[0].close)
+    return _running[0]
 
 
 class _Server:
-    """The other end: forks on request, and tells who died."""
+    """The forkserver's own end: forks on request and reports every exit."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._wakeup, self._alarm = socket.socketpair()
-        for one in (self._wakeup, self._alarm):
-            one.setblocking(False)
-        signal.set_wakeup_fd(self._alarm.fileno(), warn_on_full_buffer=False)
+        self._wakeup, self._wakeup_write = socket.socketpair()
+        for end in (self._wakeup, self._wakeup_write):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> None:
-        """Until the supervisor closes its end."""
+        """Serves until the supervisor closes its end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(self._wakeup, selectors.EVENT_READ)
@@ -244,33 +263,33 @@ class _Server:
         message, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, 3)
         if not message:
             return False
-        birth = msgspec.json.decode(message, type=ForkRequest)
+        request = msgspec.json.decode(message, type=ForkRequest)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._run_rank(birth, descriptors, parent=parent)
-        for one in descriptors:
-            os.close(one)
+            self._run_rank(request, descriptors, parent=parent)
+        for descriptor in descriptors:
+            os.close(descriptor)
         self._control.send(msgspec.json.encode(Forked(pid)))
         return True
 
-    def _run_rank(self, birth: ForkRequest, descriptors: list[int], *, parent: int) -> NoReturn:
+    def _run_rank(self, request: ForkRequest, descriptors: list[int], *, parent: int) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         _die_with(parent)
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, birth.name.encode())
-        for one in (self._control, self._wakeup, self._alarm):
-            one.close()
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, request.name.encode())
+        for end in (self._control, self._wakeup, self._wakeup_write):
+            end.close()
         requests, responses, log = descriptors
-        os.dup2(log, 1)  # stdout too: whatever a library prints must not mix with responses
+        os.dup2(log, 1)  # stdout too: libraries print
         os.dup2(log, 2)
         os.close(log)
         os.environ.clear()
-        os.environ.update(birth.environment)
-        from bench.rank import worker
+        os.environ.update(request.environment)
+        from bench.rank import process
 
-        worker.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
+        process.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
 
     def _report_exits(self) -> None:
         while True:
@@ -285,16 +304,16 @@ class _Server:
 
 
 def _die_with(parent: int) -> None:
-    """The kernel kills this process when its parent dies, however it dies."""
+    """Makes the kernel kill this process when its parent dies, for whatever reason."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the parent is gone")
 
 
 def main() -> None:
-    """The process: imports, then forks until nobody requests any more."""
+    """Imports torch, then serves the supervisor on the socket whose descriptor is the only argument."""
     _die_with(os.getppid())
-    from bench.rank import worker  # noqa: F401  (what every rank needs)
+    from bench.rank import process  # noqa: F401  (what every rank needs)
 
     _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
 

@@ -1,4 +1,4 @@
-"""A set of rank processes: started, asked with a deadline, and ended for certain; no torch, no CUDA in here."""
+"""The ranks of one process group: every request has a deadline, and no rank survives its group; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import msgspec
 from bench import forkserver, protocol
 from bench.records import Failed, FailureKind
 
-_LAST_WORDS_CHARS = 2000
+_LOG_TAIL_BYTES = 2000
 _STACK_FRAMES = 5
 _DUMP_GRACE_S = 0.3
 _TERM_GRACE_S = 0.5
 _DEATH_GRACE_S = 0.5
 _READ_BYTES = 1 << 20
 T = TypeVar("T")
-_decoder: msgspec.json.Decoder[protocol.Response] = msgspec.json.Decoder(protocol.Response)
+_response_decoder: msgspec.json.Decoder[protocol.Response] = msgspec.json.Decoder(protocol.Response)
 
 
 class RankError(Exception):
-    """The group is of no more use; ``failed`` says why."""
+    """The group cannot be used any more; ``failed`` is the outcome to record."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(failed.message)
@@ -37,26 +37,26 @@ class RankError(Exception):
 
 
 class Rank:
-    """One process, its responses so far, and its stderr in a file."""
+    """One process, its partial response, and the log that its stderr goes to."""
 
     def __init__(self, index: int, log: Path, *, startup_s: float) -> None:
         self.index, self.log = index, log
         self._log_start = log.stat().st_size if log.exists() else 0
-        self.process = forkserver.shared().fork(f"rank {index}", log, timeout_s=startup_s)
+        self.process = forkserver.ensure_running().fork(f"rank {index}", log, timeout_s=startup_s)
         self._partial = b""
 
     def send(self, line: bytes) -> None:
-        """Sends one line; a rank that is dead is noticed when its response is read."""
+        """Sends one line. A dead rank raises nothing here; ``read`` notices it."""
         with contextlib.suppress(BrokenPipeError):
             self.process.requests.write(line)
             self.process.requests.flush()
 
     def read(self) -> bytes | None:
-        """A complete line if there is one, None if not yet; EOFError when the process closed its end."""
-        part = os.read(self.process.responses.fileno(), _READ_BYTES)
-        if not part:
+        """The next complete line, None if it has not arrived yet; EOFError when the process has closed its end."""
+        data = os.read(self.process.responses.fileno(), _READ_BYTES)
+        if not data:
             raise EOFError
-        self._partial += part
+        self._partial += data
         line, newline, rest = self._partial.partition(b"\n")
         if not newline:
             return None
@@ -64,15 +64,15 @@ class Rank:
         return line
 
     def last_stack(self) -> str:
-        """Where the process stood when it was asked last: the innermost frames of its stack dump."""
-        dump = self.last_words().rpartition("(most recent call first):")[2].splitlines()
+        """The innermost frames of the latest stack dump in the log."""
+        dump = self.log_tail().rpartition("(most recent call first):")[2].splitlines()
         return " < ".join(line.strip() for line in dump[:_STACK_FRAMES] if line.strip())
 
-    def last_words(self) -> str:
-        """The end of what this process wrote to stderr."""
+    def log_tail(self) -> str:
+        """The end of what this process wrote to its log, at most 2000 bytes."""
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, file.tell() - _LAST_WORDS_CHARS))
+            file.seek(max(self._log_start, file.tell() - _LOG_TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
 
 
@@ -80,14 +80,14 @@ class Group:
     """The ranks of one process group, from setup to their end."""
 
     def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
-        """Starts every rank and makes them one process group.
+        """Starts every rank and joins them into one process group.
 
-        RankError, and no rank left, if they have not joined within ``startup_s``.
+        RankError if they have not joined within ``startup_s``; then no rank is left running.
         """
         began = time.monotonic()
 
         def left_s() -> float:
-            """Of the whole start, which one slow part of it must not prolong."""
+            """Seconds left of ``startup_s``, which all steps of the start share."""
             return max(began + startup_s - time.monotonic(), 0.0)
 
         log_folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class Group:
         return {rank.process.pid for rank in self._ranks}
 
     def check(self, request: protocol.Check, *, deadline_s: float) -> list[protocol.Checked]:
-        """Every rank's verdict on one run of the point."""
+        """Every rank's comparison of one run of the point with the oracle."""
         return self._request(request, protocol.Checked, deadline_s=deadline_s, phase="check")
 
     def time(self, request: protocol.Time, *, deadline_s: float) -> list[protocol.Timed]:
@@ -125,7 +125,7 @@ class Group:
         return self._request(request, protocol.Timed, deadline_s=deadline_s, phase="time")
 
     def self_test(self, request: protocol.SelfTest, *, deadline_s: float) -> list[protocol.SelfTested]:
-        """Every rank's edge routings and empty readings."""
+        """Every rank's results of the edge routings and readings of an empty operation."""
         return self._request(request, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
 
     def move(self, request: protocol.Copy | protocol.Exchange, *, deadline_s: float) -> list[protocol.Moved]:
@@ -133,10 +133,10 @@ class Group:
         return self._request(request, protocol.Moved, deadline_s=deadline_s, phase=request.label)
 
     def kill(self) -> None:
-        """Ends every rank within a second or so: SIGTERM, then SIGKILL to the whole session of each."""
+        """Ends every rank: SIGTERM to the session of each, and SIGKILL to those that still run half a second later."""
         for number, grace_s in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, 5.0)):
             for rank in self._ranks:
-                rank.process.signal(number, everyone=True)
+                rank.process.send_signal(number, whole_session=True)
             deadline = time.monotonic() + grace_s
             for rank in self._ranks:
                 rank.process.wait(timeout_s=max(0.0, deadline - time.monotonic()))
@@ -151,7 +151,7 @@ class Group:
     def _request_each(
         self, requests: Sequence[protocol.Request], *, deadline_s: float, phase: str
     ) -> list[protocol.Response]:
-        """One response per rank, in order of rank; RankError for a death, an exception or a missed deadline."""
+        """One response per rank, in order of rank; RankError when a rank dies, raises or misses the deadline."""
         for rank, request in zip(self._ranks, requests, strict=True):
             rank.send(msgspec.json.encode(request) + b"\n")
         responses: dict[int, protocol.Response] = {}
@@ -163,74 +163,75 @@ class Group:
                 ready = selector.select(timeout=max(0.0, deadline - time.monotonic()))
                 if not ready:
                     missing = [rank for rank in self._ranks if rank.index not in responses]
-                    raise RankError(self._hang(missing, deadline_s=deadline_s, phase=phase))
+                    raise RankError(_describe_hang(missing, deadline_s=deadline_s, phase=phase))
                 for key, _ in ready:
-                    response = self._response(key.data, phase=phase)
+                    response = self._read_response(key.data, phase=phase)
                     if response is not None:
                         responses[key.data.index] = response
         return [responses[index] for index in range(len(self._ranks))]
 
-    def _response(self, rank: Rank, *, phase: str) -> protocol.Response | None:
+    def _read_response(self, rank: Rank, *, phase: str) -> protocol.Response | None:
         try:
             line = rank.read()
         except EOFError:
-            raise RankError(_crash(rank, phase=phase)) from None
+            raise RankError(_describe_crash(rank, phase=phase)) from None
         if line is None:
             return None
-        response = _decoder.decode(line)
+        response = _response_decoder.decode(line)
         if isinstance(response, protocol.Raised):
-            dead = self._dead_peer(rank)
-            if dead is not None:
-                raise RankError(_crash(dead, phase=phase))
+            dead_peer = self._dead_peer(rank)
+            if dead_peer is not None:
+                raise RankError(_describe_crash(dead_peer, phase=phase))
             raise RankError(
                 Failed(
                     failure=FailureKind.CUDA if response.cuda else FailureKind.ERROR,
                     message=response.message,
                     phase=phase,
                     rank=rank.index,
-                    last_words=response.traceback[-_LAST_WORDS_CHARS:],
+                    last_words=response.traceback[-_LOG_TAIL_BYTES:],
                 )
             )
         return response
 
     def _dead_peer(self, rank: Rank) -> Rank | None:
-        """Another rank that died: an exception here may be no more than the echo of its closed connections."""
-        others = [other for other in self._ranks if other is not rank]
+        """Another rank that died: its closed connections raise exceptions in the ranks that live."""
+        peers = [peer for peer in self._ranks if peer is not rank]
         deadline = time.monotonic() + _DEATH_GRACE_S
         while time.monotonic() < deadline:
-            for other in others:
-                if other.process.poll() is not None:
-                    return other
+            for peer in peers:
+                if peer.process.poll() is not None:
+                    return peer
             time.sleep(0.005)
         return None
 
-    def _hang(self, missing: list[Rank], *, deadline_s: float, phase: str) -> Failed:
-        """Asks the silent ranks for their stacks before they are killed."""
-        for rank in missing:
-            rank.process.signal(signal.SIGUSR1, everyone=False)
-        time.sleep(_DUMP_GRACE_S)
-        names = ", ".join(str(rank.index) for rank in missing)
-        return Failed(
-            failure=FailureKind.HANG,
-            message=f"no response within {deadline_s:.0f} s from rank {names}",
-            phase=phase,
-            rank=missing[0].index,
-            last_words="\n".join(f"rank {rank.index}: {rank.last_stack()}" for rank in missing),
-        )
+
+def _describe_hang(missing: list[Rank], *, deadline_s: float, phase: str) -> Failed:
+    """The failure of silent ranks, with the stacks that they dump on SIGUSR1."""
+    for rank in missing:
+        rank.process.send_signal(signal.SIGUSR1, whole_session=False)
+    time.sleep(_DUMP_GRACE_S)
+    names = ", ".join(str(rank.index) for rank in missing)
+    return Failed(
+        failure=FailureKind.HANG,
+        message=f"no response within {deadline_s:.0f} s from rank {names}",
+        phase=phase,
+        rank=missing[0].index,
+        last_words="\n".join(f"rank {rank.index}: {rank.last_stack()}" for rank in missing),
+    )
 
 
-def _crash(rank: Rank, *, phase: str) -> Failed:
+def _describe_crash(rank: Rank, *, phase: str) -> Failed:
     status = rank.process.wait(timeout_s=5)
     if status is None or status not in range(-signal.NSIG, 256):
-        how = "closed its output"
+        end = "closed its output"
     elif status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
+        end = f"was killed by {signal.Signals(-status).name}"
     else:
-        how = f"exited with status {status}"
+        end = f"exited with status {status}"
     return Failed(
         failure=FailureKind.CRASH,
-        message=f"rank {rank.index} {how}",
+        message=f"rank {rank.index} {end}",
         phase=phase,
         rank=rank.index,
-        last_words=rank.last_words(),
+        last_words=rank.log_tail(),
     )

@@ -1,4 +1,4 @@
-"""What the supervisor asks the ranks and what they answer: one JSON line each way; no torch here."""
+"""Requests of the supervisor and responses of a rank, one JSON line each; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from bench.workload import Workload
 
 
 class GroupSpec(msgspec.Struct, frozen=True):
-    """One process group: what it moves, on what, and with which libraries.
+    """One process group: its ranks, their devices, the workload and the configs that it may measure.
 
-    ``device`` is "cuda" or "cpu". ``points`` is everything that may be asked for (buffers are sized by it).
-    ``devices`` is the GPU of each rank, in order of rank; empty: rank r has GPU r.
+    ``device`` is "cuda" or "cpu". ``shared_gpus``: several ranks use one GPU, for tests on fewer GPUs. ``points``: a
+    dispatch or a combine with each config that may be requested; libraries size their buffers by them. ``devices``:
+    the index of each rank's GPU, in order of rank; empty where rank r has GPU r.
     """
 
     num_ranks: int
@@ -24,9 +25,14 @@ class GroupSpec(msgspec.Struct, frozen=True):
     faults: list[Fault] = []
     devices: list[int] = []
 
+    @property
+    def has_own_gpus(self) -> bool:
+        """Whether each rank has a GPU of its own."""
+        return self.device == "cuda" and not self.shared_gpus
+
 
 class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="request"):
-    """Join the group. ``store`` is the path of a fresh rendezvous file."""
+    """Join the process group. ``store`` is the path of the rendezvous file, which does not exist yet."""
 
     spec: GroupSpec
     rank: int
@@ -34,7 +40,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="request"):
 
 
 class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="request"):
-    """Run the edge routings on this config, and time an empty operation."""
+    """Run the edge routings with the config of the point, and time an empty operation."""
 
     point: Point
     iterations: int
@@ -47,7 +53,7 @@ class Check(msgspec.Struct, frozen=True, tag="check", tag_field="request"):
 
 
 class Time(msgspec.Struct, frozen=True, tag="time", tag_field="request"):
-    """Time the point, then compare its last output with the oracle again."""
+    """Time the point after ``warmup`` untimed runs, then run it once more and compare that output with the oracle."""
 
     point: Point
     warmup: int
@@ -55,9 +61,9 @@ class Time(msgspec.Struct, frozen=True, tag="time", tag_field="request"):
 
 
 class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="request"):
-    """Move bytes from one rank's GPU to another's while the other ranks are idle, and check them.
+    """Copy bytes from the GPU of rank ``source`` to that of ``target`` while the others are idle, and check them.
 
-    ``engine``: "copy" for the copy engines (peer memcpy), "sm" for a kernel (send and receive of the device's group).
+    ``engine``: "copy" for the copy engines (peer memcpy), "sm" for kernels (send and receive of the device group).
     """
 
     source: int
@@ -69,12 +75,12 @@ class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="request"):
 
     @property
     def label(self) -> str:
-        """``copy/sm/0>1``, by rank."""
+        """What faults match and failures name: ``copy/sm/0>1``, by rank."""
         return f"copy/{self.engine}/{self.source}>{self.target}"
 
 
 class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request"):
-    """An all-to-all of the device's group in which each rank sends ``num_bytes`` in all, its own part included."""
+    """An all-to-all of the device group: each rank splits ``num_bytes`` evenly over all ranks, itself included."""
 
     num_bytes: int
     warmup: int
@@ -82,7 +88,7 @@ class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request")
 
     @property
     def label(self) -> str:
-        """``exchange/67108864``."""
+        """What faults match and failures name: ``exchange/67108864``."""
         return f"exchange/{self.num_bytes}"
 
 
@@ -90,7 +96,7 @@ Request = Setup | SelfTest | Check | Time | Copy | Exchange
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
-    """The rank is in the group. ``layout`` is how many tokens it sends to each rank."""
+    """The rank has joined the group. ``versions`` and ``python`` are those of its process."""
 
     device_name: str
     versions: dict[str, str]
@@ -98,21 +104,29 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
 
 
 class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="response"):
-    """``edge_routings``: "ok" or what was wrong, by name. ``empty_us``: readings of an empty operation."""
+    """``edge_routings``: "ok" or the mismatch, by name. ``empty_us``: what the timer reads for an empty operation."""
 
     edge_routings: dict[str, str]
     empty_us: list[float]
 
 
 class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="response"):
-    """``wrong`` says what was, None when every token was right. ``sent``: tokens to each rank, by the library."""
+    """The comparison of one run with the oracle.
+
+    ``wrong``: the first mismatch, None when every token is right. ``sent``: how many tokens went to each rank, as the
+    library counts them; empty for GEMMs.
+    """
 
     wrong: str | None
     sent: list[int]
 
 
 class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="response"):
-    """This rank's samples, when GEMMs ended in them, the seconds spent, and what was wrong afterwards if anything."""
+    """This rank's samples of a point, one for each iteration.
+
+    ``compute_us``: when the GEMMs of an iteration had ended, counted from its start; empty for points without GEMMs.
+    ``busy_s``: seconds in warm-up and timed runs. ``wrong``: the first mismatch of the output afterwards, or None.
+    """
 
     samples_us: list[float]
     compute_us: list[float]
@@ -121,14 +135,14 @@ class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="response"):
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="response"):
-    """This rank's samples, none where it had nothing to do, and what was wrong with the bytes that it received."""
+    """This rank's samples, empty where it had nothing to time, and the first mismatch of the bytes that it checked."""
 
     samples_us: list[float]
     wrong: str | None
 
 
 class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="response"):
-    """A Python exception; ``cuda`` when it came from CUDA, so that the context may be lost."""
+    """A Python exception. ``cuda``: CUDA raised it, after which the context may be lost."""
 
     message: str
     cuda: bool

@@ -1,4 +1,4 @@
-"""The vocabulary that crosses process and file borders: frozen values and their JSON lines; no I/O here."""
+"""The values that processes and files exchange, as frozen structs and JSON lines; does no I/O."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 FORMAT_VERSION = 1
-"""Version of the record lines. History in docs/RECORDS.md; a reader refuses newer versions by name."""
+"""Version of the record lines; docs/RECORDS.md has its history. A reader refuses newer versions by name."""
 
 
 class Op(StrEnum):
-    """What is timed. ``dispatch`` reuses a handle (cached); ``dispatch_full`` adds layout, notify and CPU sync.
+    """The operation that a point times.
 
-    ``compute``: one layer's expert GEMMs alone. ``overlapped``: the same beside one dispatch and one combine.
+    ``dispatch``: a cached dispatch, which reuses a handle. ``dispatch_full``: a full dispatch, with layout, exchange of
+    counts and host wait. ``combine``: the way back. ``compute``: the expert GEMMs of one layer, isolated.
+    ``overlapped``: the same GEMMs overlapped with one cached dispatch and one combine.
     """
 
     DISPATCH = "dispatch"
@@ -35,8 +37,8 @@ class Dtype(StrEnum):
 class FailureKind(StrEnum):
     """Why a point has no time.
 
-    ``incorrect``: a token was wrong. ``hang``: no answer by the deadline. ``crash``: a rank died.
-    ``cuda``: a CUDA error, after which the context is lost. ``error``: any other Python exception.
+    ``incorrect``: a token was wrong. ``hang``: no response by the deadline. ``crash``: a rank died. ``cuda``: a CUDA
+    error, after which the context is lost. ``error``: any other Python exception.
     """
 
     INCORRECT = "incorrect"
@@ -49,7 +51,8 @@ class FailureKind(StrEnum):
 class Role(StrEnum):
     """Why a point is measured.
 
-    A cell of the grid, the library's default, the all-to-all, a user's wish, or a cell of the library's own tuning.
+    ``grid``: a cell of the grid. ``anchor``: the library's default. ``baseline``: the all-to-all. ``candidate``: a
+    config of the user. ``upstream``: a config that the library's own tuning script tries.
     """
 
     GRID = "grid"
@@ -60,7 +63,7 @@ class Role(StrEnum):
 
 
 class Stage(StrEnum):
-    """Which step of the run measured: the search over the grid, or the final comparison of the best."""
+    """Which step of a run measures: the search over the grid, or the final comparison of the best."""
 
     SWEEP = "sweep"
     FINAL = "final"
@@ -82,16 +85,16 @@ class Point(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Hashable, and equal for equal points; a point itself holds a dict. Sooner made than the label."""
+        """Hashable, and equal for equal points; a point itself holds a dict. Cheaper than the label."""
         return (self.backend, self.op, self.dtype, *self.knobs.items())
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="kind"):
-    """Raw samples of one point.
+    """Raw samples of one point, in microseconds.
 
-    ``samples_us``: for each iteration the maximum over the ranks, in microseconds.
-    ``rank_median_us``: each rank's own median. ``extended``: the spread was high, so more samples were taken.
-    ``compute_us``: of an overlapped point, when its GEMMs were done, the maximum over the ranks again.
+    ``samples_us``: the maximum over the ranks, for each iteration. ``rank_median_us``: the median of each rank.
+    ``extended``: the samples varied, and as many again were taken. ``compute_us``: when the GEMMs of each iteration had
+    ended, the maximum over the ranks; empty for points without GEMMs.
     """
 
     samples_us: list[float]
@@ -101,7 +104,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="kind"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
-    """A point without a time: what went wrong, where, and the last words of the ranks concerned."""
+    """A point without a time: the cause, the phase and rank where it occurred, and the end of the ranks' logs."""
 
     failure: FailureKind
     message: str
@@ -111,11 +114,11 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
 
 
 class Record(msgspec.Struct, frozen=True, tag="record", tag_field="type"):
-    """One measurement or failure. ``environment`` names the Environment line that it was taken in.
+    """One measurement or failure.
 
-    ``group`` counts the process groups of the shard: two records of one group shared their processes.
-    ``started`` is Unix time in seconds, ``wall_s`` the whole time that the point took, checks included,
-    ``busy_s`` the part of it spent in warm-up and timed iterations.
+    ``environment``: the id of the Environment line that it belongs to. ``started``: Unix time in seconds. ``wall_s``:
+    seconds that the point took, checks included; ``busy_s``: those in warm-up and timed iterations. ``sequence``
+    counts the records of the shard, ``group`` its process groups: records of one group come from the same processes.
     """
 
     point: Point
@@ -135,7 +138,7 @@ class Record(msgspec.Struct, frozen=True, tag="record", tag_field="type"):
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """What one GPU is, as NVML names it; None where it does not say."""
+    """One GPU as NVML describes it; None for what NVML does not know. ``link_gb_per_s``: of one link, one direction."""
 
     name: str
     memory_bytes: int
@@ -145,14 +148,18 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 TIMING = 2
-"""How times are taken. 1: communication and the GEMMs beside it begin at once, the host has 0.1 ms to queue anything.
-2: communication begins 20 us ahead, and the host has 1.2 ms for several kernels (bench.timing). The rest is alike."""
+"""Version of how times are taken; only times of one version compare (bench.rank.timing, bench.rank.operations).
+
+1: communication and the GEMMs overlapped with it start at once; the host has 0.1 ms to queue any operation.
+2: communication starts 20 us ahead of the GEMMs; the host has 1.2 ms to queue operations of several kernels.
+"""
 
 
 class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="type"):
-    """All that must be equal for two records to stand in one ranking. ``versions`` maps a package to its version.
+    """What must be equal for two records to be ranked together; hardware fields are None on CPUs.
 
-    CUDA_DEVICE_MAX_CONNECTIONS stands among the versions where it is set.
+    ``num_links``, ``link_gb_per_s``: NVLinks of one GPU, and GB/s of one link in one direction. ``versions`` maps a
+    package to its version, and CUDA_DEVICE_MAX_CONNECTIONS to its value where it is set.
     """
 
     device: str
@@ -170,14 +177,14 @@ class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="typ
 
     @property
     def id(self) -> str:
-        """A hash of every field."""
+        """A hash of all fields."""
         return digest(self)
 
 
 class Host(msgspec.Struct, frozen=True, tag="host", tag_field="type"):
-    """Where a process group ran: provenance, free to differ between shards.
+    """Where a process group ran: provenance, which may differ between shards.
 
-    ``startup_s`` is how long measuring waited for it to join.
+    ``started``: Unix time in seconds. ``startup_s``: seconds until every rank had joined.
     """
 
     hostname: str
@@ -192,16 +199,17 @@ class Host(msgspec.Struct, frozen=True, tag="host", tag_field="type"):
 
 
 class Traffic(msgspec.Struct, frozen=True, tag="traffic", tag_field="type"):
-    """The layout that was really exchanged: ``tokens[source][destination]``, counted by the library's own layout."""
+    """The layout of a shard's exchanges as the library counts it: ``tokens[source][destination]``."""
 
     tokens: list[list[int]]
     v: int = FORMAT_VERSION
 
 
 class SelfCheck(msgspec.Struct, frozen=True, tag="self_check", tag_field="type"):
-    """The timer's own proof: what an empty operation reads (rank maximum), and the edge routings that passed.
+    """The self test of a shard: what the timer reads for an empty operation, and the result of each edge routing.
 
-    ``edge_routings`` maps the name of a routing to "ok" or to what was wrong.
+    ``empty_op_us``: the maximum over the ranks for each iteration, in microseconds. ``edge_routings`` maps the name of
+    a routing to "ok" or its mismatch, or "self_test" to the failure that ended the test.
     """
 
     empty_op_us: list[float]
@@ -212,7 +220,7 @@ class SelfCheck(msgspec.Struct, frozen=True, tag="self_check", tag_field="type")
 
 
 class GpuState(msgspec.Struct, frozen=True):
-    """One GPU at one moment; None where NVML does not say. ``throttle`` lists reasons other than idle."""
+    """One GPU at one moment; None for what NVML does not know. ``throttle``: reasons for a low clock besides idling."""
 
     sm_clock_mhz: int | None
     power_w: float | None
@@ -222,7 +230,7 @@ class GpuState(msgspec.Struct, frozen=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", tag_field="type"):
-    """The state of every GPU of the group right after the record of number ``sequence``, which timed ``op``."""
+    """The state of every GPU right after record ``sequence`` timed ``op``. ``at``: Unix time in seconds."""
 
     at: float
     sequence: int
@@ -233,7 +241,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", tag_field="type"):
 
 
 Line = Record | Environment | Host | Traffic | SelfCheck | Telemetry
-"""Everything that may stand on a line of a records file."""
+"""Every type of line in a records file."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line, strict=True)
@@ -250,7 +258,7 @@ def encode(line: Line) -> bytes:
 
 
 def decode(text: bytes) -> Line:
-    """The value of one line. NewerFormatError for a newer version, else ValueError for what is wrong with it."""
+    """The value of one line. NewerFormatError for a newer version; ValueError, with the reason, for any other text."""
     try:
         line = _decoder.decode(text)
     except msgspec.DecodeError as error:
@@ -264,7 +272,7 @@ def decode(text: bytes) -> Line:
 
 
 def decode_all(text: bytes) -> list[Line] | None:
-    """Every line at once, several times as fast; None when there is one that ``decode`` must explain."""
+    """The values of all lines, several times as fast as ``decode``; None if a line is invalid or of a newer version."""
     try:
         lines = _decoder.decode_lines(text)
     except msgspec.DecodeError:
@@ -281,7 +289,7 @@ def _claimed_version(text: bytes) -> int:
 
 
 def digest(value: object, *more: object) -> str:
-    """A stable 16-digit hash of values that msgspec can encode; the identity of points, plans and environments."""
+    """A stable hash of values that msgspec can encode, as 16 hex digits: the id of points, plans and environments."""
     encoder = msgspec.json.Encoder(order="deterministic")
     text = b"\n".join(encoder.encode(part) for part in (value, *more))
     return hashlib.sha256(text).hexdigest()[:16]

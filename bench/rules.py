@@ -1,4 +1,4 @@
-"""Which configs and workloads a library accepts: facts in, violations out; pure, so that planning can refuse."""
+"""Rules for configs and workloads: facts in, violations out; pure, for planning on any machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INT32_LIMIT = 2**31
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a rule may depend on; ``num_sms`` and ``memory_bytes`` of one GPU are None on CPUs."""
+    """What a rule may depend on. ``num_sms`` and ``memory_bytes`` are those of one GPU, None where unknown."""
 
     num_ranks: int
     workload: Workload
@@ -20,7 +20,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A broken rule in the words of an error message: ``key must rule, got value`` and what to do about it."""
+    """A broken rule, worded for an error message: ``KEY must RULE, got VALUE``, and a hint at the remedy."""
 
     key: str
     rule: str
@@ -32,10 +32,10 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 class Knob(msgspec.Struct, frozen=True):
-    """One number that a backend lets you choose.
+    """A tuning parameter of a backend, an integer.
 
-    ``shared`` knobs must have one value for a dispatch and its combine (they belong to the handle); the others are
-    free for each operation.
+    ``shared``: it belongs to the handle, so a dispatch and its combine must have the same value. Other knobs may differ
+    between the two.
     """
 
     name: str
@@ -44,44 +44,55 @@ class Knob(msgspec.Struct, frozen=True):
 
 
 def workload_violations(facts: Facts) -> list[Violation]:
-    """The rules that hold for every backend."""
-    workload, ranks = facts.workload, facts.num_ranks
-    found = []
-    if workload.num_experts % ranks:
-        found.append(
-            Violation(
-                key="workload.num_experts",
-                rule=f"be divisible by ep.size={ranks}",
-                value=str(workload.num_experts),
-                hint="each rank holds the same number of experts",
-            )
-        )
-    if not 1 <= workload.num_topk <= workload.num_experts:
-        found.append(
-            Violation(
-                key="workload.num_topk",
-                rule=f"lie in 1..{workload.num_experts} (workload.num_experts)",
-                value=str(workload.num_topk),
-                hint="a token chooses distinct experts",
-            )
-        )
-    if workload.routing == "grouped" and (workload.num_experts % 8 or workload.num_topk > workload.num_experts // 2):
-        found.append(
-            Violation(
-                key="workload.routing",
-                rule="not be 'grouped' unless 8 groups divide the experts and 4 of them hold num_topk",
-                value=f"{workload.num_experts} experts, top-{workload.num_topk}",
-                hint="use workload.routing=uniform or zipf",
-            )
-        )
+    """The rules of every backend that the workload breaks on this number of ranks; empty when it may run."""
+    workload = facts.workload
+    violations = (_experts(workload, facts.num_ranks), _topk(workload), _routing(workload), _hidden(workload))
+    return [violation for violation in violations if violation is not None]
+
+
+def _experts(workload: Workload, num_ranks: int) -> Violation | None:
+    if workload.num_experts % num_ranks == 0:
+        return None
+    return Violation(
+        key="workload.num_experts",
+        rule=f"be divisible by ep.size={num_ranks}",
+        value=str(workload.num_experts),
+        hint="each rank holds the same number of experts",
+    )
+
+
+def _topk(workload: Workload) -> Violation | None:
+    if 1 <= workload.num_topk <= workload.num_experts:
+        return None
+    return Violation(
+        key="workload.num_topk",
+        rule=f"lie in 1..{workload.num_experts} (workload.num_experts)",
+        value=str(workload.num_topk),
+        hint="a token chooses distinct experts",
+    )
+
+
+def _routing(workload: Workload) -> Violation | None:
+    if workload.routing != "grouped":
+        return None
+    if workload.num_experts % 8 == 0 and workload.num_topk <= workload.num_experts // 2:
+        return None
+    return Violation(
+        key="workload.routing",
+        rule="not be 'grouped' unless 8 groups divide the experts and 4 of them hold num_topk",
+        value=f"{workload.num_experts} experts, top-{workload.num_topk}",
+        hint="use workload.routing=uniform or zipf",
+    )
+
+
+def _hidden(workload: Workload) -> Violation | None:
     unit = 128 if workload.dtype is Dtype.FP8 else 8
-    if workload.hidden % unit:
-        found.append(
-            Violation(
-                key="workload.hidden",
-                rule=f"be a multiple of {unit} for {workload.dtype} (FP8 scales span 128, rows 16 bytes)",
-                value=str(workload.hidden),
-                hint="use workload.dtype=bf16" if unit == 128 else f"the next one is {workload.hidden // 8 * 8 + 8}",
-            )
-        )
-    return found
+    if workload.hidden % unit == 0:
+        return None
+    next_multiple = workload.hidden // 8 * 8 + 8
+    return Violation(
+        key="workload.hidden",
+        rule=f"be a multiple of {unit} for {workload.dtype} (FP8 scales span 128, rows 16 bytes)",
+        value=str(workload.hidden),
+        hint="use workload.dtype=bf16" if unit == 128 else f"the next multiple is {next_multiple}",
+    )

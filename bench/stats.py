@@ -1,4 +1,4 @@
-"""Statistics of raw samples: pure, vectorised, seeded; every number in a report comes through here."""
+"""Statistics of raw samples, pure, vectorised and seeded: the source of every interval and test in a report."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy.typing as npt
 from scipy import stats as scipy_stats
 
 UNSTABLE_SPREAD = 0.10
-"""Above this IQR / median a point is unstable: its samples are extended once, then it is reported as unstable."""
+"""A point whose IQR / median exceeds this is sampled once more, and reported as unstable if it still does."""
 
 ALPHA = 0.05
-"""Significance level of every test; intervals are at 1 - ALPHA."""
+"""Significance level of every test; intervals have a confidence of 1 - ALPHA."""
 
 MIN_GROUPS = 3
-"""Fewest groups of a final, or overlapped passes, by which two configs are compared."""
+"""Fewest process groups of a final, or passes of overlapped pairs, that compare two configs."""
 
 DRIFT = 0.003
-"""Standard deviation of a config's log time between visits, beyond what its samples show (seen on H200s: 0.3 %)."""
+"""Standard deviation of a config's log time between repetitions, beyond its samples' own (0.3 % on H200s)."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,17 +34,18 @@ class Interval(msgspec.Struct, frozen=True, array_like=True):
 
 
 def median_interval(samples: Sequence[float] | Floats, *, confidence: float = 0.95) -> Interval:
-    """The order-statistic interval of the median: exact for independent samples of any continuous distribution.
+    """The order-statistic interval of the median, in the samples' unit; needs one sample.
 
-    Ranks come from the binomial distribution (n, 1/2) [Conover, Practical Nonparametric Statistics, 3.2]. With too
-    few samples for the confidence (fewer than 6 for 95 %) it is the whole range of the samples.
+    It covers the median of independent samples of any continuous distribution at least as often as ``confidence``
+    asks. Its order statistics come from the binomial distribution (n, 1/2) [Conover, Practical Nonparametric
+    Statistics, 3.2]. Too few samples for the confidence (fewer than 6 for 95 %) give their whole range.
     """
     low, high = median_intervals(np.asarray(samples, dtype=float)[None, :], confidence=confidence)[0]
     return Interval(float(low), float(high))
 
 
 def median_intervals(samples: Floats, *, confidence: float = 0.95) -> Floats:
-    """The same for each row of ``samples`` [sets, samples of each]: low and high ends [sets, 2]."""
+    """``median_interval`` of each row of ``samples`` [sets, samples per set]: low and high ends [sets, 2]."""
     ordered = np.sort(samples, axis=1)
     low = _low_rank(ordered.shape[1], confidence)
     return ordered[:, [low, ordered.shape[1] - 1 - low]]
@@ -57,32 +58,35 @@ def _low_rank(count: int, confidence: float) -> int:
 
 
 def spread(samples: Sequence[float] | Floats) -> float:
-    """Interquartile range over median, a share."""
-    low, middle, high = np.percentile(np.asarray(samples, dtype=float), [25, 50, 75])
-    return float((high - low) / middle) if middle > 0 else 0.0
+    """Interquartile range over median, a fraction; 0 where the median is 0."""
+    low, median, high = np.percentile(np.asarray(samples, dtype=float), [25, 50, 75])
+    return float((high - low) / median) if median > 0 else 0.0
 
 
 def paired_ratio(numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats) -> float:
-    """The geometric mean of the ratios of paired values."""
+    """The geometric mean of the ratios of paired positive values."""
     return float(np.exp(np.mean(np.log(np.asarray(numerator) / np.asarray(denominator)))))
 
 
 def paired_ratio_interval(
     numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, confidence: float = 0.95
 ) -> Interval:
-    """Student's interval of the mean log ratio of paired values, back on the scale of ratios.
+    """Student's t interval of the mean log ratio of paired values, as ratios; needs two pairs.
 
-    A pair is what one fresh process group measured of two configs, so that what the group adds to both cancels. With
-    few groups the t distribution covers as it says, which a bootstrap of five values does not. Needs two pairs.
+    A pair holds the times of two configs in one fresh process group: an effect of the group on both cancels in their
+    ratio. With few groups the t distribution keeps its coverage; a bootstrap of five values does not.
     """
     logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
     half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
-    middle = float(logs.mean())
-    return Interval(float(np.exp(middle - half)), float(np.exp(middle + half)))
+    mean = float(logs.mean())
+    return Interval(float(np.exp(mean - half)), float(np.exp(mean + half)))
 
 
 def paired_slower_p(values: Sequence[float] | Floats, reference: Sequence[float] | Floats) -> float:
-    """One-sided p-value of Student's paired test that ``values`` are not slower than ``reference``."""
+    """One-sided p-value of Student's paired t test on log ratios; needs two pairs.
+
+    Null hypothesis: ``values`` are not slower than ``reference``.
+    """
     logs = np.log(np.asarray(values, dtype=float) / np.asarray(reference, dtype=float))
     deviation = float(logs.std(ddof=1))
     if deviation == 0:
@@ -91,21 +95,21 @@ def paired_slower_p(values: Sequence[float] | Floats, reference: Sequence[float]
 
 
 def holm(p_values: Sequence[float] | Floats, *, alpha: float) -> npt.NDArray[np.bool_]:
-    """Which hypotheses fall when all are tested at once at ``alpha`` [Holm 1979]: by p, until one stands."""
+    """Which null hypotheses are rejected at a family-wise error rate of ``alpha`` [Holm 1979], in their given order."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
-    passed = p[order] <= alpha / (len(p) - np.arange(len(p)))
-    fallen = np.zeros(len(p), dtype=bool)
-    fallen[order[: int(np.argmin(passed)) if not passed.all() else len(p)]] = True
-    return fallen
+    below = p[order] <= alpha / (len(p) - np.arange(len(p)))
+    rejected = np.zeros(len(p), dtype=bool)
+    rejected[order[: int(np.argmin(below)) if not below.all() else len(p)]] = True
+    return rejected
 
 
 def log_median_errors(samples: Sequence[Sequence[float]], *, resamples: int = 100, seed: int = 0) -> Floats:
-    """Bootstrap standard error of the log of each sample set's median, all sets at once."""
+    """Bootstrap standard error of the log of each sample set's median [sets]; positive samples, sets of any length."""
     generator = np.random.default_rng(seed)
     errors = np.zeros(len(samples))
-    for length in {len(one) for one in samples}:
-        rows = [index for index, one in enumerate(samples) if len(one) == length]
+    for length in {len(row) for row in samples}:
+        rows = [index for index, row in enumerate(samples) if len(row) == length]
         matrix = np.asarray([samples[index] for index in rows], dtype=float)
         draws = generator.integers(0, length, size=(resamples, length))
         medians = np.median(matrix[:, draws], axis=2)
@@ -114,12 +118,12 @@ def log_median_errors(samples: Sequence[Sequence[float]], *, resamples: int = 10
 
 
 def combinations(columns: Sequence[npt.NDArray[np.integer[Any]]]) -> npt.NDArray[np.int64]:
-    """One number for each distinct combination of several columns' values, in their lexical order [rows].
+    """The index of each row's combination of values among the distinct ones in lexical order [rows].
 
-    What ``numpy.unique(axis=0)`` finds, an order of magnitude sooner.
+    The inverse of ``numpy.unique(axis=0)``, ten times as fast. ``columns``: arrays of one length.
     """
-    which = np.zeros(len(columns[0]), dtype=np.int64)
+    codes = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
-        values, place = np.unique(column, return_inverse=True)
-        which = which * len(values) + place
-    return np.unique(which, return_inverse=True)[1]
+        values, code = np.unique(column, return_inverse=True)
+        codes = codes * len(values) + code
+    return np.unique(codes, return_inverse=True)[1]

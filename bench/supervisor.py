@@ -1,4 +1,4 @@
-"""Measures tasks one after the other with disposable ranks: what fails becomes a record, and the work goes on."""
+"""Measures one task after another with disposable ranks: a failure becomes a record, and new ranks continue."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from bench import protocol
+from bench.deadlines import Deadlines
 from bench.group import Group, RankError
 from bench.nvml import gpus as nvml
 from bench.records import (
@@ -30,19 +31,20 @@ from bench.records import (
     Telemetry,
     Traffic,
 )
-from bench.stats import UNSTABLE_SPREAD, Floats, spread
+from bench.samples import Samples, first_incorrect, rounded
 
 _MAX_STARTS_WITHOUT_RESULT = 5
-"""The self test, both operations of the default and then a point's reference may each fail for their own reasons."""
+"""The self test, both operations of the default and the reference of a point may each fail for a reason of its own."""
+
 _SELF_TEST_ITERATIONS = 10
-_DEADLINE_FACTOR = 20
 
 
 class Effort(msgspec.Struct, frozen=True):
-    """How long a point is measured, and how long it may take.
+    """How long a point is measured, and how long the supervisor waits for its ranks.
 
-    ``deadline_s`` is the least time before a silent rank counts as hung; slower points get 20 times the slowest
-    point so far. The first use of a backend, and the start of the ranks, get ``startup_s``.
+    ``warmup`` and ``iterations`` count runs of the operation. A rank that does not respond within ``deadline_s``
+    counts as hung; the deadline of a point grows to 20 times the slowest point so far. The start of the ranks and the
+    first point of a backend get ``startup_s``.
     """
 
     warmup: int
@@ -52,9 +54,9 @@ class Effort(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A point to measure now, and why; ``warmup`` and ``iterations`` other than the effort's where set.
+    """A point to measure now, and why. ``warmup`` and ``iterations`` replace those of the effort where set.
 
-    ``references`` are measured before it by ranks that replace some that failed, except a point whose failure it was.
+    Ranks that replace failed ones measure the ``references`` first, except the point that failed.
     """
 
     point: Point
@@ -68,15 +70,15 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class StartError(Exception):
-    """The ranks cannot be started at all, so that nothing more can be measured."""
+    """The ranks do not start, or fail after every start: nothing more can be measured."""
 
 
 class _BudgetSpentError(Exception):
-    """The budget ended before ranks started or answered: says nothing about the point, so that it has no record."""
+    """The budget ended before the ranks started or responded: nothing is known of the point, which gets no record."""
 
 
 class Supervisor:
-    """Ranks that are replaced when they fail, and a sink for every line that is worth keeping."""
+    """Owns the ranks of a shard, replaces them when they fail, and hands every line to the sink."""
 
     def __init__(
         self,
@@ -92,33 +94,31 @@ class Supervisor:
         first_sequence: int = 0,
         budget_s: float = math.inf,
     ) -> None:
-        """``anchor`` is what the self test runs.
+        """``anchor`` is the task whose config the self test runs.
 
-        Groups and records are numbered on from ``first_group`` and ``first_sequence``. ``budget_s``, from now on, is
-        when no rank is waited for any more, whatever it does.
+        Groups are numbered from ``first_group``, records from ``first_sequence``. After ``budget_s`` seconds, counted
+        from now, the supervisor waits for no rank any more.
         """
         self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
         self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
         self._group: Group | None = None
-        self._group_number = self._first_group = first_group - 1
-        self._first_group += 1
+        self._group_number = first_group - 1  # the first start adds 1
+        self._self_tested = False
         self._starts_without_result = 0
         self._sequence = first_sequence
-        self._ends = time.monotonic() + budget_s
+        self._deadlines = Deadlines(deadline_s=effort.deadline_s, startup_s=effort.startup_s, budget_s=budget_s)
         self._environment = ""
-        self._slowest_s = 0.0
-        self._backends_used: set[str] = set()
-        self._lost: Point | None = None
-        self._traffic_known = False
+        self._failed_point: Point | None = None
+        self._traffic_written = False
 
     def run(self, tasks: Iterable[Task]) -> Iterable[Record]:
-        """Measures each task, hands its record to the sink, and yields it; ends early when the budget is spent.
+        """Measures each task and yields its record, which the sink already has. Ends early when the budget is spent.
 
-        StartError when no rank can start.
+        StartError when the ranks do not start, or fail right after five starts in a row.
         """
         try:
             for task in tasks:
-                if self._is_spent:
+                if self._deadlines.is_budget_spent:
                     return
                 yield self._measure(task)
         except _BudgetSpentError:
@@ -131,39 +131,34 @@ class Supervisor:
         self.renew()
 
     def renew(self) -> None:
-        """The next task gets fresh processes."""
+        """Ends the ranks; the next task starts new ones."""
         if self._group is not None:
             self._group.kill()
             self._group = None
 
     def _measure(self, task: Task) -> Record:
+        """The task's record, after its references where ranks were replaced since the last task."""
         self._ensure_group()
-        lost = self._lost
-        for reference in () if lost is None else task.references:
-            if reference.point != lost:
-                self._attempt(reference)
+        failed_point = self._failed_point
+        for reference in () if failed_point is None else task.references:
+            if reference.point != failed_point:
+                self._record(reference)
                 self._ensure_group()
-        self._lost = None
-        return self._attempt(task)
+        self._failed_point = None
+        return self._record(task)
 
-    @property
-    def _is_spent(self) -> bool:
-        return time.monotonic() >= self._ends
-
-    def _within_budget(self, deadline_s: float) -> float:
-        return max(0.0, min(deadline_s, self._ends - time.monotonic()))
-
-    def _attempt(self, task: Task) -> Record:
+    def _record(self, task: Task) -> Record:
+        """The record of one point, in the sink already; the ranks are ended if they failed."""
         started, began = time.time(), time.monotonic()
         busy_s = 0.0
         outcome: Measured | Failed
         try:
             assert self._group is not None
-            outcome, busy_s = self._trial(self._group, task)
+            outcome, busy_s = self._check_and_time(self._group, task)
         except RankError as failure:
-            if self._is_spent and failure.failed.failure is FailureKind.HANG:
+            if self._deadlines.is_budget_spent and failure.failed.failure is FailureKind.HANG:
                 raise _BudgetSpentError from None
-            outcome, self._lost = failure.failed, task.point
+            outcome, self._failed_point = failure.failed, task.point
             self.renew()
         else:
             self._starts_without_result = 0
@@ -183,42 +178,37 @@ class Supervisor:
             shard=self._shard,
         )
         self._sink(record)
-        if self._group is not None and _is_landmark(task):
-            self._note_state(self._group, task.point.op)
+        if self._group is not None and _reads_telemetry(task):
+            self._write_telemetry(self._group, task.point.op)
         self._sequence += 1
         return record
 
-    def _trial(self, group: Group, task: Task) -> tuple[Measured | Failed, float]:
-        """Correctness, then time; once more when the samples are spread out."""
+    def _check_and_time(self, group: Group, task: Task) -> tuple[Measured | Failed, float]:
+        """The outcome and the busy seconds: checked first, then timed, twice if the samples vary too much."""
         began, point = time.monotonic(), task.point
-        is_first_use = point.backend not in self._backends_used
-        checked = group.check(protocol.Check(point), deadline_s=self._deadline_s(point))
-        self._backends_used.add(point.backend)
-        wrong = _first_wrong([answer.wrong for answer in checked], phase="check")
-        if wrong is not None:
-            return wrong, 0.0
+        is_first_use = not self._deadlines.has_used(point.backend)
+        checked = group.check(protocol.Check(point), deadline_s=self._deadlines.point_s(point.backend))
+        self._deadlines.note_use(point.backend)
+        incorrect = first_incorrect([response.wrong for response in checked], phase="check")
+        if incorrect is not None:
+            return incorrect, 0.0
         if point.op is not Op.COMPUTE:
-            self._note_traffic(checked)
-        ask = protocol.Time(
+            self._write_traffic(checked)
+        request = protocol.Time(
             point,
             self._effort.warmup if task.warmup is None else task.warmup,
             task.iterations or self._effort.iterations,
         )
-        timings = _Timings(group.time(ask, deadline_s=self._deadline_s(point)))
-        extended = timings.wrong is None and spread(timings.samples.max(axis=0)) > UNSTABLE_SPREAD
+        samples = Samples(group.time(request, deadline_s=self._deadlines.point_s(point.backend)))
+        extended = samples.incorrect is None and samples.is_unstable
         if extended:
-            timings.add(group.time(ask, deadline_s=self._deadline_s(point)))
-        if not is_first_use:  # which imports the library, and tells nothing of how long a point takes
-            self._slowest_s = max(self._slowest_s, time.monotonic() - began)
-        return timings.wrong or timings.measured(extended=extended), timings.busy_s
-
-    def _deadline_s(self, point: Point) -> float:
-        least = self._effort.deadline_s
-        if point.backend not in self._backends_used:
-            least = max(least, self._effort.startup_s)
-        return self._within_budget(max(least, _DEADLINE_FACTOR * self._slowest_s))
+            samples.extend(group.time(request, deadline_s=self._deadlines.point_s(point.backend)))
+        if not is_first_use:  # the first use imports the library, which takes longer than any point
+            self._deadlines.note_duration(time.monotonic() - began)
+        return samples.incorrect or samples.to_measured(extended=extended), samples.busy_s
 
     def _ensure_group(self) -> None:
+        """Starts ranks where there are none; StartError after five starts without a result."""
         while self._group is None:
             if self._starts_without_result >= _MAX_STARTS_WITHOUT_RESULT:
                 raise StartError(
@@ -231,12 +221,11 @@ class Supervisor:
     def _start(self) -> None:
         started = time.time()
         self._group_number += 1
-        self._backends_used = set()
+        self._deadlines.note_restart()
         try:
-            startup_s = self._within_budget(self._effort.startup_s)
-            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=startup_s)
+            self._group = Group(self._spec, log_folder=self._log_folder, startup_s=self._deadlines.startup_s)
         except RankError as failure:
-            if self._is_spent:
+            if self._deadlines.is_budget_spent:
                 raise _BudgetSpentError from None
             detail = f"{failure.failed.message}\n{failure.failed.last_words}"
             raise StartError(f"the ranks did not start: {detail}") from None
@@ -255,85 +244,47 @@ class Supervisor:
                 job_id=self._job_id,
             )
         )
-        if self._group_number == self._first_group:
+        if not self._self_tested:
+            self._self_tested = True
             self._self_test(self._group)
 
     def _self_test(self, group: Group) -> None:
-        """Edge routings and the empty reading, once per shard; a failure here is recorded and the ranks replaced."""
-        ask = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
+        """Edge routings and the reading of an empty operation; a failure is recorded, and the ranks are ended."""
+        request = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
         try:
-            answers = group.self_test(ask, deadline_s=self._within_budget(self._effort.startup_s))
+            responses = group.self_test(request, deadline_s=self._deadlines.startup_s)
         except RankError as failure:
-            if self._is_spent:
+            if self._deadlines.is_budget_spent:
                 raise _BudgetSpentError from None
             text = f"{failure.failed.failure}: {failure.failed.message}"
             self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
             self.renew()
             return
         routings = {
-            name: next((a.edge_routings[name] for a in answers if a.edge_routings[name] != "ok"), "ok")
-            for name in answers[0].edge_routings
+            name: next((rank.edge_routings[name] for rank in responses if rank.edge_routings[name] != "ok"), "ok")
+            for name in responses[0].edge_routings
         }
-        empty = np.array([answer.empty_us for answer in answers]).max(axis=0)
-        self._sink(SelfCheck([round(v, 3) for v in empty.tolist()], routings, self._group_number, self._shard))
+        empty_us = np.array([rank.empty_us for rank in responses]).max(axis=0)
+        self._sink(SelfCheck(rounded(empty_us), routings, self._group_number, self._shard))
 
-    def _note_traffic(self, checked: list[protocol.Checked]) -> None:
-        if not self._traffic_known:
-            self._traffic_known = True
-            self._sink(Traffic([answer.sent for answer in checked]))
+    def _write_traffic(self, checked: list[protocol.Checked]) -> None:
+        if not self._traffic_written:
+            self._traffic_written = True
+            self._sink(Traffic([response.sent for response in checked]))
 
-    def _note_state(self, group: Group, op: Op) -> None:
+    def _write_telemetry(self, group: Group, op: Op) -> None:
         states = nvml.states(group.pids)
         if states:
             self._sink(Telemetry(time.time(), self._sequence, op, states, self._shard))
 
 
-class _Timings:
-    """What the ranks measured of one point: ``samples`` and ``compute`` [num_ranks, iterations]."""
-
-    def __init__(self, answers: list[protocol.Timed]) -> None:
-        self.samples = np.array([answer.samples_us for answer in answers])
-        self._compute = np.array([answer.compute_us for answer in answers])
-        self.busy_s = max(answer.busy_s for answer in answers)
-        self.wrong = _first_wrong([answer.wrong for answer in answers], phase="time")
-
-    def add(self, answers: list[protocol.Timed]) -> None:
-        """Appends more iterations."""
-        more = _Timings(answers)
-        self.samples = np.concatenate([self.samples, more.samples], axis=1)
-        self._compute = np.concatenate([self._compute, more._compute], axis=1)
-        self.busy_s += more.busy_s
-        self.wrong = self.wrong or more.wrong
-
-    def measured(self, *, extended: bool) -> Measured:
-        """The sample of an iteration is the slowest rank's."""
-        return Measured(
-            samples_us=_rounded(self.samples.max(axis=0)),
-            rank_median_us=_rounded(np.median(self.samples, axis=1)),
-            extended=extended,
-            compute_us=_rounded(self._compute.max(axis=0)),
-        )
-
-
-def _is_landmark(task: Task) -> bool:
-    """Whether the GPUs' state is read after it: now and then, since that takes NVML some milliseconds."""
+def _reads_telemetry(task: Task) -> bool:
+    """Whether the state of the GPUs is read after the task: not after every one, since NVML takes milliseconds."""
     return task.point.op is Op.COMPUTE or (task.role is Role.ANCHOR and task.point.op is Op.DISPATCH)
 
 
-def _rounded(values: Floats) -> list[float]:
-    return [round(float(value), 3) for value in values]
-
-
-def _first_wrong(verdicts: list[str | None], *, phase: str) -> Failed | None:
-    """The first rank that saw a wrong token, as a failure."""
-    for rank, wrong in enumerate(verdicts):
-        if wrong is not None:
-            return Failed(FailureKind.INCORRECT, f"rank {rank}: {wrong}", phase, rank)
-    return None
-
-
 def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environment:
-    """What the ranks run on: torch's words for the software, NVML's for the hardware."""
+    """The environment of a group: versions as its ranks report them, hardware as NVML reports it."""
     gpus = nvml.inventory() if spec.device == "cuda" else []
     first = gpus[0] if gpus else None
     return Environment(

@@ -57,10 +57,11 @@ def _aggregate(given: list[str]) -> int:
     options = _parse(given)
 
     from launcher.report.writer import UnlikeEnvironmentsError, aggregate
+    from launcher.store.records_file import refuse_packed
     from launcher.store.run_folder import RunFolder
 
     folder = RunFolder.open(options.run)
-    folder.refuse_packed()
+    refuse_packed(folder)
     try:
         status = aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
     except UnlikeEnvironmentsError as error:

@@ -3,7 +3,7 @@
     from launcher import api
 
     run = api.sweep("ep=4")
-    run.results.picks["fastest"].configs  # keyword arguments of deep_ep.Config
+    run.configs("fastest")  # keyword arguments of deep_ep.Config for dispatch and combine
 
 Overrides are the arguments of ``python -m launcher.sweep``, KEY=VALUE or GROUP=CHOICE. ``api.Error`` is raised for
 whatever a user can fix; its ``hint`` says how. Importing this module is fast: each function imports what it needs.
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from launcher.comparison.compare import Comparison
     from launcher.config.plan import Plan
     from launcher.config.schema import Options, Spec
-    from launcher.deploy.tuned import TunedResults
+    from launcher.deploy.tuned import Configs
     from launcher.jobs.run_status import RunStatus
+    from launcher.store.results_file import SavedResults
 
 __all__ = ["Error", "Run", "compare", "load", "load_tuned_config", "plan", "sweep"]
 
@@ -36,9 +37,18 @@ class Run:
     folder: Path
 
     @property
-    def results(self) -> TunedResults:
-        """The content of its RESULTS file. Error if there is none, or nothing to deploy, as in a dry run."""
-        return _read_results(self.folder)
+    def results(self) -> SavedResults:
+        """The content of its RESULTS file. Error if there is none yet."""
+        from launcher.store import results_file
+
+        return results_file.read(results_file.locate(self.folder))
+
+    def configs(self, pick: str = "fastest") -> Configs:
+        """Keyword arguments of ``deep_ep.Config`` for dispatch and combine. Error if there is nothing to deploy."""
+        from launcher.deploy import tuned
+        from launcher.store import results_file
+
+        return tuned.configs(tuned.read(results_file.locate(self.folder)).pair(pick))
 
     @property
     def report(self) -> Path:
@@ -50,10 +60,11 @@ class Run:
     def status(self) -> RunStatus:
         """How far each shard is. Error if its records are packed."""
         from launcher.jobs.run_status import run_status
+        from launcher.store.records_file import refuse_packed
         from launcher.store.run_folder import RunFolder
 
         folder = RunFolder.open(self.folder)
-        folder.refuse_packed()
+        refuse_packed(folder)
         return run_status(folder, folder.plan())
 
 
@@ -83,7 +94,7 @@ def sweep(*overrides: str, outputs: str | os.PathLike[str] | None = None) -> Run
     spec, options, command = _compose(given)
     if options.dry_run:
         raise Error("dry_run=true measures nothing", hint="api.plan gives the plan")
-    planned, folder = prepare.prepare(spec, options, local=True, command=command)
+    planned, folder = prepare.prepare(spec, options, local=True, command=command, quiet=True)
     assert folder is not None
     failures = inline.measure(planned, folder, options, quiet=True)
     aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
@@ -131,10 +142,3 @@ def _compose(overrides: list[str] | tuple[str, ...]) -> tuple[Spec, Options, lis
     completed = arguments.complete_arguments(overrides)
     spec, options = schema.spec_from(compose.compose("sweep", completed))
     return spec, options, ["deepep-sweep", *completed]
-
-
-def _read_results(folder: Path) -> TunedResults:
-    from launcher.deploy import tuned
-    from launcher.store import results_file
-
-    return tuned.read(results_file.locate(folder))

@@ -24,8 +24,8 @@ UNIFORM: Final = "uniform"
 class Key(msgspec.Struct, frozen=True):
     """What a tuned config depends on. ``gpu`` as in ``torch.cuda.get_device_name()``; ``num_tokens`` is per rank.
 
-    ``deep_ep`` is the distribution and its version, as in ``tokenspeed-deepep 1.2.1.post20251110``. What it was routed
-    by is no part of it, since no model has that as a number; there is a file for each.
+    ``deep_ep`` is the distribution and its version, as in ``tokenspeed-deepep 1.2.1.post20251110``. The routing is not
+    part of the key, since a model does not have it as a number; each routing has a file of its own.
     """
 
     gpu: str
@@ -65,16 +65,16 @@ def _slug(text: str, length: int) -> str:
 class Tuned(msgspec.Struct, frozen=True):
     """One pair: keyword arguments of ``deep_ep.Config`` for each operation, and how long both take together.
 
-    ``beside_gemms_us``: until both and one layer's expert GEMMs beside them are done, None where that was not measured.
-    ``timing``: how, see bench.records.TIMING.
+    ``overlapped_us`` (``beside_gemms_us`` in the file): until both are done, and with them the expert GEMMs of one
+    layer that they overlap; None where that was not measured. ``timing``: how it was timed, see bench.records.TIMING.
     """
 
     dispatch: dict[str, int]
     combine: dict[str, int]
     round_trip_us: float
     ci95_us: tuple[float, float]
-    beside_gemms_us: float | None = None
-    beside_gemms_ci95_us: tuple[float, float] | None = None
+    overlapped_us: float | None = msgspec.field(default=None, name="beside_gemms_us")
+    overlapped_ci95_us: tuple[float, float] | None = msgspec.field(default=None, name="beside_gemms_ci95_us")
     timing: int = 1
     provenance: dict[str, str] = {}
 
@@ -95,9 +95,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A tuned config that was found; ``deep_ep.Config(**loaded.dispatch)``.
+    """A tuned config from the library; ``deep_ep.Config(**loaded.dispatch)``.
 
-    ``match`` is ``exact``, or says in words what differs between ``asked`` and what was found, ``entry.key``.
+    ``match`` is ``exact``, or names each difference between the key that was asked for and ``entry.key``.
     """
 
     dispatch: dict[str, int]
@@ -108,11 +108,15 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class NotTunedError(LookupError):
-    """The library has nothing that fits; the message says where it looked and what is there."""
+    """The library has nothing that fits; the message names the key, the folder and what the folder has."""
 
 
 class BadFileError(ValueError):
-    """A file of the library that cannot be read, is none of its own, or that a newer version wrote."""
+    """A file in the library that cannot be read, is not an entry, or was written by a newer version."""
+
+
+NotTuned, BadFile = NotTunedError, BadFileError
+"""Names before November 2026, for code that catches them."""
 
 
 def installed_deep_ep() -> str | None:
@@ -135,70 +139,72 @@ def load_tuned_config(
     deep_ep: str | None = None,
     pick: str = "fastest",
 ) -> Loaded:
-    """The tuned config of this key, or that of the nearest number of tokens; ``match`` says which.
+    """The tuned config for a key, or for the nearest number of tokens; ``match`` says which.
 
-    Everything but ``num_tokens``, ``routing`` and ``deep_ep`` has to be equal. An entry of the same ``deep_ep`` goes
-    before one of the same ``routing``, and this before one of nearer tokens; another is taken rather than none, and
-    said. Nearest is by ratio. ``deep_ep`` is a version, with its distribution before it or not; without one any is
-    right. NotTunedError if nothing fits. A file that cannot be read is warned of and left out.
+    GPU, EP, hidden, experts, top-k and dtype must be equal. Among the entries that are left, the same ``deep_ep`` comes
+    before the same ``routing``, and that before the nearest ``num_tokens`` (by ratio); ``match`` names every
+    difference. ``deep_ep`` is a version, with or without its distribution before it; None accepts any. NotTunedError if
+    nothing fits. A file that cannot be read causes a RuntimeWarning and is left out.
 
-        found = load_tuned_config("library", gpu=torch.cuda.get_device_name(), ep=4, hidden=7168, num_experts=256,
-                                  num_topk=8, num_tokens=4096, deep_ep=installed_deep_ep())
-        print(found.match)                                # exact, or: nearest tokens: asked 3000, found 4096
-        dispatch = deep_ep.Config(**found.dispatch)
+        loaded = load_tuned_config("library", gpu=torch.cuda.get_device_name(), ep=4, hidden=7168, num_experts=256,
+                                   num_topk=8, num_tokens=4096, deep_ep=installed_deep_ep())
+        print(loaded.match)                               # exact, or: nearest tokens: asked 3000, found 4096
+        dispatch = deep_ep.Config(**loaded.dispatch)
     """
-    asked = Key(gpu, ep, hidden, num_experts, num_topk, num_tokens, dtype, deep_ep or "")
+    key = Key(gpu, ep, hidden, num_experts, num_topk, num_tokens, dtype, deep_ep or "")
     folder = Path(library)
     if not folder.is_dir():
-        raise NotTunedError(f"no tuned config for {asked} ({pick}): there is no folder {folder}")
-    entries, bad = read_all(folder)
-    for error in bad:
+        raise NotTunedError(f"no tuned config for {key} ({pick}): there is no folder {folder}")
+    entries, unreadable = read_all(folder)
+    for error in unreadable:
         warnings.warn(f"{error}; it is left out", RuntimeWarning, stacklevel=2)
-    fitting = [one for one in entries.items() if one[1].key.same_but_tokens(asked) and pick in one[1].picks]
+    fitting = [
+        (file, entry) for file, entry in entries.items() if entry.key.same_but_tokens(key) and pick in entry.picks
+    ]
     if not fitting:
-        raise NotTunedError(_nothing(asked, pick, folder, list(entries.values()), bad))
-    newest_first = sorted(fitting, key=lambda one: one[1].measured, reverse=True)
-    file, entry = min(newest_first, key=lambda one: _distance(asked, routing, one[1]))
+        raise NotTunedError(_nothing(key, pick, folder, list(entries.values()), unreadable))
+    newest_first = sorted(fitting, key=lambda item: item[1].measured, reverse=True)
+    file, entry = min(newest_first, key=lambda item: _distance(key, routing, item[1]))
     tuned = entry.picks[pick]
-    return Loaded(tuned.dispatch, tuned.combine, _match(asked, routing, entry), entry, file)
+    return Loaded(tuned.dispatch, tuned.combine, _match(key, routing, entry), entry, file)
 
 
-def _distance(asked: Key, routing: str, found: Entry) -> tuple[bool, bool, float]:
-    tokens = abs(math.log(max(asked.num_tokens, 1) / max(found.key.num_tokens, 1)))
-    return not _is_version(asked.deep_ep, found.key.deep_ep), routing != found.routing, tokens
+def _distance(key: Key, routing: str, entry: Entry) -> tuple[bool, bool, float]:
+    tokens = abs(math.log(max(key.num_tokens, 1) / max(entry.key.num_tokens, 1)))
+    return not _is_version(key.deep_ep, entry.key.deep_ep), routing != entry.routing, tokens
 
 
-def _is_version(asked: str, found: str) -> bool:
-    """Whether nothing was asked, or ``found`` whole, or its version alone."""
-    return asked in ("", found, found.rpartition(" ")[2])
+def _is_version(asked: str, known: str) -> bool:
+    """Whether ``asked`` is empty, equal to ``known``, or the version in it."""
+    return asked in ("", known, known.rpartition(" ")[2])
 
 
-def _match(asked: Key, routing: str, found: Entry) -> str:
-    said = []
-    if asked.num_tokens != found.key.num_tokens:
-        said.append(f"nearest tokens: asked {asked.num_tokens}, found {found.key.num_tokens}")
-    if routing != found.routing:
-        said.append(f"routing: asked {routing}, found {found.routing}")
-    if not _is_version(asked.deep_ep, found.key.deep_ep):
-        said.append(f"deep_ep: asked {asked.deep_ep}, found {found.key.deep_ep}")
-    return "; ".join(said) or "exact"
+def _match(key: Key, routing: str, entry: Entry) -> str:
+    differences = []
+    if key.num_tokens != entry.key.num_tokens:
+        differences.append(f"nearest tokens: asked {key.num_tokens}, found {entry.key.num_tokens}")
+    if routing != entry.routing:
+        differences.append(f"routing: asked {routing}, found {entry.routing}")
+    if not _is_version(key.deep_ep, entry.key.deep_ep):
+        differences.append(f"deep_ep: asked {key.deep_ep}, found {entry.key.deep_ep}")
+    return "; ".join(differences) or "exact"
 
 
-def _nothing(asked: Key, pick: str, folder: Path, entries: list[Entry], bad: list[BadFileError]) -> str:
+def _nothing(key: Key, pick: str, folder: Path, entries: list[Entry], unreadable: list[BadFileError]) -> str:
     known = sorted({f"{entry.key} ({', '.join(entry.picks)})" for entry in entries})
-    left_out = f"; left out: {'; '.join(map(str, bad))}" if bad else ""
-    return f"no tuned config for {asked} ({pick}); {folder} has {'; '.join(known) or 'nothing'}{left_out}"
+    left_out = f"; left out: {'; '.join(map(str, unreadable))}" if unreadable else ""
+    return f"no tuned config for {key} ({pick}); {folder} has {'; '.join(known) or 'nothing'}{left_out}"
 
 
 def read_all(library: Path) -> tuple[dict[Path, Entry], list[BadFileError]]:
-    """Every entry by its file, and what is wrong with the other JSON files."""
-    entries, bad = {}, []
+    """Every entry by its file, and an error for each other JSON file."""
+    entries, unreadable = {}, []
     for file in sorted(library.glob("*.json")):
         try:
             entries[file] = read(file)
         except BadFileError as error:
-            bad.append(error)
-    return entries, bad
+            unreadable.append(error)
+    return entries, unreadable
 
 
 class _Versioned(msgspec.Struct, frozen=True):
@@ -206,12 +212,20 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 
 def read(file: Path) -> Entry:
-    """One entry; BadFileError when it cannot be read."""
+    """The entry in a file; members that this version does not know are ignored. BadFileError when it cannot be read."""
     try:
         content = file.read_bytes()
-        schema = msgspec.json.decode(content, type=_Versioned).schema
-        if schema != SCHEMA:
-            raise BadFileError(f"{file} has schema {schema!r}, this program reads {SCHEMA!r}")
+        written = msgspec.json.decode(content, type=_Versioned).schema
+        if written != SCHEMA:
+            raise BadFileError(f"{file} has schema {written!r}, this program reads {SCHEMA!r}")
         return msgspec.json.decode(content, type=Entry)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"{file} cannot be read: {error}") from error
+
+
+def schema() -> bytes:
+    """The JSON Schema of an entry, docs/library.schema.json."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA}
+    title = {"title": "One file of a library of tuned configs"}
+    description = head | title | msgspec.json.schema(Entry)
+    return msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n"

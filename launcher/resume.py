@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _resume(given: list[str]) -> int:
-    from launcher.config.arguments import quote
+    from launcher.config.arguments import drop_removed, quote
     from launcher.store.run_folder import RunFolder
     from launcher.sweep import sweep
 
@@ -58,7 +58,7 @@ def _resume(given: list[str]) -> int:
     if run.startswith("-"):
         errors.Parser("launcher.resume").error(f"unrecognized arguments: {run}")
     command = RunFolder.open(Path(run)).manifest().command
-    kept = [argument for argument in command[1:] if not argument.startswith(("run=", "outputs="))]
+    kept = [argument for argument in drop_removed(command[1:]) if not argument.startswith(("run=", "outputs="))]
     return sweep([*kept, f"run={quote(run)}", *more])
 
 

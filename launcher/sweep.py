@@ -40,9 +40,9 @@ def _measure(composed: Composed) -> int:
 
     spec, options = schema.spec_from(composed.config)
     plan, folder = prepare.prepare(spec, options, local=True, command=composed.command)
-    prepare.announce(plan)
+    prepare.print_caveats(plan)
     if folder is None:
-        print(prepare.show(plan))
+        print(prepare.describe(plan))
         return errors.OK
     print(f"run folder: {folder.path}", file=sys.stderr)
     try:

@@ -51,3 +51,8 @@ def utc(seconds: float | None) -> str | None: ...
 def utc(seconds: float | None) -> str | None:
     """A Unix time as 2026-11-24T10:00:00Z; None stays None."""
     return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def one_line(value: object) -> str:
+    """A value as text that stays on its line and cannot steer a terminal: what cannot be printed is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))

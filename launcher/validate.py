@@ -117,7 +117,7 @@ def _validate(given: list[str]) -> int:
 def _run(given: list[str]) -> int:
     from launcher.config import arguments, compose
 
-    given = arguments.complete_arguments([_quote(argument) for argument in given], _QUICK)
+    given = arguments.complete_arguments([_quote(argument) for argument in given], toy=_QUICK)
     arguments.make_output_folder(given)
     return compose.run("validate", given, lambda every: _validate_here([composed.config for composed in every]))
 

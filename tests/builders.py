@@ -37,8 +37,9 @@ from launcher.config.arguments import complete_arguments
 from launcher.config.compose import compose
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
+from launcher.store.records_file import open_appender
 from launcher.store.revision import Revision
-from launcher.store.run_folder import Manifest
+from launcher.store.run_folder import Manifest, RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,7 +121,7 @@ def record(planned: Planned, outcome: Measured | Failed | Sequence[float], **cha
     return msgspec.structs.replace(base, **changes)
 
 
-def failed(kind: FailureKind = FailureKind.HANG, message: str = "no answer within 20 s from rank 1") -> Failed:
+def failed(kind: FailureKind = FailureKind.HANG, message: str = "no response within 20 s from rank 1") -> Failed:
     """A failure of rank 1."""
     return Failed(kind, message, "time", 1, "last words")
 
@@ -185,6 +186,18 @@ def _any(kind: Any) -> st.SearchStrategy[Any]:
     }[kind]
 
 
+def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
+    """Two shards whose nodes differ in their driver."""
+    for shard, driver in enumerate(("580.65", "570.1")):
+        environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
+        measured = complete(made, shard=shard, environment=environment.id)
+        records: list[Line] = [line for line in measured if isinstance(line, Record)]
+        with open_appender(folder, shard) as appender:
+            for line in [environment, *records]:
+                appender.add(line)
+    return folder
+
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 """``run_module(module, *arguments)``, see conftest."""
 
@@ -195,6 +208,12 @@ class Sweep(NamedTuple):
     process: subprocess.CompletedProcess[str]
     outputs: Path
     folder: Path
+
+
+def calling(function: Callable[..., object], *arguments: object) -> list[str]:
+    """The command that calls a function of a module, arguments as texts, in a process of its own (cwd=ROOT)."""
+    code = f"import sys; from {function.__module__} import {function.__name__} as called; called(*sys.argv[1:])"
+    return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def command(module: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from builders import Command, Sweep, command, deepep_plan
 from hypothesis import HealthCheck, settings
 
 from launcher.config.plan import Plan
+from launcher.store.run_folder import RunFolder
+from tests.builders import Command, Sweep, command, deepep_plan
+from tests.published import Unpacked, unpacked
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -19,10 +23,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+STARTS = {"run_module", "no_gpus", "on_cpus", "sweep", "chromium", "has_slurm"}
+"""Fixtures that are asked for by what starts ranks, a command, a browser or Slurm."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses one of these fixtures, itself or through another, is slow; pytest lists them all for each test."""
+    for item in items:
+        if not STARTS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def no_gpus() -> dict[str, str]:
     """The environment of a machine that shows no GPU, whatever this one has."""
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "HYDRA_FULL_ERROR": "0"}
+
+
+@pytest.fixture(scope="module")
+def on_cpus() -> Iterator[None]:
+    """Ranks that this process starts see no GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +64,18 @@ def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Swee
 
 
 @pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Unpacked:
+    """``published("h200x2-ep2-bf16-again")``: a published folder with its files as the program wrote them."""
+    return functools.cache(lambda name: unpacked(name, tmp_path_factory.mktemp("published")))
+
+
+@pytest.fixture(scope="session")
 def made() -> Plan:
     """DeepEP on H200s at EP=4: 6 cells for each operation, 2 anchors, 2 baselines."""
     return deepep_plan()
+
+
+@pytest.fixture
+def folder(made: Plan, tmp_path: Path) -> RunFolder:
+    """The run folder of that plan, nothing measured yet."""
+    return RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])

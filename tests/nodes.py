@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-from builders import ENVIRONMENT
 
 from bench.nvml.counters import Counters
 from bench.records import Gpu, GpuState
@@ -19,9 +19,12 @@ from launcher.validation import node as nodes
 from launcher.validation import reference
 from launcher.validation.config import Spec, from_config
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import NodeRow, row_of
-from launcher.validation.judge.layers import LAYERS, conclude, drain_reason, headline, judge_suite_run
+from launcher.validation.judge.confirmation import confirm_findings
+from launcher.validation.judge.fleet import NodeRow, make_row
+from launcher.validation.judge.headline import choose_headline, drain_reason
+from launcher.validation.judge.layers import LAYERS, judge_suite_run
 from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
+from tests.builders import ENVIRONMENT
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
@@ -39,7 +42,7 @@ COUNTED = (
     *("throttle_power_ns", "throttle_thermal_ns", "throttle_software_thermal_ns", "throttle_hardware_thermal_ns"),
     *("throttle_power_brake_ns", "recovery_action"),
 )
-ZEROS = dict.fromkeys(COUNTED, 0) | {"links_up": 18}
+ZEROS: dict[str, int | None] = {**dict.fromkeys(COUNTED, 0), "links_up": 18}
 
 
 @functools.cache
@@ -59,9 +62,8 @@ def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: 
     generator = np.random.default_rng(seed)
 
     def rate(test: str, where: str, per: str, middle: float) -> Rate:
-        factor = scale if isinstance(scale, float) else 1.0
-        for key in (f"{test} {where}", test, where) if isinstance(scale, dict) else ():
-            factor *= scale.get(key, 1.0)
+        factors = scale if isinstance(scale, dict) else {test: scale}
+        factor = math.prod(factors.get(key, 1.0) for key in (f"{test} {where}", test, where))
         blocks = middle * factor * (1 + noise * generator.standard_normal(24))
         unit, peak = ("layers/s", None) if test == "compute" else ("GB/s", PEAK)
         return Rate(test, where, per, unit, [round(float(block), 3) for block in blocks], peak)
@@ -95,16 +97,16 @@ def attempt(**changes: Any) -> SuiteRun:
 
 def grown(gpu: int, **changes: int) -> list[Counters]:
     """The counters afterwards, when something grew on one GPU."""
-    return [Counters(f"GPU-{at}", ZEROS | (changes if at == gpu else {})) for at in range(4)]
+    return [Counters(f"GPU-{at}", {**ZEROS, **(changes if at == gpu else {})}) for at in range(4)]
 
 
 def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
     """The node as its job would have left it."""
     found = [judge_suite_run(one, of) for one in attempts]
     seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
-    findings, confirmation = conclude(seen, confirm=of.confirm)
+    findings, confirmation = confirm_findings(seen, confirm=of.confirm)
     layers = found[0][1] | {"confirmation": confirmation}
-    verdict, code, short, reason = headline(findings)
+    verdict, code, short, reason = choose_headline(findings)
     made = Node(
         verdict=verdict,
         reason_short=short,
@@ -124,7 +126,7 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
         revision=Revision(commit=None, dirty=None, code="0" * 16),
         findings=findings,
         layers={layer: layers[layer] for layer in LAYERS if layer in layers},
-        attempts=seen,
+        suite_runs=seen,
         faults=list(faults),
     )
     return replace(made, drain=drain_reason(made))
@@ -145,11 +147,11 @@ def there(**changes: Any) -> Preflight:
 
 
 def row(node: Node) -> NodeRow:
-    return row_of(node.node, node.job_id, "COMPLETED", node)
+    return make_row(node.node, node.job_id, "COMPLETED", node)
 
 
-def fleet_of(*found: Node, spec: Spec) -> fleet.Fleet:
-    return fleet.judge_fleet([row(one) for one in found], spec.thresholds)
+def fleet_of(*found: Node) -> fleet.Fleet:
+    return fleet.judge_fleet([row(one) for one in found])
 
 
 def faulty(name: str, spec: Spec) -> Node:
@@ -165,3 +167,7 @@ def good(count: int, *, factor: float = 1.0) -> list[Node]:
 
 def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
     return reference.learn(good(count, factor=factor), learned="2026-11-24", program="0.1.0")
+
+
+def phases(node: Node) -> dict[str, str]:
+    return {phase.name: phase.status for phase in node.suite_runs[0].phases}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -10,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
+import msgspec
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from launcher import api
+from launcher.deploy.tuned import PICKS
 from launcher.jobs import prepare
 from tests.builders import ROOT
 
@@ -65,7 +66,7 @@ def test_a_plan_is_that_of_the_command(
     assert list(tmp_path.iterdir()) == []
     line = [sys.executable, "-m", "launcher.sweep", "dry_run=true", *overrides]
     shown = subprocess.run(line, cwd=tmp_path, env=user, capture_output=True, text=True, check=True).stdout
-    assert prepare.show(plan) + "\n" == shown
+    assert prepare.describe(plan) + "\n" == shown
 
 
 @pytest.mark.parametrize(
@@ -139,22 +140,32 @@ def test_its_run_is_resumed_by_the_command(run: api.Run, user: dict[str, str], t
     assert (process.returncode, process.stdout) == (0, f"{run.report}\n"), process.stderr
 
 
-def test_the_results_of_a_dry_run_are_refused_with_the_reason(run: api.Run) -> None:
+def test_the_results_of_a_run_are_those_of_its_file(run: api.Run) -> None:
+    (file,) = run.folder.glob("RESULTS_EP2.json")
+    assert msgspec.json.encode(run.results) == msgspec.json.encode(msgspec.json.decode(file.read_bytes()))
+
+
+def test_a_dry_run_has_no_configs_to_deploy(run: api.Run) -> None:
     with pytest.raises(api.Error, match=r"is a dry run: it measured no DeepEP$"):
-        _ = run.results
+        run.configs()
 
 
-def test_the_results_of_a_run_hold_the_configs_to_deploy() -> None:
-    fastest = api.load(PUBLISHED).results.picks["fastest"]
-    raw = json.loads((PUBLISHED / "RESULTS_EP4.json").read_bytes())["picks"]["fastest"]
-    assert (
-        fastest.configs["dispatch"].items()
-        >= {
-            "num_sms": raw["num_sms"],
-            "num_max_nvl_chunked_send_tokens": raw["dispatch"]["nvl_chunk"],
-            "num_max_nvl_chunked_recv_tokens": raw["dispatch"]["nvl_buffer"],
-        }.items()
-    )
+@pytest.mark.parametrize("pick", PICKS)
+def test_the_configs_of_a_pick_are_arguments_of_deep_ep(pick: str) -> None:
+    run = api.load(PUBLISHED)
+    library = run.results.library("deepep")
+    for op, operation in library.picks[pick].operations.items():
+        knobs = {
+            "num_sms": operation.knobs["num_sms"],
+            "num_max_nvl_chunked_send_tokens": operation.knobs["nvl_chunk"],
+            "num_max_nvl_chunked_recv_tokens": operation.knobs["nvl_buffer"],
+        }
+        assert run.configs(pick)[op] == run.configs(pick)[op] | knobs
+
+
+def test_a_pick_that_a_run_does_not_have_is_an_error() -> None:
+    with pytest.raises(api.Error, match=r"^pick must be one of fastest, .*, got best$"):
+        api.load(PUBLISHED).configs("best")
 
 
 @pytest.mark.parametrize("path", [ROOT, ROOT / "nowhere", ROOT / "README.md"])

@@ -1,4 +1,4 @@
-"""The library: exact or said, the better of two only when it is surely better, and whole whoever publishes beside."""
+"""A library of tuned configs, asked at start-up."""
 
 from __future__ import annotations
 
@@ -10,75 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import msgspec
 import pytest
-from builders import ROOT, Command, Sweep
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from launcher import library
 from launcher.deploy import publishing, tuned
-from launcher.deploy.tuned import Operation, Pair, TunedResults
-from launcher.errors import UserError
-from launcher.library import Entry, Key, NotTunedError, load_tuned_config
-from launcher.store import results_file
-
-RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
-PUBLISHED = ROOT / "outputs" / "published" / "library"
-SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
-ANSWER = tuned.read(RESULTS)
-DEEP_EP = "tokenspeed-deepep 1.2.1.post20251110"
-ASKED: dict[str, Any] = {
-    "gpu": "NVIDIA H200",
-    "ep": 2,
-    "hidden": 7168,
-    "num_experts": 256,
-    "num_topk": 8,
-    "num_tokens": 4096,
-    "dtype": "bf16",
-    "deep_ep": DEEP_EP,
-}
-replace = msgspec.structs.replace
-
-
-def trip(low: float, high: float, *, num_sms: int = 64) -> Pair:
-    """A pair whose round trip has this interval."""
-    half = Operation(8, 128, (low + high) / 4, (low / 2, high / 2), "final")
-    return Pair(num_sms, half, half, (low + high) / 2)
-
-
-def taking(low: float, high: float, **others: Pair) -> TunedResults:
-    """The answer with a fastest pair whose round trip has this interval, and other picks."""
-    return replace(ANSWER, picks={"fastest": trip(low, high), **others})
-
-
-def overlapping(fastest: tuple[float, float], beside: tuple[float, float], *, num_sms: int = 32) -> TunedResults:
-    """The answer whose overlapped pick takes 900 us alone, and this long beside GEMMs."""
-    pair = trip(900, 900, num_sms=num_sms)
-    chunks = tuned.Chunks(8, 128)
-    timed = tuned.Beside(num_sms, chunks, chunks, sum(beside) / 2, beside)
-    return replace(taking(*fastest, overlapped=pair), overlapped=[timed])
+from launcher.deploy.tuned import TunedResults
+from launcher.library import Key, NotTunedError, load_tuned_config
+from tests.builders import ROOT
+from tests.deploy.answers import ANSWER, ASKED, DEEP_EP, LIBRARY, changed, replace, routed
 
 
 def with_tokens(num_tokens: int, *, deep_ep: str = DEEP_EP) -> TunedResults:
     """The answer for another number of tokens, or another deep_ep."""
-    environment = replace(ANSWER.environment, versions={"deep_ep": deep_ep})
-    return replace(ANSWER, environment=environment, workload=replace(ANSWER.workload, num_tokens=num_tokens))
-
-
-def on_file(folder: Path) -> Entry:
-    entries, bad = library.read_all(folder)
-    assert bad == []
-    (entry,) = entries.values()
-    return entry
-
-
-def best(folder: Path) -> tuple[float, float]:
-    return on_file(folder).picks["fastest"].ci95_us
-
-
-# ---- load
+    return changed(results={"workload": replace(ANSWER.workload, num_tokens=num_tokens)}, version=deep_ep)
 
 
 def test_the_exact_key_is_found_and_said(tmp_path: Path) -> None:
@@ -95,7 +41,7 @@ def test_each_pick_of_a_run_can_be_loaded(tmp_path: Path) -> None:
     publishing.publish(ANSWER, tmp_path)
     for name, pair in ANSWER.picks.items():
         found = load_tuned_config(tmp_path, **ASKED, pick=name)
-        assert {"dispatch": found.dispatch, "combine": found.combine} == pair.configs
+        assert {"dispatch": found.dispatch, "combine": found.combine} == tuned.configs(pair)
     with pytest.raises(NotTunedError):
         load_tuned_config(tmp_path, **ASKED, pick="slowest")
 
@@ -191,22 +137,21 @@ def installed(folder: Path, *lines: str) -> str:
 
 def test_the_installed_deep_ep_is_given_as_a_sweep_writes_it(tmp_path: Path) -> None:
     assert library.installed_deep_ep() is None
-    asks = ("from launcher.library import installed_deep_ep", "print(installed_deep_ep())")
+    asks = (f"from {library.__name__} import installed_deep_ep", "print(installed_deep_ep())")
     assert installed(tmp_path, *asks) == f"{DEEP_EP}\n"
 
 
 def test_the_documented_example_finds_the_published_config_and_says_exact(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "APPLY.md").read_text()
     (example,) = [part for part in re.findall("```python\n(.*?)```", text, re.DOTALL) if "load_tuned_config" in part]
-    code = example.replace("/shared/deepep-library", str(PUBLISHED))
+    code = example.replace("/shared/deepep-library", str(LIBRARY))
     configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 4, 1024, 6, 128), combine)")
     assert configs.splitlines()[0] == "exact"
     assert configs.splitlines()[1].startswith("True ")
 
 
 def test_another_routing_is_taken_rather_than_none_and_said(tmp_path: Path) -> None:
-    zipf = replace(ANSWER, workload=replace(ANSWER.workload, routing="zipf"))
-    publishing.publish(zipf, tmp_path)
+    publishing.publish(routed("zipf"), tmp_path)
     assert load_tuned_config(tmp_path, **ASKED).match == "routing: asked uniform, found zipf"
     assert load_tuned_config(tmp_path, **ASKED, routing="zipf").match == "exact"
     publishing.publish(with_tokens(1024), tmp_path)
@@ -237,239 +182,8 @@ def test_a_file_that_is_no_entry_is_left_out_and_named_also_where_nothing_else_f
 
 def test_loading_imports_nothing_heavy() -> None:
     code = (
-        "import sys, launcher.library\n"
+        f"import sys, {library.__name__}\n"
         "heavy = {'torch', 'deep_ep', 'hydra', 'omegaconf', 'numpy', 'scipy', 'yaml', 'rich', 'bench'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
-
-
-# ---- publish
-
-
-@pytest.mark.parametrize("folder", ["h200x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-qwen3_30b_a3b-fp8"])
-def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
-    found = tuned.read(results)
-    file, done = publishing.publish(found, tmp_path)
-    assert done == dict.fromkeys(found.picks, "filed")
-    jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
-
-
-def test_stdout_is_the_path_of_the_file_and_stderr_what_was_done(run_module: Command, tmp_path: Path) -> None:
-    first, second = (run_module("launcher.publish", str(RESULTS), "--library", str(tmp_path / "a" / "b")) for _ in "12")
-    assert (first.returncode, first.stderr) == (
-        0,
-        "fastest: filed\noverlapped: filed\ndefault_sms: filed\nknee: filed\n",
-    )
-    assert Path(first.stdout.strip()).parent == tmp_path / "a" / "b"
-    assert second.stdout == first.stdout
-    assert second.returncode == 0
-    assert second.stderr == (
-        "fastest: kept the 412.4 us (411.2 to 413.6) on file: this run's 412.4 us (411.2 to 413.6) "
-        "cannot be told from it\n"
-        "overlapped: kept the 4681.1 us (4502.9 to 4866.4) on file: this run's 4681.1 us (4502.9 to 4866.4) "
-        "cannot be told from it\n"
-        "default_sms: kept the 899.4 us (896.4 to 902.3) on file: this run's 899.4 us (896.4 to 902.3) "
-        "cannot be told from it\n"
-        "knee: kept with fastest\n"
-    )
-
-
-def test_a_dry_run_is_not_published(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:
-    process = run_module("launcher.publish", str(sweep.folder), "--library", str(tmp_path / "library"))
-    assert (process.returncode, process.stdout) == (2, "")
-    assert "is a dry run" in process.stderr
-    assert not (tmp_path / "library").exists()
-
-
-def spoilt() -> list[Any]:
-    pair = ANSWER.picks["fastest"]
-    sweep_only = replace(pair, combine=replace(pair.combine, stage="sweep"))
-    return [
-        (replace(ANSWER, points=results_file.Points(1335, 3)), "3 of 1335 points are missing"),
-        (replace(ANSWER, search=results_file.Search(5, 2)), "2 of 5 groups of the final are there"),
-        (replace(ANSWER, picks={"fastest": sweep_only}), "it was not measured again in a final"),
-    ]
-
-
-@pytest.mark.parametrize(("found", "why"), spoilt())
-def test_a_run_that_is_not_whole_is_not_published(found: TunedResults, why: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^only whole runs are published: {why}$"):
-        publishing.publish(found, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("objective", ["dispatch", "combine", {"dispatch": 2, "combine": 1}, {"combine": 1.0}])
-def test_a_run_with_another_objective_is_not_published(objective: Any, tmp_path: Path) -> None:
-    found = replace(ANSWER, search=replace(ANSWER.search, objective=objective))
-    with pytest.raises(UserError, match=r"^only runs that minimise the round trip are published, this one's search\."):
-        publishing.publish(found, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("objective", ["round_trip", "training", {"dispatch": 2, "combine": 2.0}])
-def test_a_run_that_counts_both_operations_alike_is_published(objective: Any, tmp_path: Path) -> None:
-    publishing.publish(replace(ANSWER, search=replace(ANSWER.search, objective=objective)), tmp_path)
-    assert on_file(tmp_path).picks["fastest"].round_trip_us == pytest.approx(412.4, abs=0.1)
-
-
-intervals = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda one: (float(one[0]), float(sum(one))))
-
-
-@given(intervals, intervals)
-@example((10.0, 20.0), (20.0, 30.0))
-def test_what_is_on_file_gives_way_only_to_what_is_surely_faster(
-    tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
-) -> None:
-    folder = tmp_path_factory.mktemp("library")
-    publishing.publish(taking(*first), folder)
-    _, done = publishing.publish(taking(*second), folder)
-    stays = second[1] >= first[0]
-    assert best(folder) == (first if stays else second)
-    assert done["fastest"].startswith("kept the " if stays else "filed: ")
-
-
-def test_a_better_run_without_a_pick_leaves_that_of_the_run_before(tmp_path: Path) -> None:
-    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
-    _, done = publishing.publish(taking(300, 310), tmp_path)
-    assert done == {
-        "fastest": "filed: 305.0 us (300.0 to 310.0) is faster than the 405.0 us (400.0 to 410.0) on file",
-        "overlapped": "kept: this run has none",
-    }
-    assert load_tuned_config(tmp_path, **ASKED).entry.picks["fastest"].round_trip_us == 305.0
-    kept = load_tuned_config(tmp_path, **ASKED, pick="overlapped")
-    assert kept.dispatch["num_sms"] == 32
-    picks = on_file(tmp_path).picks
-    assert {name: one.provenance["pick"] for name, one in picks.items()} == {name: name for name in picks}
-
-
-ON_FILE = "5050.0 us (5000.0 to 5100.0)"
-
-
-@pytest.mark.parametrize(
-    ("second", "num_sms", "said"),
-    [
-        ((4800, 4900), 48, f"filed: 4850.0 us (4800.0 to 4900.0) is faster than the {ON_FILE} on file"),
-        ((5200, 5300), 32, f"kept the {ON_FILE} on file: this run's 5250.0 us (5200.0 to 5300.0) is slower"),
-        (
-            (4800, 5050),
-            32,
-            f"kept the {ON_FILE} on file: this run's 4925.0 us (4800.0 to 5050.0) cannot be told from it",
-        ),
-    ],
-)
-def test_overlapped_is_judged_by_the_time_beside_gemms_whatever_becomes_of_fastest(
-    second: tuple[float, float], num_sms: int, said: str, tmp_path: Path
-) -> None:
-    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
-    _, done = publishing.publish(overlapping((500, 510), second, num_sms=48), tmp_path)
-    assert done["overlapped"] == said
-    assert done["fastest"].startswith("kept ")
-    assert on_file(tmp_path).picks["overlapped"].dispatch["num_sms"] == num_sms
-    assert best(tmp_path) == (400.0, 410.0)
-
-
-def test_an_overlapped_pick_without_a_time_beside_gemms_gives_way_to_one_with(tmp_path: Path) -> None:
-    untimed = replace(overlapping((400, 410), (1, 2)), overlapped=[])
-    publishing.publish(untimed, tmp_path)
-    _, done = publishing.publish(untimed, tmp_path)
-    assert done["overlapped"] == "kept: this run has no time beside GEMMs"
-    _, done = publishing.publish(overlapping((400, 410), (5000, 5100), num_sms=48), tmp_path)
-    assert done["overlapped"] == "filed: it is timed beside GEMMs"
-    assert on_file(tmp_path).picks["overlapped"].beside_gemms_ci95_us == (5000.0, 5100.0)
-
-
-def test_knee_goes_with_fastest_of_which_it_is_a_part(tmp_path: Path) -> None:
-    publishing.publish(taking(400, 410, knee=trip(420, 421, num_sms=24)), tmp_path)
-    publishing.publish(taking(405, 412, knee=trip(411, 411, num_sms=28)), tmp_path)
-    assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 24
-    _, done = publishing.publish(taking(300, 310, knee=trip(315, 316, num_sms=32)), tmp_path)
-    assert done["knee"] == "filed with fastest"
-    assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 32
-
-
-@given(intervals, intervals)
-def test_two_results_that_can_be_told_apart_leave_the_same_in_either_order(
-    tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
-) -> None:
-    left = []
-    for order in ((first, second), (second, first)):
-        folder = tmp_path_factory.mktemp("library")
-        for one in order:
-            publishing.publish(taking(*one), folder)
-        left.append(best(folder))
-    overlap = first[0] <= second[1] and second[0] <= first[1]
-    assert left == ([first, second] if overlap else [min(first, second)] * 2)
-
-
-def test_each_routing_has_a_file_of_its_own(tmp_path: Path) -> None:
-    files = []
-    for routing in ("uniform", "zipf", "grouped", "traces/a b.npy", "TRACES/a/b.npy"):
-        file, done = publishing.publish(replace(ANSWER, workload=replace(ANSWER.workload, routing=routing)), tmp_path)
-        assert done["fastest"] == "filed"
-        files.append(file.name)
-        assert load_tuned_config(tmp_path, **ASKED, routing=routing).match == "exact"
-    assert len(set(files)) == 5
-    assert files[0] == Key(**ASKED).file_name() == Key(**ASKED).file_name("uniform")
-    assert "-tokens4096-zipf-" in files[1]
-
-
-@given(st.text(max_size=300), st.text(max_size=300))
-@example("../../etc/passwd", "..")
-@example("", "\x00/\n")
-def test_any_gpu_has_a_file_of_its_own_inside_the_folder(gpu: str, deep_ep: str) -> None:
-    key = Key(**ASKED | {"gpu": gpu, "deep_ep": deep_ep})
-    for name in (key.file_name(), key.file_name(gpu)):
-        assert Path(name).name == name
-        assert len(name.encode()) < 255
-        assert name.endswith(".json")
-        assert not name.startswith(".")
-    assert key.file_name() != replace(key, gpu=gpu + "x").file_name()
-
-
-def test_a_library_that_is_a_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "library").touch()
-    with pytest.raises(UserError, match=r"cannot write to .*: File exists"):
-        publishing.publish(ANSWER, tmp_path / "library")
-
-
-def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path[:0] = ['tests']\n"
-        "from pathlib import Path\n"
-        "from test_library import publish, taking\n"
-        "for number in range(int(sys.argv[1]), 200, 4):\n"
-        "    low = 1000.0 - 2 * (number * 37 % 200)\n"
-        "    publish.publish(taking(low, low + 1), Path(sys.argv[2]))\n"
-    )
-    arguments = [sys.executable, "-c", code]
-    writers = [subprocess.Popen([*arguments, str(one), str(tmp_path)], cwd=ROOT) for one in range(4)]
-    seen = []
-    while any(writer.poll() is None for writer in writers):
-        if library.read_all(tmp_path)[0]:
-            seen.append(best(tmp_path)[0])
-    assert [writer.returncode for writer in writers] == [0] * 4
-    assert best(tmp_path) == (602.0, 603.0)
-    assert seen == sorted(seen, reverse=True)
-    assert [file.suffix for file in tmp_path.iterdir() if file.name != ".lock"] == [".json"]
-
-
-def test_the_published_library_holds_the_published_runs() -> None:
-    runs = {
-        ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
-        ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",
-        ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3-{}",
-        ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b-{}",
-    }
-    entries, bad = library.read_all(PUBLISHED)
-    assert bad == []
-    keys = [one.key for one in entries.values()]
-    known = {(*run, dtype) for run in runs for dtype in ("bf16", "fp8")}
-    assert {(one.gpu, one.ep, one.hidden, one.dtype) for one in keys} == known
-    for file, entry in entries.items():
-        assert file.name == entry.key.file_name(entry.routing)
-        name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
-        run = RESULTS.parents[1] / name
-        assert entry == publishing.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json"))

@@ -98,9 +98,7 @@ def _aggregating() -> Iterator[tuple[str, str]]:
 
 def _submitting() -> Iterator[tuple[str, str]]:
     """On a real Slurm of this machine, where its packages are installed."""
-    sys.path.insert(0, str(Path(__file__).parent / "slurm"))
-    import slurmlab
-    import sweeps
+    from tests.slurm import slurmlab, sweeps
 
     if slurmlab.missing():
         yield "submitting", f"not installed: {', '.join(slurmlab.missing())}"

@@ -1,4 +1,4 @@
-"""torch.distributed all-to-all of exactly the same tokens: the NCCL baseline on GPUs, the gloo dry run on CPUs."""
+"""torch.distributed's all-to-all of the same tokens: the NCCL baseline on GPUs, the gloo dry run on CPUs."""
 
 from __future__ import annotations
 
@@ -15,52 +15,55 @@ _MAX_SLICES = 1024
 
 
 class AllToAll:
-    """Pack the tokens by destination, exchange, unpack by source; combine goes the same way back and sums in FP32."""
+    """Packs tokens by destination, exchanges them and unpacks by source; combine reverses this and sums in FP32.
+
+    See Backend.
+    """
 
     name = "alltoall"
     packages = ("torch", "nccl")
     overlaps = False
     one_kernel = False
     knobs = (
-        Knob("num_slices", "the tokens travel in this many exchanges, one after the other", shared=True),
-        Knob("num_in_flight", "exchanges that may be under way at once"),
+        Knob("num_slices", "exchanges that the tokens of a rank are divided into", shared=True),
+        Knob("num_in_flight", "exchanges that may be in flight at once"),
     )
 
     def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
-        """One exchange: what a plain all_to_all_single does."""
+        """One exchange, as with a plain ``all_to_all_single``."""
         return {"num_slices": 1, "num_in_flight": 1}
 
     def own_tuning(self, op: Op) -> list[dict[str, int]]:
-        """None: there is nothing that tunes an all-to-all."""
+        """Empty: no script tunes an all-to-all."""
         return []
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
-        """Bounds on slices and on how many are in flight."""
+        """Bounds on the slices and on those in flight; see Backend."""
         slices, in_flight = knobs["num_slices"], knobs["num_in_flight"]
-        found = []
+        violations = []
         if not 1 <= slices <= _MAX_SLICES:
-            found.append(
+            violations.append(
                 Violation("grid.num_slices", f"lie in 1..{_MAX_SLICES}", str(slices), "1 is a plain all-to-all")
             )
         if not 1 <= in_flight <= max(slices, 1):
-            found.append(
+            violations.append(
                 Violation(
                     key="grid.num_in_flight",
                     rule=f"lie in 1..{slices} (num_slices={slices})",
                     value=str(in_flight),
-                    hint="no more can be under way than there are",
+                    hint="num_slices is the number of exchanges",
                 )
             )
-        return found
+        return violations
 
     def workload_violations(self, facts: Facts) -> list[Violation]:
         """At least two ranks."""
         if facts.num_ranks >= 2:
             return []
-        return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "one rank has nobody to send to")]
+        return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "a single rank has no peer")]
 
     def open(self, context: Context, points: list[Point]) -> Session:
-        """A session on the group that belongs to the device."""
+        """A session on the context's device group."""
         from bench.backends.sessions.alltoall import AllToAllSession
 
         return AllToAllSession(context)

@@ -1,7 +1,7 @@
-"""DeepEP V1 (``deep_ep.Buffer``) as planning sees it: knobs, defaults and the rules that its kernels enforce.
+"""DeepEP V1 (``deep_ep.Buffer``) on one NVLink node: knobs, defaults and the rules of its kernels.
 
-The rules were read in DeepEP's source (csrc/config.hpp, csrc/kernels/intranode.cu) and tried on H200s; what breaks
-when one is not kept stands beside it.
+The rules come from DeepEP's source (csrc/config.hpp, csrc/kernels/intranode.cu) and were tested on H200s. The hint of
+each names what breaks without it.
 """
 
 from __future__ import annotations
@@ -22,27 +22,37 @@ DEFAULT_NVL_CHUNK = {
     4: {"dispatch": 6, "combine": 9},
     8: {"dispatch": 6, "combine": 4},
 }
-"""``Buffer.get_dispatch_config`` and ``get_combine_config`` of deep_ep 1.2.1 (the Config class cannot be read back)."""
+"""By number of ranks, from ``Buffer.get_dispatch_config`` and ``get_combine_config`` of deep_ep 1.2.1.
+
+Copied, since ``deep_ep.Config`` does not give its values back.
+"""
 
 DEFAULT_RDMA = {"num_max_rdma_chunked_send_tokens": 6, "num_max_rdma_chunked_recv_tokens": 128}
-"""The same tables' RDMA part at 2, 4 and 8 ranks, which one node never uses."""
+"""The RDMA part of the same tables at 2, 4 and 8 ranks, which a single node never uses."""
 
 COMBINE_MARGIN = 22
+"""Slots that combine needs in its receive queue beyond one chunk."""
+
 MEMORY_SHARE = 0.5
+"""Largest part of the GPU's memory that the NVLink buffer may take."""
+
 _MAX_TOPK = 32
 _MAX_LOCAL_EXPERTS = 128
 _MAX_BF16_HIDDEN = 8184
 
 
 def buffer_bytes(knobs: dict[str, int], *, num_ranks: int, hidden_bytes: int) -> int:
-    """NVLink buffer that one rank needs for a config: DeepEP's ``Config.get_nvl_buffer_size_hint`` as a formula."""
+    """Bytes of the NVLink buffer of one rank, by the formula of DeepEP's ``Config.get_nvl_buffer_size_hint``.
+
+    ``hidden_bytes``: of one token in BF16.
+    """
     per_slot = hidden_bytes + 8 + 128 * 8 + 128 * 4 + 128 * 4
     size = knobs["num_sms"] // 2 * num_ranks * (20 + knobs["nvl_buffer"] * per_slot)
     return (size + 127) // 128 * 128
 
 
 def config_arguments(knobs: dict[str, int]) -> dict[str, int]:
-    """The keyword arguments of ``deep_ep.Config``, in the order of its positional ones."""
+    """The keyword arguments of ``deep_ep.Config``, in the order of its parameters."""
     return {
         "num_sms": knobs["num_sms"],
         "num_max_nvl_chunked_send_tokens": knobs["nvl_chunk"],
@@ -51,75 +61,80 @@ def config_arguments(knobs: dict[str, int]) -> dict[str, int]:
 
 
 class DeepEP:
-    """The high-throughput kernels on one NVLink node."""
+    """DeepEP's high-throughput kernels within one NVLink node; see Backend."""
 
     name = "deepep"
     packages = ("torch", "deep_ep", "nccl")
     overlaps = True
     one_kernel = True
     knobs = (
-        Knob("num_sms", "SMs that the kernels occupy; two make one channel", shared=True),
-        Knob("nvl_chunk", "tokens that a channel sends at a time (num_max_nvl_chunked_send_tokens)"),
+        Knob("num_sms", "SMs that the kernels occupy; each pair serves one channel", shared=True),
+        Knob("nvl_chunk", "tokens that a channel sends at once (num_max_nvl_chunked_send_tokens)"),
         Knob("nvl_buffer", "token slots of a channel's receive queue (num_max_nvl_chunked_recv_tokens)"),
     )
 
     def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
-        """The table of deep_ep 1.2.1; KeyError for a number of ranks that it does not have."""
+        """The table of deep_ep 1.2.1. KeyError for other numbers of ranks, which ``workload_violations`` refuses."""
         direction = "combine" if op is Op.COMBINE else "dispatch"
         chunk = DEFAULT_NVL_CHUNK[num_ranks][direction]
         return {"num_sms": DEFAULT_NUM_SMS, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER}
 
     def own_tuning(self, op: Op) -> list[dict[str, int]]:
-        """The loops of DeepEP's tests/test_intranode.py: 24 SMs and a buffer of 256, the chunk alone varies."""
+        """The loops of DeepEP's tests/test_intranode.py: 24 SMs, a buffer of 256 slots, a range of chunks."""
         chunks = range(1, 17) if op is Op.COMBINE else range(4, 33, 2)
         return [{"num_sms": 24, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER} for chunk in chunks]
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
-        """Each rule of the kernels that the config breaks."""
+        """Rules of the kernels, the buffer and the GPU; see Backend."""
         sms, chunk, buffer = knobs["num_sms"], knobs["nvl_chunk"], knobs["nvl_buffer"]
         hidden_bytes = 2 * facts.workload.hidden
-        found = []
+        violations = []
 
         def refuse(key: str, rule: str, value: object, hint: str) -> None:
-            found.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
+            violations.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
 
         if sms < 2 or sms % 2:
-            refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "take an even number")
+            refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "choose an even number")
         if facts.num_sms is not None and sms > facts.num_sms:
             refuse(
                 "num_sms", f"be at most {facts.num_sms}, the SMs of the GPU", sms, "the cooperative launch would fail"
             )
         if chunk < 1 or chunk >= buffer:
-            refuse("nvl_chunk", f"lie in 1..{buffer - 1} (below nvl_buffer={buffer})", chunk, "DeepEP asserts it")
+            refuse("nvl_chunk", f"lie in 1..{buffer - 1} (below nvl_buffer={buffer})", chunk, "DeepEP asserts this")
         elif op is Op.COMBINE and buffer < chunk + COMBINE_MARGIN:
             refuse(
                 "nvl_buffer",
                 f"be at least nvl_chunk + {COMBINE_MARGIN} = {chunk + COMBINE_MARGIN} for combine",
                 buffer,
-                "nothing in DeepEP asserts it: combine hangs and the CUDA context is lost",
+                "DeepEP does not check it: combine hangs and the CUDA context is lost",
             )
         if sms // 2 * facts.num_ranks * buffer * facts.workload.hidden >= INT32_LIMIT:
             refuse(
-                "nvl_buffer", "keep channels * ranks * nvl_buffer * hidden below 2^31", buffer, "DeepEP's int overflows"
+                "nvl_buffer",
+                "keep channels * ranks * nvl_buffer * hidden below 2^31",
+                buffer,
+                "an int of DeepEP's kernels overflows",
             )
         needed = buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=hidden_bytes)
         if facts.memory_bytes is not None and needed > MEMORY_SHARE * facts.memory_bytes:
             refuse(
                 "nvl_buffer",
-                f"need at most {MEMORY_SHARE:.0%} of the GPU's memory",
+                f"take at most {MEMORY_SHARE:.0%} of the GPU's memory",
                 f"{buffer} ({needed / 1e9:.1f} GB)",
-                "take a smaller nvl_buffer or fewer SMs",
+                "choose a smaller nvl_buffer or fewer SMs",
             )
-        return found
+        return violations
 
     def workload_violations(self, facts: Facts) -> list[Violation]:
-        """Limits on ranks, experts, top-k and hidden size that DeepEP asserts or traps on."""
+        """Limits on ranks, experts, top-k and hidden size; DeepEP asserts them or traps in its kernels."""
         workload, ranks = facts.workload, facts.num_ranks
-        found = []
+        violations = []
         if ranks not in DEFAULT_NVL_CHUNK:
-            found.append(Violation("ep.size", "be 2, 4 or 8 (DeepEP intranode)", str(ranks), "use ep=2, ep=4 or ep=8"))
+            violations.append(
+                Violation("ep.size", "be 2, 4 or 8 (DeepEP intranode)", str(ranks), "use ep=2, ep=4 or ep=8")
+            )
         if workload.num_experts // ranks > _MAX_LOCAL_EXPERTS:
-            found.append(
+            violations.append(
                 Violation(
                     key="workload.num_experts",
                     rule=f"be at most {_MAX_LOCAL_EXPERTS * ranks} at ep.size={ranks} ({_MAX_LOCAL_EXPERTS} a rank)",
@@ -128,22 +143,22 @@ class DeepEP:
                 )
             )
         if workload.num_topk > _MAX_TOPK:
-            found.append(
-                Violation("workload.num_topk", f"be at most {_MAX_TOPK}", str(workload.num_topk), "DeepEP has 32 lanes")
+            violations.append(
+                Violation("workload.num_topk", f"be at most {_MAX_TOPK}", str(workload.num_topk), "a warp has 32 lanes")
             )
         if workload.hidden > _MAX_BF16_HIDDEN:
-            found.append(
+            violations.append(
                 Violation(
                     key="workload.hidden",
                     rule=f"be at most {_MAX_BF16_HIDDEN} (combine is BF16)",
                     value=str(workload.hidden),
-                    hint="larger rows trap in the kernel",
+                    hint="the kernel traps on longer rows",
                 )
             )
-        return found
+        return violations
 
     def open(self, context: Context, points: list[Point]) -> Session:
-        """A Buffer as large as the largest config needs; imports deep_ep."""
+        """A session with a Buffer for the largest of the points; imports deep_ep."""
         from bench.backends.sessions.deepep import DeepEPSession
 
         return DeepEPSession(context, points)

@@ -1,4 +1,4 @@
-"""Counters of each GPU that tell wear and faults: links, ECC, row remapping, throttling; judged by deltas."""
+"""Counters of each GPU that show wear and faults: links, ECC, row remapping, throttling. Their growth is judged."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _FIELDS = {
     "recovery_action": pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
 }
 _UP = (pynvml.NVML_NVLINK_STATE_ACTIVE, pynvml.NVML_NVLINK_STATE_SLEEP)
-"""A link that sleeps to save power is well. INACTIVE and ACTIVE_TRAFFIC_DISABLED carry nothing."""
+"""A link that sleeps to save power is healthy. INACTIVE and ACTIVE_TRAFFIC_DISABLED links carry nothing."""
 
 _XID_WAIT_MS = 0
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """One GPU at one moment. ``values``: by name, None where the driver has none, which is not a zero.
+    """The counters of one GPU at one moment, by name; None where the driver has no value, which differs from 0.
 
-    Sums over the GPU's links: ``nvlink_replay``, ``nvlink_recovery``, ``nvlink_crc`` (errors).
-    ``links_up``: how many of its links are active or asleep. ``nvlink_tx_kib``, ``nvlink_rx_kib``: payload over all
-    links. ``throttle_*_ns``: time. ``ecc_uncorrectable`` since the driver was loaded. ``remap_pending``,
-    ``remap_failure``: 0 or 1. ``recovery_action``: 0 is none.
+    ``nvlink_replay``, ``nvlink_recovery``, ``nvlink_crc``: errors, summed over the GPU's links. ``links_up``: links
+    that are active or asleep. ``nvlink_tx_kib``, ``nvlink_rx_kib``: payload over all links, in KiB.
+    ``throttle_*_ns``: time throttled, in ns. ``ecc_uncorrectable``: errors since the driver was loaded.
+    ``remap_pending``, ``remap_failure``: 0 or 1. ``recovery_action``: NVML's code, 0 for none. ``temperature_c``: of
+    the GPU, in degrees Celsius.
     """
 
     uuid: str
@@ -44,17 +45,17 @@ class Counters(msgspec.Struct, frozen=True):
 
 
 def read() -> list[Counters]:
-    """Every visible GPU, in CUDA's order; empty where there are none."""
-    return [_of(handle) for handle in gpus.handles()]
+    """The counters of every visible GPU, in CUDA's order; empty without GPUs."""
+    return [_read_gpu(handle) for handle in gpus.handles()]
 
 
-def _of(handle: Any) -> Counters:
+def _read_gpu(handle: Any) -> Counters:
     count = _number(handle, pynvml.NVML_FI_DEV_NVLINK_LINK_COUNT) or 0
     links = range(count)
     values: dict[str, int | None] = {
         name: _sum([_number(handle, field, link) for link in links]) for name, field in _LINK_FIELDS.items()
     }
-    values["links_up"] = up([_number(handle, pynvml.NVML_FI_DEV_NVLINK_GET_STATE, link) for link in links])
+    values["links_up"] = count_links_up([_number(handle, pynvml.NVML_FI_DEV_NVLINK_GET_STATE, link) for link in links])
     values["nvlink_tx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, ALL_LINKS)
     values["nvlink_rx_kib"] = _number(handle, pynvml.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX, ALL_LINKS)
     values |= {name: _number(handle, field) for name, field in _FIELDS.items()}
@@ -70,19 +71,19 @@ def _of(handle: Any) -> Counters:
     return Counters(str(pynvml.nvmlDeviceGetUUID(handle)), values)
 
 
-def up(states: list[int | None]) -> int | None:
-    """How many links are up, of NVML's state of each; None as in a sum."""
+def count_links_up(states: list[int | None]) -> int | None:
+    """How many links are up, from NVML's state of each; None without links, or if a state is unknown."""
     return _sum([None if state is None else int(state in _UP) for state in states])
 
 
 def _sum(values: list[int | None]) -> int | None:
-    """None when there is nothing to add, or one of them is unknown."""
+    """The sum, None without values or if one of them is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
 
 
 def _number(handle: Any, field: int, scope: int = 0) -> int | None:
-    """One NVML field as an integer, whatever its type is."""
+    """One NVML field as an integer, None where the driver does not support it."""
     values = gpus.nvml_or_none(pynvml.nvmlDeviceGetFieldValues, handle, [(field, scope)])
     if not values or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
@@ -99,7 +100,7 @@ def _number(handle: Any, field: int, scope: int = 0) -> int | None:
 
 
 class XidWatch:
-    """Hears the XID errors that the driver reports from now on; needs no root. Hears nothing where there is no GPU."""
+    """Collects the XID errors that the driver reports from now on. Needs no root; collects nothing without GPUs."""
 
     def __init__(self) -> None:
         self._events: Any = None
@@ -112,21 +113,21 @@ class XidWatch:
                 pynvml.nvmlDeviceRegisterEvents, handle, pynvml.nvmlEventTypeXidCriticalError, self._events
             )
 
-    def heard(self) -> list[str]:
-        """``gpu 2: XID 79`` for each since the last look."""
-        found: list[str] = []
+    def read_errors(self) -> list[str]:
+        """The errors since the last call, each as ``gpu 2: XID 79``."""
+        errors: list[str] = []
         while self._events is not None:
             try:
                 event = pynvml.nvmlEventSetWait_v2(self._events, _XID_WAIT_MS)
             except pynvml.NVMLError:
                 break
             uuid = gpus.nvml_or_none(pynvml.nvmlDeviceGetUUID, event.device)
-            known = gpus.uuids()
-            found.append(f"gpu {known.index(uuid) if uuid in known else '?'}: XID {int(event.eventData)}")
-        return found
+            uuids = gpus.uuids()
+            errors.append(f"gpu {uuids.index(uuid) if uuid in uuids else '?'}: XID {int(event.eventData)}")
+        return errors
 
     def close(self) -> None:
-        """Ends the listening."""
+        """Stops collecting."""
         if self._events is not None:
             with contextlib.suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(self._events)

@@ -1,1 +1,1 @@
-"""What a rank runs: the only room, with the sessions, that imports torch."""
+"""The code of one rank. Only this room and the sessions import torch."""

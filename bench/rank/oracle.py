@@ -1,8 +1,9 @@
-"""What dispatch and combine must give, computed from the seed alone: no library that is measured has a part in it.
+"""The expected output of dispatch and combine, computed from the seed without any library that is measured.
 
-Every element of every payload is random and its own, so that a token from the wrong source, a wrong token of the
-right source, or a shifted column cannot compare equal. Received tokens must be equal bit by bit; a combined token
-must lie within one BF16 rounding of the FP32 sum.
+Every element of every payload is drawn independently: a token of the wrong source, a wrong token of the right source
+or a shifted column does not compare equal. Received tokens must be equal bit for bit. A combined token must lie within
+one BF16 rounding of the FP32 sum: |combined - sum| <= 2^-8 |sum| + 1e-5, where the constant allows for other orders of
+the FP32 additions.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _FP32_SLACK = 1e-5
 
 
 def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]]:
-    """Small routings that have broken dispatch kernels before, each as one [tokens, top-k] array per rank.
+    """Small routings at the edges of dispatch kernels, by name; each is one [tokens, top-k] array per rank.
 
-    ``one_token``: a single token on each rank. ``empty_source``: the first rank has no token to send.
-    ``empty_destination``: nobody chooses the last rank's experts. ``all_to_one``: everybody chooses the first rank's.
-    ``odd``: sizes that no tile divides, with every fifth choice dropped (-1).
+    ``one_token``: a single token on each rank. ``empty_source``: the first rank sends no token. ``empty_destination``:
+    no token goes to the last rank. ``all_to_one``: every token goes to the first rank only. ``odd``: numbers of tokens
+    that no tile divides, with every fifth choice dropped (-1).
     """
     experts, topk = workload.num_experts, workload.num_topk
     local = experts // num_ranks
@@ -55,15 +56,15 @@ def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]
 
 
 class Oracle:
-    """Inputs and expected outputs of one exchange on one rank.
-
-    ``routings``: for each rank its experts [tokens, top-k]. Payloads are drawn on ``device``; ranks must be
-    alike, since each draws the others' payloads again.
-    """
+    """Inputs and expected outputs of one dispatch and its combine on one rank."""
 
     def __init__(
         self, workload: Workload, routings: list[TopK], *, rank: int, dtype: Dtype, device: torch.device
     ) -> None:
+        """``routings``: the experts of each rank's tokens, one [tokens, top-k] array per rank.
+
+        Payloads are drawn on ``device``. Every rank draws those of the others too, so all devices must be of one kind.
+        """
         self.workload, self.rank, self.dtype, self.device = workload, rank, dtype, device
         self.num_ranks = len(routings)
         self._routings = [torch.from_numpy(array).to(device) for array in routings]
@@ -73,6 +74,7 @@ class Oracle:
             ).to(device)
             for array in routings
         ]
+        # for each source, how many tokens go to each destination
         self.tokens = [[int(count) for count in mask.sum(dim=0).tolist()] for mask in self._in_rank]
 
     @cached_property
@@ -82,7 +84,7 @@ class Oracle:
 
     @cached_property
     def returned(self) -> torch.Tensor:
-        """What this rank's experts give back: fresh noise [tokens received, hidden], BF16."""
+        """What this rank's experts return: fresh noise in BF16 [received tokens, hidden]."""
         return self._returned_by(self.rank)
 
     @cached_property
@@ -97,62 +99,64 @@ class Oracle:
         tokens = torch.cat([part[0] for part in parts])
         scales = torch.cat([part[1] for part in parts if part[1] is not None]) if self.dtype is Dtype.FP8 else None
         idx, weights = torch.cat([part[2] for part in parts]), torch.cat([part[3] for part in parts])
-        elsewhere = (idx < 0) | (idx >= local)
-        counts = torch.bincount(idx[~elsewhere], minlength=local).tolist()
-        return Dispatched((tokens, scales), idx.masked_fill(elsewhere, -1), weights.masked_fill(elsewhere, 0.0), counts)
+        is_remote = (idx < 0) | (idx >= local)
+        counts = torch.bincount(idx[~is_remote], minlength=local).tolist()
+        return Dispatched((tokens, scales), idx.masked_fill(is_remote, -1), weights.masked_fill(is_remote, 0.0), counts)
 
     @cached_property
     def combined(self) -> torch.Tensor:
-        """FP32 sums [tokens sent, hidden] over the ranks that each token went to."""
+        """For each token of this rank the FP32 sum over the ranks that it went to [tokens, hidden]."""
         mask = self._in_rank[self.rank]
         total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
         for destination in range(self.num_ranks):
-            before = sum(self.tokens[source][destination] for source in range(self.rank))
-            mine = self.tokens[self.rank][destination]
+            first = sum(self.tokens[source][destination] for source in range(self.rank))
+            last = first + self.tokens[self.rank][destination]
             rows = mask[:, destination].nonzero()[:, 0]
-            total.index_add_(0, rows, self._returned_by(destination)[before : before + mine].float())
+            total.index_add_(0, rows, self._returned_by(destination)[first:last].float())
         return total
 
-    def wrong_dispatch(self, got: Dispatched) -> str | None:
-        """What differs from the expected dispatch, or None."""
-        wrong = self.wrong_payload(got.payload)
-        if wrong:
-            return wrong
-        want = self.expected
-        for name, value, wanted in (
-            ("expert indices", got.topk_idx.to(torch.int64), want.topk_idx),
-            ("expert weights", got.topk_weights, want.topk_weights),
+    def check_dispatch(self, received: Dispatched) -> str | None:
+        """What differs from the expected dispatch, None where nothing does."""
+        mismatch = self.check_payload(received.payload)
+        if mismatch:
+            return mismatch
+        expected = self.expected
+        for name, tensor, expected_tensor in (
+            ("expert indices", received.topk_idx.to(torch.int64), expected.topk_idx),
+            ("expert weights", received.topk_weights, expected.topk_weights),
         ):
-            if not torch.equal(value, wanted):
+            if not torch.equal(tensor, expected_tensor):
                 return f"{name} of received tokens differ"
-        if list(got.tokens_per_expert) != want.tokens_per_expert:
-            return f"tokens per expert are {got.tokens_per_expert}, expected {want.tokens_per_expert}"
+        if list(received.tokens_per_expert) != expected.tokens_per_expert:
+            return f"tokens per expert are {received.tokens_per_expert}, expected {expected.tokens_per_expert}"
         return None
 
-    def wrong_payload(self, got: Payload) -> str | None:
-        """Which received tokens are not bitwise what was sent, or None."""
-        for name, value, wanted in zip(("token", "scale"), got, self.expected.payload, strict=True):
-            if value is None or wanted is None:
-                if value is not wanted:
+    def check_payload(self, received: Payload) -> str | None:
+        """Which received tokens or scales are not bit for bit those that were sent, None where all are."""
+        for name, rows, expected in zip(("token", "scale"), received, self.expected.payload, strict=True):
+            if rows is None or expected is None:
+                if rows is not expected:
                     return f"{name}s are missing"
                 continue
-            if value.shape != wanted.shape:
-                return f"{name}s have shape {tuple(value.shape)}, expected {tuple(wanted.shape)}"
-            if not torch.equal(value.view(torch.uint8), wanted.view(torch.uint8)):
-                rows = (value.view(torch.uint8) != wanted.view(torch.uint8)).any(dim=1).nonzero()[:, 0]
-                return f"{len(rows)} of {len(value)} received {name}s are wrong, first {self._origin(int(rows[0]))}"
+            if rows.shape != expected.shape:
+                return f"{name}s have shape {tuple(rows.shape)}, expected {tuple(expected.shape)}"
+            if not torch.equal(rows.view(torch.uint8), expected.view(torch.uint8)):
+                wrong = (rows.view(torch.uint8) != expected.view(torch.uint8)).any(dim=1).nonzero()[:, 0]
+                return f"{len(wrong)} of {len(rows)} received {name}s are wrong, first {self._origin(int(wrong[0]))}"
         return None
 
-    def wrong_combine(self, got: torch.Tensor) -> str | None:
-        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, or None."""
-        want = self.combined
-        if got.shape != want.shape or got.dtype is not torch.bfloat16:
-            return f"combined tensor is {got.dtype} {tuple(got.shape)}, expected bfloat16 {tuple(want.shape)}"
-        bad = (got.float() - want).abs() > _BF16_HALF_ULP * want.abs() + _FP32_SLACK
-        bad |= ~torch.isfinite(got)
-        if bool(bad.any()):
-            rows = bad.any(dim=1).nonzero()[:, 0]
-            return f"{len(rows)} of {len(got)} combined tokens are wrong, first token {int(rows[0])}"
+    def check_combine(self, combined: torch.Tensor) -> str | None:
+        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, None where none does."""
+        total = self.combined
+        if combined.shape != total.shape or combined.dtype is not torch.bfloat16:
+            return (
+                f"combined tensor is {combined.dtype} {tuple(combined.shape)}, expected bfloat16 {tuple(total.shape)}"
+            )
+        outside = (combined.float() - total).abs() > _BF16_HALF_ULP * total.abs() + _FP32_SLACK
+        outside |= ~torch.isfinite(combined)
+        if bool(outside.any()):
+            wrong = outside.any(dim=1).nonzero()[:, 0]
+            return f"{len(wrong)} of {len(combined)} combined tokens are wrong, first token {int(wrong[0])}"
         return None
 
     def _inputs_of(self, rank: int) -> Inputs:
@@ -187,7 +191,7 @@ class Oracle:
 
 
 def quantise(tokens: torch.Tensor) -> Payload:
-    """FP8 e4m3 with an FP32 scale for each 128 columns of a token: amax / 448, as DeepEP's users do."""
+    """FP8 e4m3 [tokens, hidden] and FP32 scales [tokens, hidden / 128]: amax / 448, as DeepEP's tests do."""
     blocks = tokens.float().view(len(tokens), tokens.shape[1] // _SCALE_COLUMNS, _SCALE_COLUMNS)
     scales = blocks.abs().amax(dim=2).clamp(1e-4) / _FP8_MAX
     return (blocks / scales[:, :, None]).to(torch.float8_e4m3fn).view(tokens.shape), scales

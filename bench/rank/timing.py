@@ -1,4 +1,4 @@
-"""Times one operation on one rank so that neither a launch gap nor a wait for a late rank is inside the window."""
+"""Times one operation on one rank, with no launch gap and no wait for a late rank inside the timed window."""
 
 from __future__ import annotations
 
@@ -12,52 +12,54 @@ import torch.distributed as dist
 _FLUSH_BYTES = 256 * 2**20
 _CYCLES_PER_US = 1700
 LEAD_US = 120.0
-"""How long a GPU spins while the host queues an operation: longer than the host takes for one kernel of a library."""
+"""How long a GPU spins while the host queues an operation of one kernel: longer than the host takes for it."""
 LONG_LEAD_US = 1200.0
-"""The same for several kernels: where the host falls behind, gaps are timed, or chance says which of two is first."""
+"""The same for several kernels. If the host falls behind, gaps enter the window, and chance orders two streams."""
 
 
 class Mark(Protocol):
-    """Notes, inside an operation, that its GEMMs are done on the current stream."""
+    """An operation calls it where the current stream has reached the end of the GEMMs."""
 
     def __call__(self) -> None:
-        """Takes the time here."""
+        """Marks this position of the current stream."""
 
 
 Operation = Callable[[Mark], object]
+"""Queues its kernels on the current stream and returns the output without waiting for it."""
 
 
 class Series(NamedTuple):
-    """Microseconds of each iteration on this rank: the whole operation, and up to its mark where it has one."""
+    """Microseconds of each iteration on this rank: the whole operation, and up to its mark; empty without a mark."""
 
     total_us: list[float]
     marked_us: list[float]
 
 
 class Timer(Protocol):
-    """Times an operation that all ranks start together."""
+    """Times an operation on this rank."""
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
-        """Times it ``iterations`` times, after ``warmup`` untimed ones; the host has ``lead_us`` to queue each.
+        """Times the operation ``iterations`` times after ``warmup`` untimed runs.
 
-        Collective, but where this rank is ``alone``: then no rank waits for another, on the host or on a GPU.
+        ``lead_us``: how long a GPU spins before each run while the host queues it. ``collective``: all ranks call this
+        at once and start each run together; without it no rank waits for another, on the host or on a GPU.
         """
 
 
 class GpuTimer:
-    """CUDA events behind a device-side alignment.
+    """Times with CUDA events, after an alignment of the ranks on their GPUs.
 
-    Each iteration queues: a write of 256 MiB (several times the L2), a spin of ``lead_us`` during which the host
-    queues the rest, a one-element NCCL all-reduce that the ranks leave together, start event, operation, stop event.
-    Nothing waits on the host between iterations.
+    Each iteration queues a write of 256 MiB (several times the L2), a spin of ``lead_us`` during which the host queues
+    the rest, an NCCL all-reduce of one element that the ranks leave together, the start event, the operation and the
+    stop event. The host waits for nothing between iterations.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -65,13 +67,13 @@ class GpuTimer:
         self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
         self._token = torch.ones(1, device=device)
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
         """See Timer."""
@@ -80,7 +82,7 @@ class GpuTimer:
             start, mark, stop = _event(), _event(), _event()
             self._flush.zero_()
             spin(lead_us)
-            if not alone:
+            if collective:
                 dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
             operation(mark.record)
@@ -101,38 +103,38 @@ def _event() -> torch.cuda.Event:
 
 
 def spin(duration_us: float) -> None:
-    """Keeps the current stream busy for about so long: 15 % less where the clock is at its highest."""
+    """Keeps the current stream busy for about this long: 15 % less at the highest clock of an H100 or H200."""
     torch.cuda._sleep(int(duration_us * _CYCLES_PER_US))  # type: ignore[no-untyped-call]
 
 
 class HostTimer:
-    """The wall clock behind a host barrier: for CPUs, and for GPUs that several ranks share (no measurement there)."""
+    """Times with the host's clock after a barrier: for CPUs, and for shared GPUs, whose times prove nothing."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._on_gpu = group, device.type == "cuda"
 
-    def series(
+    def measure(
         self,
         operation: Operation,
         *,
         warmup: int,
         iterations: int,
-        alone: bool = False,
+        collective: bool = True,
         lead_us: float = LEAD_US,
     ) -> Series:
         """See Timer."""
-        totals, marks = [], []
+        total_us, marked_us = [], []
         for _ in range(warmup + iterations):
-            if not alone:
+            if collective:
                 dist.barrier(group=self._group)
-            seen: list[int] = []
-            begin = time.perf_counter_ns()
-            operation(lambda seen=seen: seen.append(time.perf_counter_ns()))
+            marks_ns: list[int] = []
+            begin_ns = time.perf_counter_ns()
+            operation(lambda marks_ns=marks_ns: marks_ns.append(time.perf_counter_ns()))
             if self._on_gpu:
                 torch.cuda.synchronize()
-            totals.append((time.perf_counter_ns() - begin) / 1000.0)
-            marks += [(at - begin) / 1000.0 for at in seen]
-        return Series(totals[warmup:], marks[warmup:])
+            total_us.append((time.perf_counter_ns() - begin_ns) / 1000.0)
+            marked_us += [(mark_ns - begin_ns) / 1000.0 for mark_ns in marks_ns]
+        return Series(total_us[warmup:], marked_us[warmup:])
 
 
 def _was_recorded(event: torch.cuda.Event) -> bool:

@@ -1,4 +1,4 @@
-"""Where Hydra looks for launchers; the work is done in launcher.submission."""
+"""The launcher that Hydra finds. launcher.jobs.submission and launcher.validation.run.on_slurm do the work."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class SubmititLauncher(Launcher):
-    """Hands every composed configuration of a multirun to launcher.submission, all checked before any is submitted."""
+    """Passes all composed configurations of a multirun on at once: all are checked before any job is submitted."""
 
     def __init__(self, **settings: Any) -> None:
-        """``settings`` are the fields of launcher.settings.SubmititConf."""
+        """``settings`` are the fields of launcher.config.job_options.SubmititConf."""
         self._settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Hydra's call before launch."""
+        """Keeps what ``launch`` needs; Hydra calls it first."""
         self._context, self._config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One run folder for each configuration. Ends the process when the exit status is not 0."""
+        """Launches a sweep or a validation for each configuration. Exits unless the status is 0."""
         from launcher.config.job_options import SubmititConf
         from launcher.jobs import submission
         from launcher.validation.run import on_slurm
 
-        plain = {
-            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for key, value in self._settings.items()
+        settings = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in self._settings.items()
         }
         configs = [
             self._context.config_loader.load_sweep_config(self._config, list(overrides)) for overrides in job_overrides
         ]
         launch = on_slurm.launch if self._config.hydra.job.config_name == "validate" else submission.launch
-        status = launch(configs, SubmititConf(**plain))
+        status = launch(configs, SubmititConf(**settings))
         if status:
             raise SystemExit(status)
         return []

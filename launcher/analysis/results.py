@@ -15,30 +15,11 @@ from launcher.analysis.choice import Choice, choose
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_unjudged
 from launcher.config.plan import FINAL, Plan, Planned
-from launcher.store.run_folder import Accounting, Damaged, Manifest
+from launcher.store.accounting import Accounting
+from launcher.store.records_file import Damaged
+from launcher.store.results_file import Cost, Counts
+from launcher.store.run_folder import Manifest
 from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows, RunRecords, in_measured_order
-
-
-class Counts(msgspec.Struct, frozen=True):
-    """planned == measured + failed + missing."""
-
-    planned: int
-    measured: int
-    failed: int
-    missing: int
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """What the run took.
-
-    ``wall_s``: from the first start of ranks to the last record, summed over shards. ``busy_s``: the part of it that
-    the ranks spent in warm-up and timed iterations. ``startup_s``: the part before the ranks could be asked anything.
-    """
-
-    wall_s: float
-    busy_s: float
-    startup_s: float
-    accounting: Accounting | None
 
 
 class Results(msgspec.Struct, frozen=True):

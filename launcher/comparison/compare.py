@@ -1,4 +1,4 @@
-"""Two runs point by point: what became slower, faster, or fails now, and what of it is more than chance; pure."""
+"""Two runs point by point: which points became slower or faster, or fail now, beyond chance; pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scipy import stats as scipy_stats
 
 from bench.records import Op, Stage
 from bench.stats import ALPHA, DRIFT, MIN_GROUPS, Floats, Interval, holm
-from launcher.comparison.run import ComparedRun, Pick, SavedMeasurement, check_same, facts, hardware_differences
+from launcher.comparison.run import ComparedRun, Pick, check_same, facts, hardware_differences
 from launcher.errors import UserError
-from launcher.store.results_file import unfinished
+from launcher.store.results_file import SavedMeasurement
 
 SCHEMA = "deepep-sweep/comparison/1"
 
@@ -46,7 +46,7 @@ _ROUNDING_US = 0.01 / math.sqrt(12)
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where a side comes from."""
+    """The file of a run, and when it was measured."""
 
     file: str
     started: str | None
@@ -54,7 +54,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A fact that the two sides do not share."""
+    """A fact in which the two runs differ."""
 
     field: str
     a: str
@@ -91,7 +91,7 @@ class PointRow(msgspec.Struct, frozen=True):
 
 
 class Picked(msgspec.Struct, frozen=True):
-    """What each side picks under one name; ``ratio`` of the times by which it is picked, B / A."""
+    """The pick of one name in each run; ``ratio`` is B / A of the times by which it is picked."""
 
     name: str
     a: Pick | None
@@ -99,22 +99,22 @@ class Picked(msgspec.Struct, frozen=True):
     ratio: float | None
 
     @property
-    def is_beside_gemms(self) -> bool:
-        """Whether it is picked by its time beside GEMMs, and both sides have one."""
-        return all(pick is not None and pick.beside_gemms_us is not None for pick in (self.a, self.b))
+    def is_overlapped(self) -> bool:
+        """Whether it is picked by its overlapped time, and both runs have one."""
+        return all(pick is not None and pick.overlapped_us is not None for pick in (self.a, self.b))
 
     @property
     def times_us(self) -> list[float | None]:
-        """A's and B's, by which it is picked; round trips where one lacks a time beside GEMMs."""
-        name = "beside_gemms_us" if self.is_beside_gemms else "round_trip_us"
+        """Times in A and B by which it is picked; round trips where one lacks an overlapped time."""
+        name = "overlapped_us" if self.is_overlapped else "round_trip_us"
         return [None if pick is None else getattr(pick, name) for pick in (self.a, self.b)]
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """The whole of it. ``gate``: which points count as worse when they are slower, those of the final or all.
+    """All results. ``gate``: which points make B worse by being slower: those of the final, or all.
 
-    ``geometric_mean`` is that of ``num_ratios`` ratios of stable points, None without any. ``worse``: the points that
-    count as worse. ``missing``: what B has to have, so that nothing worse can hide: points and groups of a final.
+    ``geometric_mean`` is over the ``num_ratios`` ratios of stable points, None without any. ``worse``: the points that
+    make B worse. ``missing``: points and groups of a final that B lacks; a slower point could hide there.
     """
 
     schema: str
@@ -134,7 +134,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
-    """What B is beside A. UserError for runs of different things, and for unlike hardware unless that is allowed."""
+    """Compares B with A. UserError for runs of different things, and for unlike hardware unless that is allowed."""
     if not 0 <= tolerance < 1:
         raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
     check_same(a, b)
@@ -157,53 +157,53 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         tolerance=tolerance,
         gate="final" if _fresh(a, b) else "all",
         points=rows,
-        picks=[one for one in _picked(a.picks, b.picks) if not (one.is_beside_gemms and _timed_otherwise(a, b))],
+        picks=[pick for pick in _pair_picks(a.picks, b.picks) if not (pick.is_overlapped and _differ_in_timing(a, b))],
         geometric_mean=float(np.exp(np.log(ratios).mean())) if ratios else None,
         num_ratios=len(ratios),
         counts={verdict: count for verdict, count in counts.items() if count},
         worse=[row.point for row in rows if row.is_worse],
         missing=[row.point for row in rows if row.verdict == "missing in B"]
         + _missing_final(a, b)
-        + ([] if a.document.dry_run else _unjudged(rows)),
+        + ([] if a.results.dry_run else _unjudged(rows)),
     )
 
 
-def _demanded(a: ComparedRun) -> set[str]:
-    """What B must have measured, or failed: each dispatch and combine of A's final, without one each of A.
+def _required(a: ComparedRun) -> set[str]:
+    """Labels that B must have measured, or failed: each dispatch and combine of A's final, or of all of A without one.
 
-    The others come with the configs that a final happens to choose, which two equal runs need not share.
+    Other points come with the configs that a final happens to choose, which two equal runs need not share.
     """
-    own = {label: one for label, one in a.measured.items() if one.op in (Op.DISPATCH, Op.COMBINE)}
-    return {label for label, one in own.items() if one.is_fresh} or set(own)
+    points = {label: point for label, point in a.measured.items() if point.op in (Op.DISPATCH, Op.COMBINE)}
+    return {label for label, point in points.items() if point.is_fresh} or set(points)
 
 
 def _unjudged(rows: list[PointRow]) -> list[str]:
-    """What stands for all that gates where none of it can be judged: then nothing was compared."""
+    """An entry of ``missing`` where every point that gates is unstable: then nothing was compared."""
     gating = {row.verdict for row in rows if row.gates}
     return ["a judgement: every point that gates is unstable"] if gating == {"unstable"} else []
 
 
 def _missing_final(a: ComparedRun, b: ComparedRun) -> list[str]:
-    """Groups of the final that B has to have since A has a final."""
-    search = b.document.search
-    if not any(one.is_fresh for one in a.measured.values()):
+    """Groups of the final that B lacks, where A has a final."""
+    search = b.results.search
+    if not any(point.is_fresh for point in a.measured.values()):
         return []
-    if not any(one.is_fresh for one in b.measured.values()):
+    if not any(point.is_fresh for point in b.measured.values()):
         return ["the final"]
     lacking = search.final_groups - search.final_groups_measured
     return [f"{lacking} of {search.final_groups} groups of the final"] if lacking > 0 else []
 
 
 def _fresh(a: ComparedRun, b: ComparedRun) -> set[str]:
-    """The points that both sides measured in fresh process groups of a final."""
+    """Labels that both runs measured in fresh process groups of a final."""
     timed = a.measured.keys() & b.measured.keys()
     return {label for label in timed if a.measured[label].is_fresh and b.measured[label].is_fresh}
 
 
 def _gating(a: ComparedRun, b: ComparedRun) -> set[str]:
-    """What may not be slower in B: points of both finals, and what either run chose; empty without a common final.
+    """Labels that may not be slower in B: those of both finals, and each run's optimal; empty without a common final.
 
-    What was chosen counts also where the other's final did not choose it, since it may be just for being slower there.
+    An optimal config counts even if it is not in the other run's final: being slower there may be why it is not.
     """
     fresh = _fresh(a, b)
     return fresh | a.optimal | b.optimal if fresh else fresh
@@ -235,24 +235,24 @@ class _Levels(NamedTuple):
         return np.array([_quantile(freedom) for freedom in self.freedom])
 
 
-def _levels(side: ComparedRun, labels: list[str]) -> _Levels:
-    groups = side.document.search.final_groups_measured
-    return _Levels(*np.array([_level(side.measured[label], groups) for label in labels]).T)
+def _levels(run: ComparedRun, labels: list[str]) -> _Levels:
+    groups = run.results.search.final_groups_measured
+    return _Levels(*np.array([_level(run.measured[label], groups) for label in labels]).T)
 
 
-def _level(one: SavedMeasurement, groups: int) -> tuple[float, float, float, float]:
-    """The row of _Levels behind a median and its interval in RESULTS.
+def _level(point: SavedMeasurement, groups: int) -> tuple[float, float, float, float]:
+    """The row of _Levels for a median and its interval in RESULTS.
 
-    What processes add is in the interval only where fresh ones were seen; elsewhere, and so in the passes beside GEMMs,
-    it is added. What spikes add is so as well: of an unstable point of one set of processes nothing is known.
+    The interval of a fresh measurement contains the scatter between processes. Elsewhere, overlapped passes included,
+    DRIFT is added for it. An unstable point of one set of processes has no known error.
     """
-    is_student = one.is_fresh and groups >= MIN_GROUPS
+    is_student = point.is_fresh and groups >= MIN_GROUPS
     freedom = groups - 1 if is_student else _LIKE_NORMAL
-    more = math.hypot(0.0 if is_student else DRIFT, _ROUNDING_US / one.median_us)
-    if not is_student and (one.unstable or one.num_samples < _MIN_SAMPLES):
-        more = math.nan
-    low, high = (abs(math.log(end / one.median_us)) / _quantile(freedom) for end in one.ci95_us)
-    return math.log(one.median_us), math.hypot(low, more), math.hypot(high, more), freedom
+    added = math.hypot(0.0 if is_student else DRIFT, _ROUNDING_US / point.median_us)
+    if not is_student and (point.unstable or point.num_samples < _MIN_SAMPLES):
+        added = math.nan
+    low, high = (abs(math.log(end / point.median_us)) / _quantile(freedom) for end in point.ci95_us)
+    return math.log(point.median_us), math.hypot(low, added), math.hypot(high, added), freedom
 
 
 @functools.cache
@@ -261,7 +261,7 @@ def _quantile(freedom: float) -> float:
 
 
 def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
-    """The points that have a time on both sides."""
+    """Rows of the points that both runs timed."""
     labels = sorted(a.measured.keys() & b.measured.keys())
     if not labels:
         return []
@@ -275,7 +275,7 @@ def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow
     return [
         PointRow(
             point=label,
-            verdict=_told(is_slower=is_slower[at], is_faster=is_faster[at], is_known=is_known[at]),
+            verdict=_timed_verdict(is_slower=is_slower[at], is_faster=is_faster[at], is_known=is_known[at]),
             gates=bool(gates[at]),
             a_us=a.measured[label].median_us,
             b_us=b.measured[label].median_us,
@@ -288,7 +288,7 @@ def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow
     ]
 
 
-def _told(*, is_slower: bool, is_faster: bool, is_known: bool) -> PointVerdict:
+def _timed_verdict(*, is_slower: bool, is_faster: bool, is_known: bool) -> PointVerdict:
     if not is_known:
         return "unstable"
     return "slower" if is_slower else "faster" if is_faster else "same"
@@ -316,46 +316,47 @@ def _slower_p(old: _Levels, new: _Levels, *, margin: float) -> Floats:
     """
     first, second = old.high**2, new.low**2
     freedom = (first + second) ** 2 / (first**2 / old.freedom + second**2 / new.freedom)
-    found: Floats = scipy_stats.t.sf((new.log - old.log - margin) / np.sqrt(first + second), freedom)
-    return found
+    p_values: Floats = scipy_stats.t.sf((new.log - old.log - margin) / np.sqrt(first + second), freedom)
+    return p_values
 
 
 def _significant(p_values: Floats, gates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which of the hypotheses [slower and faster, points] hold, at 5 % for all of them together.
 
-    What gates shares one half of the 5 %, what does not the other, so that a thousand points of the sweep cannot hide
-    what the final found; in each half by Holm's correction.
+    Points that gate share one half of the 5 %, the others the other half: a thousand points of the sweep cannot hide
+    what the final shows. Holm's correction in each half.
     """
-    found = np.zeros(p_values.shape, dtype=bool)
+    significant = np.zeros(p_values.shape, dtype=bool)
     families = [family for family in (gates, ~gates) if family.any()]
     for family in families:
         tested = p_values[:, family]
-        found[:, family] = holm(tested.ravel(), alpha=ALPHA / len(families)).reshape(tested.shape)
-    return found
+        significant[:, family] = holm(tested.ravel(), alpha=ALPHA / len(families)).reshape(tested.shape)
+    return significant
 
 
 def _untimed(a: ComparedRun, b: ComparedRun) -> list[PointRow]:
-    """The points that failed, or that one side has not."""
-    found = []
-    demanded = _demanded(a)
-    for label in sorted((a.seen | b.seen) - (a.measured.keys() & b.measured.keys())):
-        one, other = a.measured.get(label), b.measured.get(label)
-        row = PointRow(
-            point=label,
-            verdict=_verdict(a, b, label, is_demanded=label in demanded),
-            a_us=None if one is None else one.median_us,
-            b_us=None if other is None else other.median_us,
-            stage_a=None if one is None else one.stage,
-            stage_b=None if other is None else other.stage,
-            failure=b.failed.get(label) or a.failed.get(label),
-        )
-        found.append(row)
-    return found
+    """Rows of the points that failed, or that one run does not have."""
+    required = _required(a)
+    labels = sorted((a.seen | b.seen) - (a.measured.keys() & b.measured.keys()))
+    return [_untimed_row(a, b, label, is_required=label in required) for label in labels]
 
 
-def _verdict(a: ComparedRun, b: ComparedRun, label: str, *, is_demanded: bool) -> PointVerdict:
+def _untimed_row(a: ComparedRun, b: ComparedRun, label: str, *, is_required: bool) -> PointRow:
+    point_a, point_b = a.measured.get(label), b.measured.get(label)
+    return PointRow(
+        point=label,
+        verdict=_untimed_verdict(a, b, label, is_required=is_required),
+        a_us=None if point_a is None else point_a.median_us,
+        b_us=None if point_b is None else point_b.median_us,
+        stage_a=None if point_a is None else point_a.stage,
+        stage_b=None if point_b is None else point_b.stage,
+        failure=b.failed.get(label) or a.failed.get(label),
+    )
+
+
+def _untimed_verdict(a: ComparedRun, b: ComparedRun, label: str, *, is_required: bool) -> PointVerdict:
     if label not in b.seen:
-        return "missing in B" if is_demanded else "only in A"
+        return "missing in B" if is_required else "only in A"
     if label not in a.seen:
         return "only in B"
     if label in a.failed:
@@ -363,24 +364,24 @@ def _verdict(a: ComparedRun, b: ComparedRun, label: str, *, is_demanded: bool) -
     return "failed in B"
 
 
-def _picked(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
-    """The picks that either side has, in the order of RESULTS."""
+def _pair_picks(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
+    """The picks of both runs by name, in the order of RESULTS."""
     names = dict.fromkeys([*a, *b])
-    found = [Picked(name, a.get(name), b.get(name), None) for name in names]
-    return [msgspec.structs.replace(one, ratio=_ratio(*one.times_us)) for one in found]
+    picks = [Picked(name, a.get(name), b.get(name), None) for name in names]
+    return [msgspec.structs.replace(pick, ratio=_ratio(*pick.times_us)) for pick in picks]
 
 
-def _timed_otherwise(a: ComparedRun, b: ComparedRun) -> bool:
-    """Whether times beside GEMMs mean two things."""
-    return a.document.timing != b.document.timing
+def _differ_in_timing(a: ComparedRun, b: ComparedRun) -> bool:
+    """Whether the two runs took overlapped times in different ways."""
+    return a.results.timing != b.results.timing
 
 
 def _ratio(a_us: float | None, b_us: float | None) -> float | None:
     return None if a_us is None or b_us is None else b_us / a_us
 
 
-def _source(side: ComparedRun) -> Source:
-    return Source(str(side.file), side.document.started, side.document.ended)
+def _source(run: ComparedRun) -> Source:
+    return Source(str(run.file), run.results.started, run.results.ended)
 
 
 def _differences(a: dict[str, str], b: dict[str, str]) -> list[Difference]:
@@ -390,18 +391,18 @@ def _differences(a: dict[str, str], b: dict[str, str]) -> list[Difference]:
 
 def _notes(a: ComparedRun, b: ComparedRun, hardware: list[str]) -> list[str]:
     """What makes the numbers worth less, a sentence each."""
-    found = []
-    if a.document.dry_run:
-        found.append("Both are dry runs on CPUs: what is compared are no measurements of DeepEP.")
-    if a.document.shared_gpus:
-        found.append("In both several ranks shared a GPU: the times mean nothing.")
-    if _timed_otherwise(a, b):
-        found.append(
-            f"Times beside GEMMs and of the all-to-all were taken in two ways (timing {a.document.timing} and "
-            f"{b.document.timing}, docs/METHODOLOGY.md), and say nothing beside each other."
+    notes = []
+    if a.results.dry_run:
+        notes.append("Both are dry runs on CPUs: the times are not measurements of DeepEP.")
+    if a.results.shared_gpus:
+        notes.append("In both runs several ranks shared a GPU: the times mean nothing.")
+    if _differ_in_timing(a, b):
+        notes.append(
+            f"The runs took overlapped and all-to-all times in different ways (timing {a.results.timing} and "
+            f"{b.results.timing}, docs/METHODOLOGY.md): these cannot be compared."
         )
     if hardware:
-        found.append(f"The hardware is unlike: {'; '.join(hardware)}.")
-    for name, side in (("A", a), ("B", b)):
-        found += [f"{name} is not whole: {lack}." for lack in unfinished(side.document.points, side.document.search)]
-    return found
+        notes.append(f"The hardware is unlike: {'; '.join(hardware)}.")
+    for name, run in (("A", a), ("B", b)):
+        notes += [f"{name} is not whole: {phrase}." for phrase in run.results.unfinished]
+    return notes

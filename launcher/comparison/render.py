@@ -1,4 +1,4 @@
-"""A comparison as text, for terminals and for GitHub; whatever a host or a command is named, it stays text."""
+"""A comparison as text, for terminals and for GitHub; names of hosts and commands stay text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from launcher import text as markdown
 from launcher.comparison.compare import Comparison, Picked, PointRow, Source
-from launcher.comparison.run import one_line
+from launcher.text import one_line
 
-_NUMBERS = ("A us", "B us", "B/A", "95 % interval")
-"""Columns that stand right-aligned, and are nobody's own words."""
-
+_NUMBERS = ("A us", "B us", "B/A", "95 % CI")
+"""Right-aligned columns, which hold no user's text."""
 
 _MAX_NAMES = 5
 
@@ -26,10 +25,10 @@ class Section(NamedTuple):
     below: list[str]
 
 
-def plain(found: Comparison) -> str:
-    """In columns, the same whether a terminal reads it or not."""
-    lines = [one_line(note) for note in found.notes]
-    for section in _sections(found):
+def plain(comparison: Comparison) -> str:
+    """In columns, the same on a terminal and in a pipe."""
+    lines = [one_line(note) for note in comparison.notes]
+    for section in _sections(comparison):
         lines += ["", section.title, *_aligned(section.header, section.rows), *section.below]
     return "\n".join(lines).strip() + "\n"
 
@@ -45,10 +44,10 @@ def _aligned(header: Sequence[str], rows: list[list[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-def github(found: Comparison) -> str:
+def github(comparison: Comparison) -> str:
     """In Markdown."""
-    lines = [line for note in found.notes for line in (f"**{markdown.text(note)}**", "")]
-    for section in _sections(found):
+    lines = [line for note in comparison.notes for line in (f"**{markdown.text(note)}**", "")]
+    for section in _sections(comparison):
         cells = [[_cell(name, cell) for name, cell in zip(section.header, row, strict=True)] for row in section.rows]
         lines += [f"## {section.title}", "", *(markdown.table(section.header, cells) if cells else [])]
         lines += [*(f"* {markdown.text(sentence)}" for sentence in section.below), *([""] if section.below else [])]
@@ -59,24 +58,24 @@ def _cell(column: str, value: str) -> str:
     return value if column in _NUMBERS or not value else markdown.code(value)
 
 
-def _sections(found: Comparison) -> list[Section]:
-    facts = [[one.field, one.a, one.b] for one in found.differences]
+def _sections(comparison: Comparison) -> list[Section]:
+    facts = [[fact.field, fact.a, fact.b] for fact in comparison.differences]
     return [
-        Section("Runs", ("", "file", "measured"), [_run("A", found.a), _run("B", found.b)], []),
+        Section("Runs", ("", "file", "measured"), [_run("A", comparison.a), _run("B", comparison.b)], []),
         Section("What differs", ("fact", "A", "B"), facts, [] if facts else ["Nothing but the numbers."]),
         Section(
             "Points, worst first, those that gate before the others",
-            ("point", "A us", "B us", "B/A", "95 % interval", "stage", "verdict"),
-            [_point(row) for row in found.points],
-            _meaning(found),
+            ("point", "A us", "B us", "B/A", "95 % CI", "stage", "verdict"),
+            [_point(row) for row in comparison.points],
+            _meaning(comparison),
         ),
         Section(
             "Picks",
             ("pick", "A us", "B us", "B/A", "config in A", "config in B"),
-            [_pick(one) for one in found.picks],
-            _of_picks(found.picks),
+            [_pick(pick) for pick in comparison.picks],
+            _times_of(comparison.picks),
         ),
-        Section("Result", (), [], _result(found)),
+        Section("Result", (), [], _result(comparison)),
     ]
 
 
@@ -91,16 +90,16 @@ def _point(row: PointRow) -> list[str]:
     return [row.point, _us(row.a_us), _us(row.b_us), _ratio(row.ratio), interval, ", ".join(stages), verdict]
 
 
-def _pick(one: Picked) -> list[str]:
-    config, other = ("" if pick is None else pick.config for pick in (one.a, one.b))
-    times = [_us(time) for time in one.times_us]
-    return [one.name, *times, _ratio(one.ratio), config, "the same" if config == other else other]
+def _pick(picked: Picked) -> list[str]:
+    config, other = ("" if pick is None else pick.config for pick in (picked.a, picked.b))
+    times = [_us(time) for time in picked.times_us]
+    return [picked.name, *times, _ratio(picked.ratio), config, "the same" if config == other else other]
 
 
-def _of_picks(picks: list[Picked]) -> list[str]:
-    if any(one.is_beside_gemms for one in picks):
-        return ["Times are round trips; of overlapped, until the pair and the GEMMs beside it are done."]
-    return ["Times are round trips, without GEMMs, of the configs that each run picked."]
+def _times_of(picks: list[Picked]) -> list[str]:
+    if any(pick.is_overlapped for pick in picks):
+        return ["Times are round trips; for overlapped, until the pair and the GEMMs that it overlaps are done."]
+    return ["Times are round trips, isolated, of the configs that each run picked."]
 
 
 def _us(value: float | None) -> str:
@@ -111,33 +110,35 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _meaning(found: Comparison) -> list[str]:
-    """What the columns of the points say."""
-    gating = sum(row.gates for row in found.points)
+def _meaning(comparison: Comparison) -> list[str]:
+    """What the columns of the points mean."""
+    gating = sum(row.gates for row in comparison.points)
     gate = (
-        f"Points that gate: {gating}, measured by both runs in the fresh process groups of a final, or chosen by one. "
-        "The others (the sweep, the passes beside GEMMs) are shown: one set of processes measured them, on one side at "
-        "least."
-        if found.gate == "final"
-        else f"Points that gate: all {gating} with two times, since no final measured one of them in both runs."
+        f"Points that gate: {gating}, measured by both runs in the fresh process groups of a final, or picked by one. "
+        "The others (the sweep, overlapped passes) are shown only: at least one run measured them in one set of "
+        "processes."
+        if comparison.gate == "final"
+        else f"Points that gate: all {gating} with two times, since no point is in the finals of both runs."
     )
     return [
-        "A us, B us: medians. B/A: above 1 where B is slower, with its 95 % interval.",
-        f"slower, faster: by significantly more than {100 * found.tolerance:g} %, at 5 % for all points together.",
-        "unstable: the samples scatter too much to say anything.",
+        "A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI.",
+        f"slower, faster: by significantly more than {100 * comparison.tolerance:g} %, at 5 % for all points together.",
+        "unstable: the samples scatter too much for a verdict.",
         gate,
     ]
 
 
-def _result(found: Comparison) -> list[str]:
-    lines = [f"Points: {', '.join(f'{count} {verdict}' for verdict, count in found.counts.items())}."]
-    if found.geometric_mean is not None:
-        lines.append(f"Geometric mean of B/A: {found.geometric_mean:.4f} (stable points: {found.num_ratios}).")
-    if found.missing:
-        lines.append(f"B lacks what A is judged by: {_some(found.missing)}.")
-    worse = Counter(row.verdict for row in found.points if row.is_worse)
+def _result(comparison: Comparison) -> list[str]:
+    lines = [f"Points: {', '.join(f'{count} {verdict}' for verdict, count in comparison.counts.items())}."]
+    if comparison.geometric_mean is not None:
+        lines.append(
+            f"Geometric mean of B/A: {comparison.geometric_mean:.4f} (stable points: {comparison.num_ratios})."
+        )
+    if comparison.missing:
+        lines.append(f"B lacks: {_some(comparison.missing)}.")
+    worse = Counter(row.verdict for row in comparison.points if row.is_worse)
     verdict = ", ".join(f"{count} {verdict}" for verdict, count in worse.items())
-    nothing = "Nothing that was measured is worse." if found.missing else "Nothing is worse."
+    nothing = "Nothing is worse among the points that B has." if comparison.missing else "Nothing is worse."
     return [*lines, f"B is worse: {verdict}." if worse else nothing]
 
 

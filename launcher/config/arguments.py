@@ -1,4 +1,4 @@
-"""The command line before Hydra reads it."""
+"""The command line before Hydra reads it, and Hydra's errors as one line."""
 
 from __future__ import annotations
 
@@ -10,20 +10,34 @@ from pathlib import Path
 from bench.nvml import gpus
 from launcher.errors import Parser, UserError
 
+REMOVED = {
+    "block_iterations": "it is fixed at 10",
+    "hydra.launcher.poll_s": "it backs off from 2 to 8 s",
+    "search.finalists_per_group": "up to 2 configs of a group reach the final",
+    "thresholds.dip": "it is fixed at 0.95",
+    "thresholds.fleet_floor": "it is fixed at 0.01",
+    "thresholds.fleet_z": "it is fixed at 3.5",
+    "thresholds.shape": "it is fixed at [0.03,0.05]",
+}
+"""Keys of earlier versions, and what holds now."""
+
 _SMALL = ("workload=small", "grid=smoke", "measure=quick", "search.rounds=2", "search.final_groups=2")
-_DECIDED = ("hardware", "backend", "hydra/launcher")
-_QUERIES = ("--hydra-help", "--shell-completion", "--info")
-"""Flags with which Hydra prints something and starts nothing."""
+"""The toy workload of a dry run: four processes on two cores take minutes for a real one."""
+
+_MACHINE_KEYS = ("hardware", "backend", "hydra/launcher")
+_ASKING = ("--hydra-help", "--shell-completion", "--info")
+"""Flags that measure nothing."""
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-_MAY_BE_ADDED = ("grid.", "hydra")
-"""Prefixes of keys that the schema does not know: the knobs of a backend, and Hydra's own."""
+
+_ADDABLE = ("grid.", "hydra")
+"""Prefixes of keys that the schema does not list: knobs of a backend, and Hydra's own."""
 
 _CHOICE = re.compile(r"^(\+?(?:hardware|ep|workload|grid|measure|search|backend))=(\w+(?:,\w+)*)$")
 """A choice of a group, or several."""
 
 
-def parse_flags(module: str, given: Sequence[str]) -> list[str]:
+def parse_flags(module: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with Hydra's flags in front, as Hydra needs them. UserError for a flag that Hydra does not know.
 
     -m is implied: it gives way to a flag that asks for something else. ``module`` as in ``python -m module``.
@@ -37,14 +51,11 @@ def parse_flags(module: str, given: Sequence[str]) -> list[str]:
     mode.add_argument("--shell-completion", "-sc", action="store_true")
     mode.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--resolve", action="store_true")
-    for name, short in (
-        ("--package", "-p"),
-        ("--config-path", "-cp"),
-        ("--config-name", "-cn"),
-        ("--config-dir", "-cd"),
-    ):
-        parser.add_argument(name, short)
-    options, overrides = parser.parse_known_args(given)
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--config-dir", "-cd")
+    options, overrides = parser.parse_known_args(arguments)
     unknown = [argument for argument in overrides if argument.startswith("-")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -60,41 +71,43 @@ def parse_flags(module: str, given: Sequence[str]) -> list[str]:
     return flags + overrides
 
 
-def quote(value: object) -> str:
-    """A value that Hydra takes as it stands, whatever characters it has."""
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def complete_arguments(arguments: Sequence[str], toy: Sequence[str] = _SMALL) -> list[str]:
+    """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs a toy workload.
 
-
-def complete_arguments(given: Sequence[str], small: Sequence[str] = _SMALL) -> list[str]:
-    """The arguments as Hydra needs them: numeric choices quoted, and a dry run made small on a machine without GPUs.
-
-    UserError for an added key, ``+KEY``, that nothing would read.
-
-    ``small``: the overrides of a dry run, since four processes on two cores take minutes for a real workload. Each is
-    added only where the command line leaves its key open and names neither hardware, backend nor launcher.
+    ``toy`` fills only the groups that the arguments leave open, and only if they choose neither hardware, backend nor
+    launcher. UserError as in ``check_keys``.
     """
-    refuse_added(given)
-    quoted = [_quote_choice(argument) for argument in given]
-    keys = {argument.partition("=")[0].lstrip("+~") for argument in given}
-    if keys & {*_DECIDED, *_QUERIES} or gpus.inventory():
+    check_keys(arguments)
+    quoted = [_quote_choice(argument) for argument in arguments]
+    keys = {_key(argument) for argument in arguments}
+    if keys & {*_MACHINE_KEYS, *_ASKING} or gpus.inventory():
         return quoted
-    return quoted + [override for override in small if override.partition("=")[0] not in keys]
+    return quoted + [override for override in toy if _key(override) not in keys]
 
 
-def refuse_added(given: Sequence[str]) -> None:
-    """UserError for ``+KEY`` that nothing would read: Hydra adds it, and a typo would pass in silence."""
-    for argument in given:
-        if argument.startswith("+") and not argument.lstrip("+").startswith(_MAY_BE_ADDED):
+def check_keys(arguments: Sequence[str]) -> None:
+    """UserError for a key of an earlier version, and for ``+KEY`` that nothing reads: Hydra would add a typo."""
+    for argument in arguments:
+        if _key(argument) in REMOVED:
+            raise UserError(_removed_message(_key(argument)), hint="leave it out")
+        if argument.startswith("+") and not argument.lstrip("+").startswith(_ADDABLE):
             raise UserError(f"{argument} adds a key that nothing reads", hint="without +; --help lists the keys")
 
 
-def make_output_folder(given: Sequence[str]) -> None:
-    """Makes the folder for Hydra and for new run folders. UserError if it cannot be made."""
-    if set(given) & set(_QUERIES):
+def drop_removed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of an earlier version's command without removed keys, each with a line on stderr."""
+    for argument in arguments:
+        if _key(argument) in REMOVED:
+            print(f"dropped {argument}: {_removed_message(_key(argument))}", file=sys.stderr)
+    return [argument for argument in arguments if _key(argument) not in REMOVED]
+
+
+def make_output_folder(arguments: Sequence[str]) -> None:
+    """Makes the folder of Hydra and of new run folders. UserError if that fails."""
+    if set(arguments) & set(_ASKING):
         return
-    folders = [argument.partition("=")[2] for argument in given if argument.startswith("outputs=")]
-    folder = Path(folders[-1].strip("'\"") if folders else "outputs") / ".hydra"
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("outputs=")]
+    folder = Path(values[-1].strip("'\"") if values else "outputs") / ".hydra"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,12 +117,43 @@ def make_output_folder(given: Sequence[str]) -> None:
 
 
 def one_line_message(error: Exception) -> str:
-    """An error of Hydra or OmegaConf in one line with its cause, without its search path and its advice to add keys."""
+    """An error of Hydra or OmegaConf as one line with its cause, without its search path and its advice to add keys."""
     message = " ".join(str(error).split())
     for addition in (" To append to your config", " Config search path:"):
         message = message.partition(addition)[0].rstrip(".")
+    for key in REMOVED:
+        if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
+            file = re.match(r"In '[^']*': ", message)
+            return (file[0] if file else "") + _removed_message(key)
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")
     return message if not cause or cause in message else f"{message}: {cause}"
+
+
+def command_line(overrides: Sequence[str] = (), hydra_overrides: Sequence[str] = ()) -> list[str]:
+    """This command, with the toy workload if one was filled in.
+
+    For one of several sweeps (ep=2,4) it is the command of that sweep, with its ``overrides``: it can be resumed by
+    itself.
+    """
+    if all(override in sys.argv for override in overrides):
+        return ["deepep-sweep", *sys.argv[1:]]
+    kept = [override for override in hydra_overrides if not override.startswith("hydra.mode=")]
+    return ["deepep-sweep", "-m", *kept, *overrides]
+
+
+def quote(value: object) -> str:
+    """A value that Hydra takes as it stands, whatever characters it has."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _key(argument: str) -> str:
+    """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _removed_message(key: str) -> str:
+    return f"{key} is no longer an option ({REMOVED[key]})"
 
 
 def _quote_choice(argument: str) -> str:
@@ -119,14 +163,3 @@ def _quote_choice(argument: str) -> str:
         return argument
     choices = [f"'{choice}'" if choice.isdigit() else choice for choice in match[2].split(",")]
     return f"{match[1]}={','.join(choices)}"
-
-
-def command_line(overrides: Sequence[str] = (), hydra_overrides: Sequence[str] = ()) -> list[str]:
-    """The command of this process, with the overrides that complete it on this machine.
-
-    Of several sweeps (ep=2,4), the command of the one with these overrides: each can be resumed by itself.
-    """
-    if all(override in sys.argv for override in overrides):
-        return ["deepep-sweep", *sys.argv[1:]]
-    kept = [override for override in hydra_overrides if not override.startswith("hydra.mode=")]
-    return ["deepep-sweep", "-m", *kept, *overrides]

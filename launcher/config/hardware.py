@@ -1,4 +1,4 @@
-"""What this machine is, and what ``auto`` means on it: NVML and the import system are asked, torch is not."""
+"""The hardware and backend of a sweep, with ``auto`` resolved from NVML and the import system. Never imports torch."""
 
 from __future__ import annotations
 
@@ -8,71 +8,78 @@ import re
 import msgspec
 import yaml
 
-from bench.nvml import gpus as telemetry
+from bench.nvml import gpus
+from bench.records import Gpu
 from launcher import ROOT
 from launcher.config.schema import Hardware, Spec
 from launcher.errors import UserError
 
 _GROUP = ROOT / "conf" / "hardware"
 
-GET_DEEP_EP = (
+_GET_DEEP_EP = (
     "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 beside torch 2.11.0 (CUDA 13), "
     "or another pair of README's table; or backend=alltoall"
 )
 
 
 def known_hardware() -> list[Hardware]:
-    """The files of the hardware group that name a GPU."""
-    found = [msgspec.convert(yaml.safe_load(path.read_text()), Hardware) for path in sorted(_GROUP.glob("*.yaml"))]
-    return [hardware for hardware in found if hardware.gpu_pattern or hardware.name == "cpu"]
+    """The files of the hardware group that name a GPU, or the CPU."""
+    files = [msgspec.convert(yaml.safe_load(path.read_text()), Hardware) for path in sorted(_GROUP.glob("*.yaml"))]
+    return [hardware for hardware in files if hardware.gpu_pattern or hardware.name == "cpu"]
+
+
+def count_gpus() -> int:
+    """The number of visible GPUs of this machine."""
+    return len(gpus.inventory())
 
 
 def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> Spec:
-    """Replaces ``auto`` by what is there. ``local``: the measurement runs on this machine, not in a job elsewhere.
+    """The spec without ``auto``. ``local``: this machine measures, not a job elsewhere.
 
-    UserError when that cannot be decided, or when the named hardware is not what this machine has.
+    UserError if ``auto`` cannot be decided, or if this machine lacks the hardware that is named.
     """
-    spec = msgspec.structs.replace(spec, hardware=hardware(spec.hardware, local=local))
+    spec = msgspec.structs.replace(spec, hardware=resolve_hardware(spec.hardware, local=local))
     if local and not dry_run and spec.hardware.name != "cpu":
         _refuse_missing_gpus(spec)
-    return msgspec.structs.replace(spec, backend=backend(spec.backend, spec.hardware, local=local, dry_run=dry_run))
+    backend = resolve_backend(spec.backend, spec.hardware, local=local, dry_run=dry_run)
+    return msgspec.structs.replace(spec, backend=backend)
 
 
-def num_gpus() -> int:
-    """Visible GPUs of this machine."""
-    return len(telemetry.inventory())
-
-
-def hardware(wanted: Hardware, *, local: bool) -> Hardware:
-    """What ``auto`` is, or what was named. UserError as in resolve."""
-    names = ", ".join(one.name for one in known_hardware())
-    gpus = telemetry.inventory()
-    if wanted.name != "auto":
-        return wanted
-    if not local and not gpus:
+def resolve_hardware(named: Hardware, *, local: bool) -> Hardware:
+    """The named hardware, or that of this machine for ``auto``. UserError as in ``resolve``."""
+    if named.name != "auto":
+        return named
+    known, inventory = known_hardware(), gpus.inventory()
+    names = ", ".join(hardware.name for hardware in known)
+    if not local and not inventory:
         raise UserError(
             "hardware=auto reads the GPUs of this machine, and it has none",
-            hint=f"name what the job will run on, hardware=NAME with NAME one of {names}",
+            hint=f"name the hardware of the job, hardware=NAME with NAME one of {names}",
         )
-    if not gpus:
-        return next(one for one in known_hardware() if one.name == "cpu")
-    for one in known_hardware():
-        if one.gpu_pattern and re.search(one.gpu_pattern, gpus[0].name):
-            return msgspec.structs.replace(
-                one,
-                num_sms=gpus[0].num_sms or one.num_sms,
-                memory_gb=round(gpus[0].memory_bytes / 1e9, 1),
-                num_links=gpus[0].num_links or one.num_links,
-            )
+    if not inventory:
+        return next(hardware for hardware in known if hardware.name == "cpu")
+    for hardware in known:
+        if hardware.gpu_pattern and re.search(hardware.gpu_pattern, inventory[0].name):
+            return _with_readings(hardware, inventory[0])
     raise UserError(
-        f"no hardware file matches the GPU {gpus[0].name!r}",
+        f"no hardware file matches the GPU {inventory[0].name!r}",
         hint=f"take the nearest of {names} (hardware=NAME), or add conf/hardware/<name>.yaml",
     )
 
 
+def _with_readings(hardware: Hardware, gpu: Gpu) -> Hardware:
+    """The hardware file with NVML's readings of this machine's GPU."""
+    return msgspec.structs.replace(
+        hardware,
+        num_sms=gpu.num_sms or hardware.num_sms,
+        memory_gb=round(gpu.memory_bytes / 1e9, 1),
+        num_links=gpu.num_links or hardware.num_links,
+    )
+
+
 def _refuse_missing_gpus(spec: Spec) -> None:
-    """UserError where the ranks would not find what was named."""
-    count = len(telemetry.inventory())
+    """UserError if the ranks would not find their GPUs."""
+    count = count_gpus()
     if not count:
         raise UserError(
             f"hardware={spec.hardware.name} needs GPUs, this machine has none",
@@ -85,20 +92,20 @@ def _refuse_missing_gpus(spec: Spec) -> None:
         )
 
 
-def backend(wanted: str, on: Hardware, *, local: bool, dry_run: bool = False) -> str:
-    """What ``auto`` is, or what was named. UserError as in resolve."""
-    on_gpu = on.name != "cpu"
-    importable = dry_run or importlib.util.find_spec("deep_ep") is not None
-    if wanted == "deepep" and not on_gpu:
+def resolve_backend(name: str, hardware: Hardware, *, local: bool, dry_run: bool = False) -> str:
+    """The named backend, or for ``auto`` the one that this hardware can run. UserError as in ``resolve``."""
+    on_gpu = hardware.name != "cpu"
+    is_importable = dry_run or importlib.util.find_spec("deep_ep") is not None
+    if name == "deepep" and not on_gpu:
         raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
-    if wanted == "deepep" and local and not importable:
-        raise UserError("backend=deepep cannot import deep_ep", hint=GET_DEEP_EP)
-    if wanted != "auto":
-        return wanted
-    if on_gpu and (importable or not local):
+    if name == "deepep" and local and not is_importable:
+        raise UserError("backend=deepep cannot import deep_ep", hint=_GET_DEEP_EP)
+    if name != "auto":
+        return name
+    if on_gpu and (is_importable or not local):
         return "deepep"
     if on_gpu:
-        raise UserError("backend=auto found GPUs, but deep_ep is not installed", hint=GET_DEEP_EP)
+        raise UserError("backend=auto found GPUs, but deep_ep is not installed", hint=_GET_DEEP_EP)
     if not local:
         raise UserError("backend=auto found no GPU", hint="backend=alltoall tests the path on CPUs")
     return "alltoall"

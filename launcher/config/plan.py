@@ -1,4 +1,4 @@
-"""Which points a sweep measures, in which order and in which shard; pure, and the place where a sweep is refused."""
+"""The points of a sweep, their order and their shards; pure. Refuses a sweep that cannot run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,23 @@ from launcher.config.schema import METHODS, Axis, Spec
 from launcher.errors import UserError
 
 ANCHOR_EVERY = 25
-"""Points between two measurements of the library's default, so that drift can be seen and divided out."""
+"""Points between two measurements of the library's default, which show drift and let it be divided out."""
 
 FINAL = -1
-"""In place of a shard's index: the final stage."""
+"""The final stage, where a shard's index is expected."""
+
+FINALISTS_PER_GROUP = 2
+"""Configs that reach the final at most, for each operation and value of the shared knobs."""
+
+NOT_A_MEASUREMENT = (
+    "This is a dry run on CPUs, not a measurement of DeepEP: gloo moved every token, "
+    "but the times mean nothing for a GPU."
+)
+
+SHARED_GPUS = (
+    "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
+    "so there is no verdict, no speed-up and no config to deploy."
+)
 
 _PAIR = (Op.DISPATCH, Op.COMBINE)
 _STARTUP_S = 15.0
@@ -32,7 +45,7 @@ _LINK_SHARE = 0.3
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """A point, the hash of all that its result depends on, and why it is measured."""
+    """A point, the hash of everything that its result depends on, and why it is measured."""
 
     point: Point
     id: str
@@ -40,7 +53,7 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A cell of the grid that is not measured, with the rules that it breaks."""
+    """A cell of the grid that is not measured, with the rules that it violates."""
 
     op: Op
     knobs: dict[str, int]
@@ -48,7 +61,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """All that is decided before anything runs."""
+    """Everything that is decided before anything runs."""
 
     spec: Spec
     anchors: list[Planned]
@@ -58,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """A hash of what is measured: a run folder belongs to one plan. How long that may take changes no result."""
+        """A hash of the spec without its budget, which changes no result, and of the points."""
         unbounded = msgspec.structs.replace(self.spec.search, budget_s=None)
         spec = msgspec.structs.replace(self.spec, search=unbounded)
         return digest(spec, [planned.id for planned in self.every_point])
@@ -70,15 +83,15 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def is_dry(self) -> bool:
-        """Whether this runs without GPUs, so that its times say nothing about DeepEP."""
+        """Whether this runs without GPUs: its times mean nothing for DeepEP."""
         return self.spec.hardware.name == "cpu"
 
     def shard(self, index: int) -> list[Planned]:
-        """The cells of one shard: a strided slice of the seeded shuffle, so that each sees the whole space."""
+        """The cells of one shard: a strided slice of the seeded shuffle, which covers the whole space."""
         return self.cells[index :: self.spec.num_shards]
 
     def group_spec(self) -> GroupSpec:
-        """What the ranks of a shard are told."""
+        """The message to the ranks of a shard."""
         return GroupSpec(
             num_ranks=self.spec.ep.size,
             device="cpu" if self.is_dry else "cuda",
@@ -89,48 +102,50 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def final_points(self, finalists: list[Planned]) -> list[Point]:
-        """What one group of the final measures besides the anchors: finalists, and the whole of each dispatch."""
-        own = [planned.point for planned in finalists]
-        return own + [
-            Point(one.backend, Op.DISPATCH_FULL, one.dtype, one.knobs)
-            for one in [planned.point for planned in self.anchors] + own
-            if one.op is Op.DISPATCH
+        """The points of one group of the final besides the anchors: finalists, and each dispatch as a full dispatch."""
+        points = [planned.point for planned in finalists]
+        return points + [
+            Point(point.backend, Op.DISPATCH_FULL, point.dtype, point.knobs)
+            for point in [planned.point for planned in self.anchors] + points
+            if point.op is Op.DISPATCH
         ]
 
     def upstream(self, op: Op) -> list[Planned]:
-        """The cells of the library's own tuning grid, whether ours has them too or not; empty if not asked for."""
+        """The cells of the library's own tuning grid, also those of our grid; empty without search.own_tuning."""
         if not self.spec.search.own_tuning:
             return []
-        own = BACKENDS[self.spec.backend].own_tuning(op)
-        return [one for one in self.anchors + self.cells if one.point.op is op and one.point.knobs in own]
+        tuning = BACKENDS[self.spec.backend].own_tuning(op)
+        cells = [planned for planned in self.anchors + self.cells if planned.point.op is op]
+        return [planned for planned in cells if planned.point.knobs in tuning]
 
     @property
     def has_final(self) -> bool:
-        """Whether a final follows the shards; times of shared GPUs are not worth one."""
+        """Whether a final follows the shards. The times of shared GPUs mean too little for one."""
         return self.spec.search.final_groups > 0 and not self.spec.ep.share_gpus
 
     @property
     def overlaps(self) -> bool:
-        """Whether the final measures beside expert GEMMs."""
-        on_own_gpu = not self.is_dry and not self.spec.ep.share_gpus
-        return self.spec.search.overlapped and on_own_gpu and BACKENDS[self.spec.backend].overlaps
+        """Whether the final measures pairs overlapped with expert GEMMs."""
+        has_own_gpu = not self.is_dry and not self.spec.ep.share_gpus
+        return self.spec.search.overlapped and has_own_gpu and BACKENDS[self.spec.backend].overlaps
 
     def expected_s(self, index: int) -> float:
         """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s)."""
         search, measure = self.spec.search, self.spec.measure
         if index == FINAL:
-            visits = search.final_groups * 3 * search.finalists_per_group * len(self.shared_values())
-            return search.final_groups * _STARTUP_S + visits * self._visit_s(measure.iterations)
+            points = 3 * FINALISTS_PER_GROUP * len(self.shared_values())
+            return search.final_groups * (_STARTUP_S + points * self._repetition_s(measure.iterations))
         rounds = 2 if search.method == "racing" else search.rounds
-        cells = rounds * (len(self.shard(index)) + len(self.baselines) + len(self.anchors)) * (1 + 2 / ANCHOR_EVERY)
-        return _STARTUP_S + cells * self._visit_s(search.iterations)
+        points = len(self.shard(index)) + len(self.baselines) + len(self.anchors)
+        repetitions = rounds * points * (1 + 2 / ANCHOR_EVERY)
+        return _STARTUP_S + repetitions * self._repetition_s(search.iterations)
 
     def shared_values(self) -> set[tuple[int, ...]]:
-        """The values of the shared knobs that occur."""
+        """The values of the shared knobs in the plan."""
         names = shared_knobs(BACKENDS[self.spec.backend])
-        return {tuple(one.point.knobs[name] for name in names) for one in self.anchors + self.cells}
+        return {tuple(planned.point.knobs[name] for name in names) for planned in self.anchors + self.cells}
 
-    def _visit_s(self, iterations: int) -> float:
+    def _repetition_s(self, iterations: int) -> float:
         peak = self.spec.hardware.peak_gb_per_s
         rate = 1e9 * (_CPU_GB_PER_S if peak is None else _LINK_SHARE * peak)
         tokens = self.spec.workload.num_tokens * min(self.spec.ep.size, self.spec.workload.num_topk)
@@ -139,7 +154,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def make(spec: Spec) -> Plan:
-    """The plan of a resolved spec. UserError, before anything starts, for a sweep that cannot run."""
+    """The plan of a resolved spec. UserError if the sweep cannot run."""
     backend = _backend(spec)
     facts = Facts(
         num_ranks=spec.ep.size,
@@ -153,8 +168,8 @@ def make(spec: Spec) -> Plan:
     taken = {planned.id for planned in anchors}
     cells, refused = _candidates(spec, backend, facts, taken), []
     grid = [(op, knobs, Role.GRID) for op in _PAIR for knobs in _cells(spec, backend, op)]
-    own = [(op, knobs, Role.UPSTREAM) for op in _PAIR for knobs in backend.own_tuning(op) if spec.search.own_tuning]
-    for op, knobs, role in grid + own:
+    tuning = [(op, knobs, Role.UPSTREAM) for op in _PAIR for knobs in backend.own_tuning(op) if spec.search.own_tuning]
+    for op, knobs, role in grid + tuning:
         violations = backend.point_violations(op, knobs, facts=facts)
         if violations:
             refused.append(Refused(op, knobs, violations))
@@ -171,8 +186,8 @@ def make(spec: Spec) -> Plan:
 
 
 def _candidates(spec: Spec, backend: Backend, facts: Facts, taken: set[str]) -> list[Planned]:
-    """The user's own configs for both operations, whether the grid has them or not."""
-    found = []
+    """The user's own configs for both operations, also those of the grid."""
+    candidates = []
     for values in spec.search.candidates:
         if len(values) != len(backend.knobs):
             raise UserError(
@@ -186,8 +201,8 @@ def _candidates(spec: Spec, backend: Backend, facts: Facts, taken: set[str]) -> 
             planned = _planned(spec, backend, op, knobs, Role.CANDIDATE)
             if planned.id not in taken:
                 taken.add(planned.id)
-                found.append(planned)
-    return found
+                candidates.append(planned)
+    return candidates
 
 
 def _backend(spec: Spec) -> Backend:
@@ -199,7 +214,7 @@ def _backend(spec: Spec) -> Backend:
 
 
 def _refuse_spec(spec: Spec) -> None:
-    """Values that are wrong whatever the backend."""
+    """UserError for values that are wrong for every backend."""
     for key, value, least in (
         ("shard.count", spec.num_shards, 1),
         ("measure.warmup", spec.measure.warmup, 0),
@@ -212,7 +227,6 @@ def _refuse_spec(spec: Spec) -> None:
         ("search.rounds", spec.search.rounds, 1),
         ("search.iterations", spec.search.iterations, 3),
         ("search.final_groups", spec.search.final_groups, 0),
-        ("search.finalists_per_group", spec.search.finalists_per_group, 1),
     ):
         if value < least:
             raise UserError(f"{key} must be at least {least}, got {value}")
@@ -252,11 +266,11 @@ def _refuse_workload(backend: Backend, facts: Facts) -> None:
 
 
 def _cells(spec: Spec, backend: Backend, op: Op) -> Iterator[dict[str, int]]:
-    """Every combination of the backend's knobs; grids may name knobs of other backends too, but no unknown ones."""
+    """Every combination of the backend's knobs. A grid may name knobs of other backends; UserError for unknown ones."""
     known = {knob.name for other in BACKENDS.values() for knob in other.knobs}
     for name in spec.grid:
         if name not in known:
-            raise UserError(f"grid.{name} is no knob", hint=f"knobs of backend {backend.name}: {_names(backend)}")
+            raise UserError(f"grid.{name} is not a knob", hint=f"knobs of backend {backend.name}: {_names(backend)}")
     axes = []
     for knob in backend.knobs:
         values = _values(spec.grid.get(knob.name, []), op)
@@ -276,11 +290,11 @@ def _names(backend: Backend) -> str:
 
 
 def _baselines(spec: Spec, backend: Backend) -> list[Planned]:
-    """The all-to-all that a user would otherwise take; NCCL refuses ranks that share a GPU."""
+    """The all-to-all that a user would take without DeepEP. NCCL refuses ranks that share a GPU."""
     if backend.name == "alltoall" or spec.ep.share_gpus:
         return []
-    other = BACKENDS["alltoall"]
-    return [_planned(spec, other, op, other.default(op, num_ranks=spec.ep.size), Role.BASELINE) for op in _PAIR]
+    alltoall = BACKENDS["alltoall"]
+    return [_planned(spec, alltoall, op, alltoall.default(op, num_ranks=spec.ep.size), Role.BASELINE) for op in _PAIR]
 
 
 def _planned(spec: Spec, backend: Backend, op: Op, knobs: dict[str, int], role: Role) -> Planned:
@@ -294,18 +308,6 @@ def point_id(spec: Spec, point: Point) -> str:
     return digest(point, spec.workload, spec.ep, spec.hardware.name, spec.measure.warmup)
 
 
-NOT_A_MEASUREMENT = (
-    "This is a dry run on CPUs, not a measurement of DeepEP: the tokens really moved, through gloo, "
-    "but the times say nothing about a GPU."
-)
-
-
-SHARED_GPUS = (
-    "Several ranks shared a GPU (ep.share_gpus=true): every token was checked, but the times mean nothing, "
-    "so there is no verdict, no speed-up and no config to deploy."
-)
-
-
 def shard_name(index: int) -> str:
-    """In words."""
+    """A shard's index in words."""
     return "the final" if index == FINAL else f"shard {index}"

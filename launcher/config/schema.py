@@ -1,6 +1,6 @@
-"""The shape of a configuration: dataclasses for Hydra, and the frozen Spec that the rest of the program sees.
+"""The schema of a configuration: dataclasses for Hydra, and the frozen Spec for the rest of the program.
 
-DictConfig stops here: ``spec_from`` is the door.
+``spec_from`` turns one into the other; no DictConfig passes it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class HardwareConf:
 
     name: str = "auto"  # auto: read from the GPUs of this machine
     gpu_pattern: str | None = None  # regular expression found in NVML's name of the GPU
-    num_sms: int | None = None  # of a GPU; bounds the grid's num_sms
+    num_sms: int | None = None  # of a GPU; limits the grid's num_sms
     memory_gb: float | None = None  # of a GPU, 10^9 bytes
     num_links: int | None = None  # NVLinks of a GPU
     link_gb_per_s: float | None = None  # of one link, one direction
-    gpus_per_node: int = 0  # no more ranks than this on a node
-    cpus_per_gpu: int = 1  # asked of Slurm
+    gpus_per_node: int = 0  # the most ranks of a node
+    cpus_per_gpu: int = 1  # what a job requests
     source: str = ""  # where these facts come from
 
 
@@ -38,14 +38,14 @@ class EpConf:
     """Expert parallelism."""
 
     size: int = 4  # ranks
-    share_gpus: bool = False  # several ranks on one GPU: tests correctness, measures nothing
+    share_gpus: bool = False  # several ranks on one GPU: tests correctness, the times mean nothing
 
 
 @dataclass
 class WorkloadConf:
-    """One MoE layer as the communication sees it."""
+    """One MoE layer, as far as the communication depends on it."""
 
-    name: str = "custom"  # what reports call it
+    name: str = "custom"  # its name in reports
     num_tokens: int = 4096  # of each rank
     hidden: int = 7168  # elements of a token
     num_experts: int = 256  # on all ranks together
@@ -62,46 +62,45 @@ class MeasureConf:
     """How long a point is measured."""
 
     warmup: int = 5  # iterations before the first sample
-    iterations: int = 30  # samples; once more when they are spread out
+    iterations: int = 30  # samples; as many again if they scatter
     deadline_s: float = 20.0  # a silent rank counts as hung after this, or 20 times the slowest point
     startup_s: float = 180.0  # the same for starting the ranks and the first use of a backend
 
 
 @dataclass
 class SearchConf:
-    """How the best config is looked for."""
+    """The search for the best config."""
 
-    method: str = "racing"  # racing drops what is surely slower after each round; exhaustive drops nothing
-    rounds: int = 6  # visits of a point, each in a new order
-    warmup: int = 2  # of a visit; the final takes those of measure
-    iterations: int = 8  # samples of a visit
-    final_groups: int = 5  # fresh process groups that measure the finalists; 0 leaves the final out
-    finalists_per_group: int = 2  # of each operation and value of the shared knobs
+    method: str = "racing"  # racing drops significantly slower configs after each round; exhaustive drops none
+    rounds: int = 6  # repetitions of a point, each round in a new order
+    warmup: int = 2  # of a repetition; the final takes that of measure
+    iterations: int = 8  # samples of a repetition
+    final_groups: int = 5  # fresh process groups that measure the finalists; 0 skips the final
     objective: Any = "round_trip"  # round_trip, dispatch, combine, training (two of each), or {dispatch: 2, combine: 1}
-    candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final, [[24,8,256]]
-    own_tuning: bool = True  # also measure the library's own tuning grid, side by side
-    overlapped: bool = True  # also measure beside expert GEMMs, where the backend can
-    budget_s: float | None = None  # wall time, resumes included: 60 % for each shard (N in a row: N shares), 40 % final
+    candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final in any case, [[24,8,256]]
+    own_tuning: bool = True  # also measure the library's own tuning grid
+    overlapped: bool = True  # also measure overlapped with expert GEMMs, if the backend can
+    budget_s: float | None = None  # wall time, resumes included: 60 % per shard (N in a row: N times), 40 % final
 
 
 @dataclass
 class BackendConf:
     """The library to measure."""
 
-    name: str = "auto"  # deepep, alltoall, or auto: what this machine can run
+    name: str = "auto"  # deepep, alltoall, or auto: the one that this machine can run
 
 
 @dataclass
 class ShardConf:
-    """How the points are cut into jobs."""
+    """The division of the points into jobs."""
 
     count: int = 1  # jobs, each with an allocation of its own
-    index: int | None = None  # this shard only; null is all of them
+    index: int | None = None  # only this shard; null: all shards
 
 
 @dataclass
 class SweepConf:
-    """Everything that a sweep can be told."""
+    """All keys of a sweep."""
 
     hardware: HardwareConf = field(default_factory=HardwareConf)
     ep: EpConf = field(default_factory=EpConf)
@@ -112,12 +111,13 @@ class SweepConf:
     backend: BackendConf = field(default_factory=BackendConf)
     shard: ShardConf = field(default_factory=ShardConf)
     seed: int = 1  # of the order of points
-    run: str | None = None  # a run folder to complete, or where to make a new one
+    run: str | None = None  # a run folder to complete, or the path of a new one
     outputs: str = "outputs"  # where new run folders are made
     dry_run: bool = False  # print the plan and stop
     strict: bool = False  # failed points make the exit status 3
-    allow_mixed: bool = False  # report unlike environments apart instead of refusing
-    faults: list[str] = field(default_factory=list)  # injected on purpose, KIND@RANK:TEXT; for tests
+    allow_mixed: bool = False  # report unlike environments separately instead of refusing them
+    allow_other_code: bool = False  # resume a run that other code of this program began
+    faults: list[str] = field(default_factory=list)  # faults to inject, KIND@RANK:TEXT; for tests
 
 
 class Hardware(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ class Hardware(msgspec.Struct, frozen=True):
 
     @property
     def peak_gb_per_s(self) -> float | None:
-        """What all links of one GPU carry in one direction; None without links."""
+        """The rate of all links of one GPU in one direction; None without links."""
         if self.num_links is None or self.link_gb_per_s is None:
             return None
         return self.num_links * self.link_gb_per_s
@@ -165,7 +165,6 @@ class Search(msgspec.Struct, frozen=True):
     warmup: int
     iterations: int
     final_groups: int
-    finalists_per_group: int
     objective: str | dict[str, float]
     candidates: list[list[int]]
     own_tuning: bool
@@ -174,7 +173,7 @@ class Search(msgspec.Struct, frozen=True):
 
     @property
     def weights(self) -> tuple[float, float]:
-        """How often a dispatch and a combine count."""
+        """The weights of dispatch and combine."""
         if isinstance(self.objective, str):
             return OBJECTIVES[self.objective]
         return self.objective.get("dispatch", 0.0), self.objective.get("combine", 0.0)
@@ -188,7 +187,7 @@ Axis = list[int] | dict[str, list[int]]
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """One sweep, with nothing left to resolve but ``auto``."""
+    """One sweep, checked; only ``auto`` is left to resolve."""
 
     hardware: Hardware
     ep: Ep
@@ -203,23 +202,24 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What steers this command without changing what is measured."""
+    """Keys that steer the command and change no measurement."""
 
     run: str | None
     outputs: str
     dry_run: bool
     strict: bool
     allow_mixed: bool
+    allow_other_code: bool
     shard_index: int | None
 
 
 def register() -> None:
-    """Makes the schema known to Hydra, so that names and types are checked when a config is composed."""
+    """Registers the schema with Hydra, which then checks names and types."""
     ConfigStore.instance().store(name="sweep_schema", node=SweepConf)
 
 
 def spec_from(config: DictConfig) -> tuple[Spec, Options]:
-    """The frozen values of a composed config. UserError for a value of the wrong form."""
+    """The frozen values of a composed config. UserError for a malformed value."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     shard = plain["shard"]
@@ -248,9 +248,9 @@ def spec_from(config: DictConfig) -> tuple[Spec, Options]:
 
 
 def _is_objective(value: object) -> bool:
-    """Whether it is a name, or says how often a layer waits for each operation; what is left out counts 0."""
+    """Whether it is a name, or weights of the operations; a missing one counts 0."""
     if not isinstance(value, dict):
         return isinstance(value, str) and value in OBJECTIVES
     weights = value.values()
-    numbers = all(type(one) in (int, float) and 0 <= one < math.inf for one in weights)
-    return value.keys() <= {"dispatch", "combine"} and numbers and any(weights)
+    are_weights = all(type(weight) in (int, float) and 0 <= weight < math.inf for weight in weights)
+    return value.keys() <= {"dispatch", "combine"} and are_weights and any(weights)

@@ -13,25 +13,25 @@ from launcher.store.files import write_atomic
 
 
 def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
-    """The files that were written for a RESULTS file. UserError when it has nothing to deploy."""
-    found = tuned.read(results)
-    texts = render(found, pick=pick, names=names)
-    for warning in warnings(found):
+    """Writes the exports of a RESULTS file and returns their paths. UserError when it has nothing to deploy."""
+    answer = tuned.read(results)
+    texts = render(answer, pick=pick, names=names)
+    for warning in warnings(answer):
         print(f"note: {warning}", file=sys.stderr)
     return [_write(folder_of(results, pick) / name, text) for name, text in texts.items()]
 
 
 def folder_of(results: Path, pick: str) -> Path:
-    """Where the files of a pick go: each has a folder of its own, since a shim and arguments must be of one config."""
+    """The folder for the files of a pick: one folder each, since shim and arguments must be of one config."""
     folder = results.parent / "exports"
     return folder if pick == "fastest" else folder / pick
 
 
-def warnings(found: TunedResults) -> list[str]:
+def warnings(answer: TunedResults) -> list[str]:
     """What somebody should know before deploying it, a sentence each."""
-    verdict = found.verdict
-    said = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
-    return said + [f"the run is not whole: {lack}" for lack in found.missing_parts]
+    verdict = answer.verdict
+    doubts = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
+    return doubts + [f"the run is not whole: {part}" for part in answer.missing_parts]
 
 
 def _write(file: Path, text: str) -> Path:

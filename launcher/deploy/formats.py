@@ -1,4 +1,4 @@
-"""The files that put a tuned config into force, one or two for each framework; pure: an answer in, texts out."""
+"""The files that put a tuned config into force, one or two for each framework; pure: tuned results in, texts out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 
 from bench.backends.deepep import buffer_bytes
-from launcher.deploy.tuned import Pair, TunedResults, provenance
+from launcher.deploy.tuned import TunedResults, configs, provenance
+from launcher.store.results_file import SavedPair
+from launcher.text import one_line
 
 SHIM = "deepep_shim.py"
 ONLY_BY_SHIM = "only by the shim"
@@ -44,52 +46,51 @@ class Export(msgspec.Struct, frozen=True):
         return ONLY_BY_SHIM in (self.num_sms, self.chunk_and_buffer)
 
 
-def render(answer: TunedResults, *, pick: str, names: list[str]) -> dict[str, str]:
+def render(tuned: TunedResults, *, pick: str, names: list[str]) -> dict[str, str]:
     """Texts by file name for some of ``EXPORTS``, the shim among them wherever one needs it."""
     chosen = [EXPORTS[name] for name in names]
     if any(export.needs_shim for export in chosen):
         chosen.append(EXPORTS["shim"])
-    return {export.file: export.text(answer, pick) for export in chosen}
+    return {export.file: export.text(tuned, pick) for export in chosen}
 
 
-def one_line(text: str) -> str:
-    """The text with line ends and whatever else cannot be printed escaped, so that no comment ends before its line."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def _comments(answer: TunedResults, pick: str, *does: str) -> list[str]:
-    said = [f"deepep-sweep, {name}: {one_line(value)}" for name, value in provenance(answer, pick).items()]
-    return [f"# {line}".rstrip() for line in [*does, "", *said]]
+def _comments(tuned: TunedResults, pick: str, *does: str) -> list[str]:
+    facts = [f"deepep-sweep, {name}: {one_line(value)}" for name, value in provenance(tuned, pick).items()]
+    return [f"# {line}".rstrip() for line in [*does, "", *facts]]
 
 
 def _file(*lines: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tuples(pair: Pair) -> list[list[int]]:
+def _tuples(pair: SavedPair) -> list[list[int]]:
     """(nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer) of dispatch and combine."""
-    return [list(arguments.values())[1:] for arguments in pair.configs.values()]
+    return [list(arguments.values())[1:] for arguments in configs(pair).values()]
 
 
-def _sglang(answer: TunedResults, pick: str) -> str:
-    configs = answer.pair(pick).configs
+def _num_sms(pair: SavedPair) -> int:
+    return pair.dispatch.knobs["num_sms"]
+
+
+def _sglang(tuned: TunedResults, pick: str) -> str:
+    tables = configs(tuned.pair(pick))
     document = {
-        "normal_dispatch": configs["dispatch"],
-        "normal_combine": configs["combine"],
+        "normal_dispatch": tables["dispatch"],
+        "normal_combine": tables["combine"],
         "deepep_sweep": {
             "carries": "num_sms, nvl_chunk and nvl_buffer of the normal mode (prefill); low-latency decode has none",
-            **provenance(answer, pick),
+            **provenance(tuned, pick),
         },
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
-def _shim(answer: TunedResults, pick: str) -> str:
+def _shim(tuned: TunedResults, pick: str) -> str:
     """The template with its two empty tables filled, as literals that repr has escaped."""
     text = resources.files("launcher.deploy").joinpath("templates", SHIM).read_text(encoding="utf-8")
     tables: dict[str, dict[Any, Any]] = {
-        "PROVENANCE: dict[str, str] = ": provenance(answer, pick),
-        "TUNED: dict[int, Configs] = ": {answer.ep: answer.pair(pick).configs},
+        "PROVENANCE: dict[str, str] = ": provenance(tuned, pick),
+        "TUNED: dict[int, Configs] = ": {tuned.ep: configs(tuned.pair(pick))},
     }
     for declaration, table in tables.items():
         empty = f"\n{declaration}{{}}\n"
@@ -99,11 +100,11 @@ def _shim(answer: TunedResults, pick: str) -> str:
     return text
 
 
-def _megatron(answer: TunedResults, pick: str) -> str:
-    num_sms = answer.pair(pick).num_sms
+def _megatron(tuned: TunedResults, pick: str) -> str:
+    num_sms = _num_sms(tuned.pair(pick))
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "Megatron-LM: pretrain_gpt.py ... $(grep -v '^#' megatron.args)",
             "Carries num_sms. Megatron takes no chunk and no buffer: for these import deepep_shim.py in every rank.",
@@ -115,33 +116,35 @@ def _megatron(answer: TunedResults, pick: str) -> str:
     )
 
 
-def _vllm(answer: TunedResults, pick: str) -> str:
-    hidden_bytes = 2 * answer.workload.hidden
-    knobs = answer.pair(pick).knobs.values()
-    needed = max(buffer_bytes(one, num_ranks=answer.ep, hidden_bytes=hidden_bytes) for one in knobs)
+def _vllm(tuned: TunedResults, pick: str) -> str:
+    hidden_bytes = 2 * tuned.workload.hidden
+    operations = tuned.pair(pick).operations.values()
+    needed = max(
+        buffer_bytes(operation.knobs, num_ranks=tuned.ep, hidden_bytes=hidden_bytes) for operation in operations
+    )
     needed_mb = math.ceil(needed / 2**20)
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "vLLM, high-throughput DeepEP: set -a; . ./vllm.env; set +a",
             "  PYTHONPATH=FOLDER_OF_THE_SHIM vllm serve MODEL --enable-expert-parallel",
             "  --all2all-backend deepep_high_throughput --worker-extension-cls deepep_shim.WorkerExtension",
             "The last of these makes every worker import the shim.",
             "Carries the size of the buffer alone. vLLM takes no num_sms, chunk or buffer: deepep_shim.py does.",
-            f"The tuned config needs {needed_mb} MiB at hidden {answer.workload.hidden}, vLLM's default is "
+            f"The tuned config needs {needed_mb} MiB at hidden {tuned.workload.hidden}, vLLM's default is "
             f"{VLLM_DEFAULT_MB}; this is the larger one.",
         ),
         f"VLLM_DEEPEP_BUFFER_SIZE_MB={max(needed_mb, VLLM_DEFAULT_MB)}",
     )
 
 
-def _verl(answer: TunedResults, pick: str) -> str:
+def _verl(tuned: TunedResults, pick: str) -> str:
     prefix = "+actor_rollout_ref.actor.megatron.override_transformer_config"
-    num_sms = answer.pair(pick).num_sms
+    num_sms = _num_sms(tuned.pair(pick))
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "verl with Megatron: python -m verl.trainer.main_ppo ... $(grep -v '^#' verl.overrides)",
             "Carries num_sms of the actor. Chunk and buffer: import deepep_shim.py in every worker.",
@@ -153,12 +156,12 @@ def _verl(answer: TunedResults, pick: str) -> str:
     )
 
 
-def _primus_turbo(answer: TunedResults, pick: str) -> str:
-    pair = answer.pair(pick)
-    dispatch, combine = (tuple(one) for one in _tuples(pair))
+def _primus_turbo(tuned: TunedResults, pick: str) -> str:
+    pair = tuned.pair(pick)
+    dispatch, combine = (tuple(values) for values in _tuples(pair))
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "Primus: merge into the overrides of the module in the experiment's yaml.",
             "Carries num_sms, which Primus calls CUs. Primus-Turbo of today ignores chunk and buffer; older ones take",
@@ -167,16 +170,16 @@ def _primus_turbo(answer: TunedResults, pick: str) -> str:
             *_TUPLES,
         ),
         "use_turbo_deepep: true",
-        f"turbo_deepep_num_cu: {pair.num_sms}",
+        f"turbo_deepep_num_cu: {_num_sms(pair)}",
     )
 
 
-def _torchtitan(answer: TunedResults, pick: str) -> str:
-    pair = answer.pair(pick)
-    dispatch, combine = (tuple(one) for one in _tuples(pair))
+def _torchtitan(tuned: TunedResults, pick: str) -> str:
+    pair = tuned.pair(pick)
+    dispatch, combine = (tuple(values) for values in _tuples(pair))
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "torchtitan forks with PrimusTurboFlexTokenDispatcher: run this in every rank before the model is built.",
             "Carries num_sms, chunk and buffer. torchtitan itself is on DeepEP V2 and ignores all of this.",
@@ -184,24 +187,24 @@ def _torchtitan(answer: TunedResults, pick: str) -> str:
         ),
         "from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher",
         "",
-        f"PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = {pair.num_sms}",
+        f"PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = {_num_sms(pair)}",
         f"PrimusTurboFlexTokenDispatcher.turbo_deepep_dispatch_tuned_config = {dispatch}",
         f"PrimusTurboFlexTokenDispatcher.turbo_deepep_combine_tuned_config = {combine}",
     )
 
 
-def _paddle(answer: TunedResults, pick: str) -> str:
-    pair = answer.pair(pick)
+def _paddle(tuned: TunedResults, pick: str) -> str:
+    pair = tuned.pair(pick)
     dispatch, combine = _tuples(pair)
     return _file(
         *_comments(
-            answer,
+            tuned,
             pick,
             "PaddleFleet: merge into the training yaml.",
             "Carries num_sms, chunk and buffer, the lists as [nvl_chunk, nvl_buffer], for every number of ranks alike.",
         ),
         "deepep_buffer_configs:",
-        f"  num_sms: {pair.num_sms}",
+        f"  num_sms: {_num_sms(pair)}",
         f"  dispatch_config: {dispatch[:2]}",
         f"  combine_config: {combine[:2]}",
     )

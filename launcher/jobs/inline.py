@@ -1,4 +1,4 @@
-"""A sweep from its configuration to its report, on this machine: plan, shards in a row, aggregate."""
+"""A sweep in this process: one shard after the other, the final, the report."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from bench.supervisor import StartError
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
-from launcher.jobs.prepare import grant
+from launcher.jobs.prepare import extend_budget
 from launcher.report.writer import report
+from launcher.store.attempts import begin_attempt
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 
 
-def execute(made: Plan, folder: RunFolder, options: Options) -> int:
-    """Measures what is missing, then aggregates and prints the path of the report; the exit status."""
-    failures = measure(made, folder, options)
+def execute(plan: Plan, folder: RunFolder, options: Options) -> int:
+    """Measures the points that lack records, reports, and prints the path of the report; the exit status."""
+    failures = measure(plan, folder, options)
     status = report(folder, options)
     print(folder.report_file)
-    return FAILURE if failures and status == OK else status
+    return status if not failures or status != OK else FAILURE
 
 
-def measure(made: Plan, folder: RunFolder, options: Options, *, quiet: bool = False) -> list[str]:
-    """Measures what is missing, one shard after the other; for each shard whose ranks did not start, the reason.
+def measure(plan: Plan, folder: RunFolder, options: Options, *, quiet: bool = False) -> list[str]:
+    """Measures the points that lack records; for each shard whose ranks cannot be started, the reason.
 
-    Failures and progress are printed, unless ``quiet``.
+    Progress and reasons go to stderr, unless ``quiet``.
     """
-    grant(made, folder, quiet=quiet)
-    failures: list[str] = []
-
-    def fail(reason: str) -> None:
-        failures.append(reason)
-        if not quiet:
-            print(f"error: {reason}", file=sys.stderr)
-
-    indices = range(made.spec.num_shards) if options.shard_index is None else [options.shard_index]
-    for index in indices:
-        try:
-            with folder.stamped(index) as stamp:
-                stamp.outcome = "complete" if shard.run(folder, index, quiet=quiet) else "spent"
-        except StartError as error:
-            fail(f"shard {index}: {error}")
-    if options.shard_index is None and not failures and made.has_final:
-        try:
-            with folder.stamped(FINAL) as stamp:
-                stamp.outcome = "complete" if final.run(folder, quiet=quiet) else "spent"
-        except StartError as error:
-            fail(f"final: {error}")
+    extend_budget(plan, folder, quiet=quiet)
+    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
+    failures = [failure for index in indices if (failure := _attempt(folder, index, quiet=quiet))]
+    if options.shard_index is None and plan.has_final and not failures:
+        final_failure = _attempt(folder, FINAL, quiet=quiet)
+        failures += [final_failure] if final_failure else []
     return failures
+
+
+def _attempt(folder: RunFolder, index: int, *, quiet: bool) -> str | None:
+    """One attempt at a shard, or at the final; the reason if its ranks cannot be started, also on stderr."""
+    try:
+        with begin_attempt(folder, index) as attempt:
+            is_complete = final.run(folder, quiet=quiet) if index == FINAL else shard.run(folder, index, quiet=quiet)
+            attempt.outcome = "complete" if is_complete else "spent"
+    except StartError as error:
+        failure = f"{'final' if index == FINAL else f'shard {index}'}: {error}"
+        if not quiet:
+            print(f"error: {failure}", file=sys.stderr)
+        return failure
+    return None

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep as processes of this machine, one shard at a time: the path of Slurm without Slurm."""
+"""A sweep as processes of this machine, one shard at a time: the jobs of Slurm without Slurm."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import time
 
 from submitit.local import local as submitit_local
 
-from launcher import ROOT
 from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
-from launcher.jobs import job as attempt
-from launcher.jobs import prepare
-from launcher.report import writer
+from launcher.jobs.job import run_shard
+from launcher.jobs.prepare import extend_budget
+from launcher.jobs.sbatch import code_environment
+from launcher.report.writer import report
+from launcher.store.attempts import read_attempts
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import shard
@@ -25,41 +26,43 @@ _DAY_MIN = 24 * 60
 
 
 def run(plan: Plan, folder: RunFolder, options: Options) -> int:
-    """Each shard that lacks points in a process of its own, then the aggregate here; the exit status."""
-    prepare.grant(plan, folder)
+    """Measures each shard that lacks points in a process of its own, then reports here; the exit status."""
+    extend_budget(plan, folder)
     snapshot_code(folder.code)
-    failed = False
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
-    shards = [index for index in indices if not shard.is_complete(plan, folder, index)]
-    for index in [*shards, FINAL] if plan.has_final and options.shard_index is None else shards:
-        before = _num_successes(folder)
-        executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python())
-        executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
-        job = executor.submit(attempt.run_shard, str(folder.path.resolve()), index)
-        assert isinstance(job, submitit_local.LocalJob)
-        process = job._process  # noqa: SLF001  (submitit's own result would have to be unpickled)
-        assert process is not None
-        while process.poll() is None:
-            time.sleep(_POLL_S)
-        if _num_successes(folder) == before:  # submitit's process says 0, whatever became of its task
-            failed = True
-            print(f"{shard_name(index)} failed; its log: {job.paths.stderr}", file=sys.stderr)
-    status = writer.report(folder, options)
+    incomplete = [index for index in indices if not shard.is_complete(plan, folder, index)]
+    has_final = plan.has_final and options.shard_index is None
+    succeeded = [_run_job(folder, index) for index in ([*incomplete, FINAL] if has_final else incomplete)]
+    status = report(folder, options)
     print(folder.report_file)
-    return FAILURE if failed and status == OK else status
+    return status if all(succeeded) or status != OK else FAILURE
+
+
+def _run_job(folder: RunFolder, index: int) -> bool:
+    """Runs the job of one shard to its end; False, with the path of its log on stderr, if it failed."""
+    num_successes = _num_successes(folder)
+    executor = submitit_local.LocalExecutor(folder.path.resolve() / "local", python=_python(folder))
+    executor.update_parameters(timeout_min=_DAY_MIN, tasks_per_node=1)
+    job = executor.submit(run_shard, str(folder.path.resolve()), index)
+    assert isinstance(job, submitit_local.LocalJob)
+    process = job._process  # noqa: SLF001  (submitit's own result would have to be unpickled)
+    assert process is not None
+    while process.poll() is None:
+        time.sleep(_POLL_S)
+    if _num_successes(folder) > num_successes:  # submitit's process exits with 0 even if its task failed
+        return True
+    print(f"{shard_name(index)} failed; its log: {job.paths.stderr}", file=sys.stderr)
+    return False
 
 
 def _num_successes(folder: RunFolder) -> int:
-    """Attempts that ended as they should, of all shards."""
-    return sum(one.outcome in ("complete", "spent") for one in folder.attempts())
+    """The number of attempts, at all shards, that ended as they should."""
+    return sum(attempt.outcome in ("complete", "spent") for attempt in read_attempts(folder))
 
 
-def _python() -> str:
-    """This Python with this code, whatever the working directory holds, and with the GPUs that this process sees.
-
-    submitit would show its jobs none.
-    """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def _python(folder: RunFolder) -> str:
+    """This Python, with the run's copy of the code and the GPUs that this process sees: submitit would show none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    given = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
-    return shlex.join(["env", *given, f"PYTHONPATH={path}", "PYTHONSAFEPATH=1", sys.executable])
+    gpus = ["-u", "CUDA_VISIBLE_DEVICES"] if visible is None else [f"CUDA_VISIBLE_DEVICES={visible}"]
+    code = [f"{name}={value}" for name, value in code_environment(folder.code).items()]
+    return shlex.join(["env", *gpus, *code, sys.executable])

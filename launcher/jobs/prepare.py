@@ -6,45 +6,69 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from launcher.config import hardware, plan
+from launcher.config import hardware
+from launcher.config import plan as planning
 from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS, Plan
 from launcher.config.schema import Options, Spec
 from launcher.errors import UserError
-from launcher.store import revision
+from launcher.store.records_file import refuse_packed
+from launcher.store.revision import code_digest
 from launcher.store.run_folder import RunFolder
 from launcher.text import knobs_text
 
-_MAX_REFUSED_SHOWN = 20
+_MAX_LINES = 20
+"""Shards, and refused cells, that ``describe`` lists one by one."""
 
 
-def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]) -> tuple[Plan, RunFolder | None]:
-    """The checked plan, and its run folder: a new one, or the one to complete; None for a dry run."""
-    made = plan.make(hardware.resolve(spec, local=local, dry_run=options.dry_run))
+class PlannedRun(NamedTuple):
+    """A checked plan and its run folder; no folder for a dry run."""
+
+    plan: Plan
+    folder: RunFolder | None
+
+
+def prepare(
+    spec: Spec,
+    options: Options,
+    *,
+    local: bool,
+    command: Sequence[str],
+    in_jobs: bool = False,
+    quiet: bool = False,
+) -> PlannedRun:
+    """Plans the sweep, and makes its run folder or opens the one to complete. UserError if it cannot run.
+
+    ``local``: this machine measures. ``in_jobs``: other processes measure, with the run's own copy of the code.
+    ``quiet``: prints no note.
+    """
+    plan = planning.make(hardware.resolve(spec, local=local, dry_run=options.dry_run))
     index = options.shard_index
-    if index is not None and not 0 <= index < made.spec.num_shards:
-        raise UserError(f"shard.index must lie in 0..{made.spec.num_shards - 1} (shard.count), got {index}")
+    if index is not None and not 0 <= index < plan.spec.num_shards:
+        raise UserError(f"shard.index must lie in 0..{plan.spec.num_shards - 1} (shard.count), got {index}")
     if options.dry_run:
-        return made, None
+        return PlannedRun(plan, None)
     path = Path(options.run) if options.run else None
     if path is not None and (path / "run.json").exists():
-        return made, _reopened(path, made, options, local=local)
+        return PlannedRun(plan, _reopen(path, plan, options, in_jobs=in_jobs, quiet=quiet))
     if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"run={path} exists and is no run folder", hint="name a run folder, or a path that is free")
-    return made, RunFolder.create(made, outputs=Path(options.outputs), path=path, command=list(command))
+        raise UserError(f"run={path} exists and is not a run folder", hint="name a run folder, or a path that is free")
+    return PlannedRun(plan, RunFolder.create(plan, outputs=Path(options.outputs), path=path, command=list(command)))
 
 
-def _reopened(path: Path, made: Plan, options: Options, *, local: bool) -> RunFolder:
+def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: bool) -> RunFolder:
+    """The folder of an earlier command. UserError if other code or another configuration began the run."""
     folder = RunFolder.open(path)
-    folder.refuse_packed()
-    runs_copy = not local and folder.code.is_dir()  # jobs run the code that the run began with
-    begun_with, own = folder.manifest().revision, revision.code_digest()
-    if not runs_copy and begun_with.code != own and not options.allow_mixed:
+    refuse_packed(folder)
+    runs_copy = in_jobs and folder.code.is_dir()  # jobs run the code that the run began with
+    begun, code = folder.manifest().revision, code_digest()
+    if not runs_copy and begun.code != code and not _allows_other_code(options, quiet=quiet):
         raise UserError(
-            f"{path} was begun by other code of this program ({begun_with.commit or begun_with.code}) than this, {own}",
-            hint="resume it with that version; allow_mixed=true where the change touches no measurement",
+            f"{path} was begun by other code of this program ({begun.commit or begun.code}) than this, {code}",
+            hint="resume it with that version; allow_other_code=true where the change touches no measurement",
         )
-    if folder.manifest().plan_id != made.id:
+    if folder.plan().id != plan.id:  # an id of its plan.json by this version: options come and go
         raise UserError(
             f"{path} was planned with another configuration",
             hint=f"repeat its own command, which run.json names, with run={path}",
@@ -52,45 +76,54 @@ def _reopened(path: Path, made: Plan, options: Options, *, local: bool) -> RunFo
     return folder
 
 
-def grant(made: Plan, folder: RunFolder, *, quiet: bool = False) -> None:
-    """Gives a resumed run the budget of this command; prints a change of it unless ``quiet``."""
-    before, granted = (one.spec.search.budget_s for one in (folder.plan(), made))
-    if granted != before:
-        folder.write_plan(made)
-        if quiet:
-            return
-        shown = ["none" if one is None else f"{one:g} s" for one in (before, granted)]
-        print(f"search.budget_s: {shown[0]} before, {shown[1]} from now on", file=sys.stderr)
+def _allows_other_code(options: Options, *, quiet: bool) -> bool:
+    """Whether the options let this code complete the run; ``allow_mixed`` did so in earlier versions."""
+    if options.allow_mixed and not options.allow_other_code and not quiet:
+        print(
+            "note: allow_mixed=true also resumes with other code; allow_other_code=true is the option for that",
+            file=sys.stderr,
+        )
+    return options.allow_other_code or options.allow_mixed
 
 
-def announce(made: Plan) -> None:
-    """What kind of run this is, first of all."""
-    if made.is_dry:
+def extend_budget(plan: Plan, folder: RunFolder, *, quiet: bool = False) -> None:
+    """Writes this command's budget into the folder, if it differs from the one that the run had; prints the change."""
+    before, now = folder.plan().spec.search.budget_s, plan.spec.search.budget_s
+    if now != before:
+        folder.write_plan(plan)
+    if now != before and not quiet:
+        texts = ["none" if budget_s is None else f"{budget_s:g} s" for budget_s in (before, now)]
+        print(f"search.budget_s: {texts[0]} before, {texts[1]} from now on", file=sys.stderr)
+
+
+def print_caveats(plan: Plan) -> None:
+    """Prints why the times of a run mean nothing, if they do not."""
+    if plan.is_dry:
         print(NOT_A_MEASUREMENT, file=sys.stderr)
-    if made.spec.ep.share_gpus:
+    if plan.spec.ep.share_gpus:
         print(SHARED_GPUS, file=sys.stderr)
 
 
-def show(made: Plan) -> str:
+def describe(plan: Plan) -> str:
     """The plan in words: points, shards, expected time, and the refused cells with their rules."""
-    spec = made.spec
+    spec, workload = plan.spec, plan.spec.workload
     lines = [
-        f"{spec.backend} on {spec.hardware.name}, EP={spec.ep.size}, {spec.workload.name} "
-        f"({spec.workload.num_tokens} x {spec.workload.hidden}, {spec.workload.num_experts} experts, "
-        f"top-{spec.workload.num_topk}, {spec.workload.dtype}, {spec.workload.routing})",
-        f"points: {len(made.every_point)} ({len(made.cells)} cells of the grid, {len(made.anchors)} of the default, "
-        f"{len(made.baselines)} of the baseline), {len(made.refused)} cells refused",
+        f"{spec.backend} on {spec.hardware.name}, EP={spec.ep.size}, {workload.name} "
+        f"({workload.num_tokens} x {workload.hidden}, {workload.num_experts} experts, "
+        f"top-{workload.num_topk}, {workload.dtype}, {workload.routing})",
+        f"points: {len(plan.every_point)} ({len(plan.cells)} cells of the grid, {len(plan.anchors)} of the default, "
+        f"{len(plan.baselines)} of the baseline), {len(plan.refused)} cells refused",
     ]
     lines += [
-        f"shard {index}: {len(made.shard(index))} cells, about {made.expected_s(index):.0f} s"
-        for index in range(min(spec.num_shards, _MAX_REFUSED_SHOWN))
+        f"shard {index}: {len(plan.shard(index))} cells, about {plan.expected_s(index):.0f} s"
+        for index in range(min(spec.num_shards, _MAX_LINES))
     ]
-    if spec.num_shards > _MAX_REFUSED_SHOWN:
+    if spec.num_shards > _MAX_LINES:
         lines.append(f"... {spec.num_shards} shards in all")
-    rules = Counter(str(violation.rule) for cell in made.refused for violation in cell.violations)
-    for cell in made.refused[:_MAX_REFUSED_SHOWN]:
+    for cell in plan.refused[:_MAX_LINES]:
         why = "; ".join(str(violation) for violation in cell.violations)
         lines.append(f"refused: {cell.op} {knobs_text(cell.knobs)}: {why}")
-    if len(made.refused) > _MAX_REFUSED_SHOWN:
+    if len(plan.refused) > _MAX_LINES:
+        rules = Counter(str(violation.rule) for cell in plan.refused for violation in cell.violations)
         lines += [f"refused in all: {count} because a value must {rule}" for rule, count in rules.most_common()]
     return "\n".join(lines)

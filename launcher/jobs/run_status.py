@@ -1,4 +1,4 @@
-"""How a run stands: one row for each shard, from the files and from Slurm, for the live table and the command."""
+"""The status of a run, one row for each shard, from its files and from Slurm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from rich.table import Table
 from launcher.config.plan import FINAL, Plan
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
-from launcher.store.run_folder import RunFolder, Submission
+from launcher.store.attempts import read_attempts, read_shard_attempts
+from launcher.store.records_file import read_progress
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, read_submissions
+
+_MAX_ROWS = 30
 
 
 class StatusRow(msgspec.Struct, frozen=True):
-    """One shard. ``state`` is Slurm's word, DONE when no point is missing, or NOT SUBMITTED."""
+    """One shard. ``state`` is Slurm's word, an outcome in capitals, DONE (no point is missing) or NOT SUBMITTED."""
 
     shard: int
     state: str
@@ -28,7 +33,7 @@ class StatusRow(msgspec.Struct, frozen=True):
 
 
 class RunStatus(msgspec.Struct, frozen=True):
-    """All rows, and what is left. ``time_left_s`` is None before the first point."""
+    """All rows, and the work that is left. ``time_left_s`` is None before the first point."""
 
     run: str
     rows: list[StatusRow]
@@ -43,117 +48,131 @@ class RunStatus(msgspec.Struct, frozen=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether no job of the run is left in Slurm, and Slurm has said so."""
+        """Whether Slurm answered and no job of the run is left."""
         return self.jobs_alive == 0 and not self.slurm_silent
 
     @property
     def is_known(self) -> bool:
-        """Whether Slurm or the files tell what became of every job."""
+        """Whether Slurm or the files tell how every job ended."""
         return "UNKNOWN" not in (self.final, self.aggregate, *(row.state for row in self.rows))
+
+    @property
+    def states(self) -> str:
+        """The states of all shards, and whether Slurm is silent."""
+        return ",".join([*(row.state for row in self.rows), str(self.slurm_silent)])
+
+    @property
+    def line(self) -> str:
+        """The status in one line."""
+        counts = Counter(row.state for row in self.rows)
+        shards = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        left = "" if self.time_left_s is None else f", about {self.time_left_s:.0f} s left"
+        silent = "; Slurm does not answer" if self.slurm_silent else ""
+        return f"{self.done}/{self.planned} points, {self.failed} failures; shards: {shards}{left}{silent}"
 
 
 def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> RunStatus:
-    """The status now. ``ended``: how jobs ended that earlier looks saw, since Slurm forgets them; grows."""
-    jobs = folder.jobs().submissions
+    """The status now. ``ended`` grows: it keeps how jobs ended, since Slurm forgets it."""
+    submissions = read_submissions(folder)
+    states, is_silent = _job_states(submissions)
     ended = {} if ended is None else ended
-    states: dict[str, JobState] = {}
-    silent = bool(jobs)
-    if slurm.available():
-        with contextlib.suppress(SlurmSilentError):
-            states = slurm.states(job for one in jobs for job in one.jobs)
-            silent = False
     states = ended | states
     ended |= {job: state for job, state in states.items() if state.is_over}
-    latest = {index: one.job_of(at) for one in jobs if one.kind == "shards" for at, index in enumerate(one.shards)}
+    latest = {
+        index: submission.job_of(position)
+        for submission in submissions
+        if submission.kind == "shards"
+        for position, index in enumerate(submission.shards)
+    }
     rows = [_row(folder, plan, index, latest.get(index), states) for index in range(plan.spec.num_shards)]
     planned, done = sum(row.planned for row in rows), sum(row.done for row in rows)
+    num_running = sum(row.state == "RUNNING" for row in rows)
+    has_report = folder.report_file.is_file()
     return RunStatus(
         run=str(folder.path),
         rows=rows,
-        final=_state_of("final", jobs, states) if jobs else _here(folder, FINAL),
-        aggregate=_state_of("aggregate", jobs, states) if jobs or not folder.report_file.is_file() else "DONE",
+        final=_state_of("final", submissions, states) if submissions else _state_without_slurm(folder, FINAL),
+        aggregate="DONE" if has_report and not submissions else _state_of("aggregate", submissions, states),
         planned=planned,
         done=done,
         failed=sum(row.failed for row in rows),
-        time_left_s=_time_left_s(
-            folder, points=planned, done=done, num_running=sum(row.state == "RUNNING" for row in rows)
-        ),
+        time_left_s=_time_left_s(folder, num_points=planned, num_done=done, num_running=num_running),
         jobs_alive=sum(not state.is_over for state in states.values()),
-        slurm_silent=silent,
+        slurm_silent=is_silent,
     )
 
 
-def _state_of(kind: str, jobs: list[Submission], states: dict[str, JobState]) -> str:
+def _job_states(submissions: list[Submission]) -> tuple[dict[str, JobState], bool]:
+    """The states that Slurm knows, and whether it is silent about jobs that were submitted."""
+    if slurm.is_available():
+        with contextlib.suppress(SlurmSilentError):
+            return slurm.query_jobs(job for submission in submissions for job in submission.jobs), False
+    return {}, bool(submissions)
+
+
+def _state_of(kind: str, submissions: list[Submission], states: dict[str, JobState]) -> str:
     """Slurm's word for the latest job of a kind."""
-    arrays = [one.array_id for one in jobs if one.kind == kind]
+    arrays = [submission.array_id for submission in submissions if submission.kind == kind]
     if not arrays:
         return "NOT SUBMITTED"
-    found = states.get(arrays[-1])
-    return found.state if found else "UNKNOWN"
+    state = states.get(arrays[-1])
+    return state.state if state else "UNKNOWN"
 
 
 def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> StatusRow:
     ids = {planned.id for planned in [*plan.anchors, *plan.baselines, *plan.shard(index)]}
-    progress = folder.progress(index)
-    done = len(ids & progress.done)
-    found = states.get(job) if job else None
-    if found is not None:
-        state = found.state
-    elif done == len(ids):
+    progress = read_progress(folder, index)
+    num_done = len(ids & progress.done)
+    job_state = states.get(job) if job else None
+    if job_state is not None:
+        state = job_state.state
+    elif num_done == len(ids):
         state = "DONE"
     else:
-        state = _stamped(folder, index) if job else _here(folder, index)
-    return StatusRow(index, state, job, found.nodes if found else "", len(ids), done, progress.num_failed)
+        state = _state_of_lost(folder, index) if job else _state_without_slurm(folder, index)
+    nodes = job_state.nodes if job_state else ""
+    return StatusRow(index, state, job, nodes, len(ids), num_done, progress.num_failed)
 
 
-def _here(folder: RunFolder, index: int) -> str:
-    """Of what no job was submitted for: how a run without Slurm stands by its attempts."""
-    attempts = folder.attempts_of(index)
+def _state_without_slurm(folder: RunFolder, index: int) -> str:
+    """The state of a shard that no job was submitted for, from its attempts."""
+    attempts = read_shard_attempts(folder, index)
     if not attempts:
         return "NOT SUBMITTED"
     return (attempts[-1].outcome or "running").upper()
 
 
-def _stamped(folder: RunFolder, index: int) -> str:
-    """How the last attempt says that it ended, FAILED, STOPPED or TERMINATED; UNKNOWN when it could not say."""
-    attempts = folder.attempts_of(index)
+def _state_of_lost(folder: RunFolder, index: int) -> str:
+    """The outcome of the last attempt, for a job that Slurm has forgotten; UNKNOWN if the attempt has none."""
+    attempts = read_shard_attempts(folder, index)
     outcome = attempts[-1].outcome if attempts else None
     return outcome.upper() if outcome else "UNKNOWN"
 
 
-def _time_left_s(folder: RunFolder, *, points: int, done: int, num_running: int) -> float | None:
-    """By what a point took so far, waits between attempts left out; None where nothing tells, as in later rounds."""
-    attempts = folder.attempts()
-    running = sorted((one.began for one in attempts if one.ended is None), reverse=True)[:num_running]
-    busy_s = sum(one.ended - one.began for one in attempts if one.ended is not None)
+def _time_left_s(folder: RunFolder, *, num_points: int, num_done: int, num_running: int) -> float | None:
+    """A forecast from the time per point so far, without pauses between attempts.
+
+    None if nothing runs, before the first point, and in later rounds, which have no points left.
+    """
+    attempts = read_attempts(folder)
+    running = sorted((attempt.began for attempt in attempts if attempt.ended is None), reverse=True)[:num_running]
+    busy_s = sum(attempt.ended - attempt.began for attempt in attempts if attempt.ended is not None)
     busy_s += sum(time.time() - began for began in running)
-    if not done or done >= points or not running:
+    if not num_done or num_done >= num_points or not running:
         return None
-    return busy_s / done * (points - done) / len(running)
+    return busy_s / num_done * (num_points - num_done) / len(running)
 
 
-def summary(status: RunStatus) -> str:
-    """One line."""
-    counts = Counter(row.state for row in status.rows)
-    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    left = "" if status.time_left_s is None else f", about {status.time_left_s:.0f} s left"
-    silent = "; Slurm does not answer" if status.slurm_silent else ""
-    return f"{status.done}/{status.planned} points, {status.failed} failures; shards: {states}{left}{silent}"
-
-
-_MAX_ROWS = 30
-
-
-def table(now: RunStatus) -> Table:
-    """The shards, those that are at work or in trouble first."""
-    shown = Table(caption=summary(now), title=now.run, title_justify="left")
+def table(status: RunStatus) -> Table:
+    """The shards as a table, those that run or failed first."""
+    rows = Table(caption=status.line, title=status.run, title_justify="left")
     for name in ("shard", "state", "job", "node", "points", "failures"):
-        shown.add_column(name, justify="right" if name in ("shard", "points", "failures") else "left")
-    order = sorted(now.rows, key=lambda row: (row.state in ("COMPLETED", "DONE", "PENDING"), row.shard))
+        rows.add_column(name, justify="right" if name in ("shard", "points", "failures") else "left")
+    order = sorted(status.rows, key=lambda row: (row.state in ("COMPLETED", "DONE", "PENDING"), row.shard))
     for row in order[:_MAX_ROWS]:
-        shown.add_row(str(row.shard), row.state, row.job or "", row.nodes, f"{row.done}/{row.planned}", str(row.failed))
+        rows.add_row(str(row.shard), row.state, row.job or "", row.nodes, f"{row.done}/{row.planned}", str(row.failed))
     if len(order) > _MAX_ROWS:
-        shown.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
-    shown.add_row("final", now.final, "", "", "", "")
-    shown.add_row("aggregate", now.aggregate, "", "", "", "")
-    return shown
+        rows.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
+    rows.add_row("final", status.final, "", "", "", "")
+    rows.add_row("aggregate", status.aggregate, "", "", "", "")
+    return rows

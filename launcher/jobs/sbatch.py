@@ -1,4 +1,4 @@
-"""What sbatch gets: the resources and the shell lines of a job. Submits through submitit."""
+"""The sbatch script of a job: its resources and shell lines. Submits it through submitit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,36 @@ from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 from launcher.jobs.slurm import clean_environment
 
+REQUEUE = 75
+"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
+
+TERMINATED = 143
+"""Exit status of a job that SIGTERM ended: 128 + 15."""
+
+CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
+"""Environment variable with the folder of the code that the job must run."""
+
+_SAFE_PATH = "1"
+"""Value of PYTHONSAFEPATH. Without it, ``python -m`` looks first in the folder where the command was started: packages
+of the same names, or source that has changed since."""
+
+_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
+
+_HINTS = (
+    ("accounting/qos policy", "a limit of your account or qos, which sacctmgr show assoc lists; ask for less"),
+    ("invalid account", "name an account of yours that the partition takes: hydra.launcher.account=NAME"),
+    ("partition", "name one that sinfo lists: hydra.launcher.partition=NAME"),
+    ("account", "name one of yours: hydra.launcher.account=NAME"),
+    ("qos", "name one that sacctmgr show qos lists: hydra.launcher.qos=NAME"),
+    ("node configuration", "no node has these resources; dry_run=true prints them"),
+    ("reservation", "scontrol show reservation lists them"),
+    ("unable to contact", "is the Slurm controller up? scontrol ping"),
+)
+"""A word of sbatch's message, and what to do. The first match counts."""
+
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """The resources of one kind of job, with nothing left to the plan. ``deadline`` in Slurm's words, now+2hours."""
+    """The resources of one kind of job. ``deadline`` in Slurm's notation, now+2hours."""
 
     name: str
     timeout_min: int
@@ -28,15 +55,15 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 
 class SlurmExecutor(submitit_slurm.SlurmExecutor):
-    """submitit's, which refuses to exist without srun; a dry run needs none, and require() has been before the rest."""
+    """submitit's executor, also without srun: a dry run needs none, and ``slurm.require`` has checked the rest."""
 
     @classmethod
     def affinity(cls) -> int:
-        """As on a login node."""
+        """The value that submitit takes on a login node."""
         return 2
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """submitit's, out of reach of Ctrl-C, which might end sbatch when the controller has the job already."""
+        """The command of submitit, shielded from Ctrl-C, which might end sbatch after the controller took the job."""
         return [
             "sh",
             "-c",
@@ -55,7 +82,7 @@ def script(
     tasks: int = 1,
     dependency: str | None = None,
 ) -> str:
-    """The text that sbatch gets for an array of so many tasks, or for a plain job of one."""
+    """The sbatch script of an array of ``tasks``, or of a plain job if there is one."""
     executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
     if tasks > 1:
         executor.parameters["map_count"] = tasks
@@ -75,7 +102,7 @@ def submit(
 ) -> str:
     """Submits ``function`` once for each list of arguments, as one array; the array's id.
 
-    UserError with Slurm's own words when sbatch refuses; then nothing was submitted.
+    UserError with Slurm's own words if sbatch refuses; then nothing is submitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     executor = _executor(request, settings, folder=folder, setup=setup, dependency=dependency)
@@ -83,31 +110,35 @@ def submit(
         with clean_environment():
             jobs = executor.map_array(function, *zip(*argument_lists, strict=True))
     except submitit_utils.FailedJobError as error:
-        raise UserError(f"Slurm refused the jobs: {_own_words(str(error))}", hint=_hint(str(error))) from None
+        raise UserError(f"Slurm refused the jobs: {_sbatch_message(str(error))}", hint=_hint(str(error))) from None
     return str(jobs[0].job_id).split("_")[0]
+
+
+def code_setup(code: Path) -> list[str]:
+    """Shell lines that make the job run the submitted code, and requeue it when it asks for that.
+
+    The batch script calls scontrol because a container may have none, and repeats it for a minute because a controller
+    may be busy or failing over.
+    """
+    quoted = shlex.quote(str(code.resolve()))
+    return [
+        f"export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONSAFEPATH={_SAFE_PATH}",
+        f"export {CODE_VARIABLE}={quoted}",
+        f"trap 'test $? -ne {REQUEUE} || {_REQUEUE}' EXIT",
+    ]
+
+
+def code_environment(code: Path) -> dict[str, str]:
+    """The same environment for a process of this machine: variables that make it run the copy of the code."""
+    path = os.pathsep.join([str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": _SAFE_PATH, CODE_VARIABLE: str(code.resolve())}
 
 
 def _executor(
     request: JobRequest, settings: SubmititConf, *, folder: Path, setup: Sequence[str], dependency: str | None
 ) -> SlurmExecutor:
-    additional: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
-    if settings.reservation:
-        additional["reservation"] = settings.reservation
-    if settings.mem is not None:
-        additional["mem"] = settings.mem
-    if request.deadline is not None:
-        additional["deadline"] = request.deadline
-    if dependency is not None:
-        additional |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
-    srun_args = list(settings.srun_args)
-    python = settings.python
-    if settings.container_image:
-        python = python or "python3"  # this machine's is not in the image
-        run = folder.resolve().parent
-        mounts = [f"{run}:{run}", *filter(None, [settings.container_mounts])]
-        srun_args += [f"--container-image={settings.container_image}", f"--container-mounts={','.join(mounts)}"]
-    elif settings.container_mounts:
-        srun_args.append(f"--container-mounts={settings.container_mounts}")
+    python, srun_args = _command(settings, folder)
     executor = SlurmExecutor(folder, python=python)
     executor.update_parameters(
         job_name=request.name,
@@ -129,56 +160,44 @@ def _executor(
         signal_delay_s=settings.signal_delay_s,
         stderr_to_stdout=True,
         wckey=None,
-        additional_parameters=additional,
+        additional_parameters=_additional_parameters(request, settings, dependency),
     )
     return executor
 
 
-def _own_words(text: str) -> str:
-    """The lines that sbatch itself printed, without submitit's frame."""
+def _command(settings: SubmititConf, folder: Path) -> tuple[str | None, list[str]]:
+    """The command that runs Python (None: this Python), and srun's arguments. A container sees the run folder."""
+    srun_args = list(settings.srun_args)
+    if settings.container_image:
+        run = folder.resolve().parent
+        mounts = ",".join([f"{run}:{run}", *filter(None, [settings.container_mounts])])
+        srun_args += [f"--container-image={settings.container_image}", f"--container-mounts={mounts}"]
+        return settings.python or "python3", srun_args  # this machine's Python is not in the image
+    if settings.container_mounts:
+        srun_args.append(f"--container-mounts={settings.container_mounts}")
+    return settings.python, srun_args
+
+
+def _additional_parameters(request: JobRequest, settings: SubmititConf, dependency: str | None) -> dict[str, Any]:
+    """Options of sbatch that submitit does not name."""
+    parameters: dict[str, Any] = {"requeue" if settings.requeue else "no-requeue": True}
+    if settings.reservation:
+        parameters["reservation"] = settings.reservation
+    if settings.mem is not None:
+        parameters["mem"] = settings.mem
+    if request.deadline is not None:
+        parameters["deadline"] = request.deadline
+    if dependency is not None:
+        parameters |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    return parameters
+
+
+def _sbatch_message(text: str) -> str:
+    """The lines of sbatch itself, without submitit's frame."""
     lines = [line.split("error:", 1)[1].strip() for line in text.splitlines() if "error:" in line]
     return "; ".join(dict.fromkeys(lines)) or " ".join(text.split())[-300:]
 
 
 def _hint(text: str) -> str:
-    lowered = text.lower()
-    for word, hint in (
-        ("accounting/qos policy", "a limit of your account or qos, which sacctmgr show assoc lists; ask for less"),
-        ("invalid account", "name an account of yours that the partition takes: hydra.launcher.account=NAME"),
-        ("partition", "name one that sinfo lists: hydra.launcher.partition=NAME"),
-        ("account", "name one of yours: hydra.launcher.account=NAME"),
-        ("qos", "name one that sacctmgr show qos lists: hydra.launcher.qos=NAME"),
-        ("node configuration", "no node has what is asked for; dry_run=true prints it"),
-        ("reservation", "scontrol show reservation lists them"),
-        ("unable to contact", "is the Slurm controller up? scontrol ping"),
-    ):
-        if word in lowered:
-            return hint
-    return "dry_run=true prints the script that sbatch got"
-
-
-_REQUEUE = 'for pause in 2 4 8 16 32; do scontrol requeue "$SLURM_JOB_ID" && break; sleep $pause; done'
-
-
-def code_setup(code: Path) -> list[str]:
-    """Shell lines that make the job run the code that was submitted, and put it back into the queue when it asks.
-
-    Without PYTHONSAFEPATH, ``python -m`` would look first in the folder where the sweep was started, where the source
-    is that may have changed since. scontrol is called here, since a container may have none, and for a minute, since a
-    controller may be busy or failing over.
-    """
-    quoted = shlex.quote(str(code.resolve()))
-    return [
-        f"export PYTHONPATH={quoted}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export PYTHONSAFEPATH=1",
-        f"export {CODE_VARIABLE}={quoted}",
-        f"trap 'test $? -ne {REQUEUE} || {_REQUEUE}' EXIT",
-    ]
-
-
-REQUEUE = 75
-"""Exit status (EX_TEMPFAIL of sysexits.h) with which a job asks its batch script to put it back into the queue."""
-
-
-CODE_VARIABLE = "DEEPEP_SWEEP_CODE"
-"""Where the code lies that the job has to run."""
+    hints = (hint for word, hint in _HINTS if word in text.lower())
+    return next(hints, "dry_run=true prints the script that sbatch got")

@@ -1,4 +1,4 @@
-"""A sweep under Slurm: everything checked, then the array of shards, then the aggregate, then the wait."""
+"""A sweep under Slurm: checks every configuration, submits shards, final and aggregate, then waits or detaches."""
 
 from __future__ import annotations
 
@@ -20,17 +20,37 @@ from launcher.config.job_options import SubmititConf
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import FAILURE, OK, USAGE, UserError
-from launcher.jobs import job as attempt
-from launcher.jobs import local, prepare, sbatch, slurm, watch
+from launcher.jobs import local, sbatch, slurm, waiting, watch
+from launcher.jobs.job import run_aggregate, run_final, run_shard
+from launcher.jobs.prepare import PlannedRun, describe, extend_budget, prepare, print_caveats
 from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
-from launcher.store.run_folder import RunFolder, Submission
+from launcher.store.run_folder import RunFolder
+from launcher.store.submissions import Submission, add_submission, lock_submissions, read_submissions
 from launcher.tuner import final, shard
 
 _TIME_FACTOR = 3
 _TIME_EXTRA_S = 600
 _AGGREGATE_MIN = 15
 _MAX_FORECASTS = 64
+
+
+class MissingWork(NamedTuple):
+    """The jobs that a run still needs: arrays of shards, and whether the final is among them."""
+
+    arrays: list[list[int]]
+    final: bool
+
+
+class JobArray(NamedTuple):
+    """One call of sbatch: ``body`` once for each list of arguments. ``shards`` is empty for final and aggregate."""
+
+    kind: str
+    shards: list[int]
+    body: Callable[..., None]
+    arguments: list[list[object]]
+    request: JobRequest
+    settings: SubmititConf
 
 
 def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
@@ -45,55 +65,65 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
         return USAGE
 
 
-def _launch(wanted: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[str]], settings: SubmititConf) -> int:
-    watch.check(settings)
+def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[str]], settings: SubmititConf) -> int:
+    waiting.check_on_interrupt(settings)
+    _check_signal_delay(settings)
+    is_local = settings.cluster == "local"
+    if not is_local and not any(options.dry_run for _, options in specs):
+        slurm.require()
+    runs = [
+        (prepare(spec, options, local=is_local, command=command, in_jobs=True), options)
+        for (spec, options), command in zip(specs, commands, strict=True)
+    ]
+    for run, _ in runs:
+        print_caveats(run.plan)
+    if any(options.dry_run for _, options in runs):
+        for run, options in runs:
+            print(describe(run.plan))
+            print(format_scripts(run.plan, settings, options))
+        return OK
+    if is_local:
+        return max(local.run(run.plan, run.folder, options) for run, options in runs if run.folder)
+    return _submit_all(runs, settings)
+
+
+def _check_signal_delay(settings: SubmititConf) -> None:
+    """UserError if Slurm would signal the job before it begins."""
     if settings.timeout_min is not None and settings.signal_delay_s >= 60 * settings.timeout_min:
         raise UserError(
             f"hydra.launcher.signal_delay_s must be below the time limit, {60 * settings.timeout_min} s, "
             f"got {settings.signal_delay_s}",
-            hint="Slurm may signal up to a minute early besides; leave the shard some minutes before it",
+            hint="Slurm may signal a minute early too; leave the shard some minutes before the signal",
         )
-    is_local = settings.cluster == "local"
-    if not is_local and not any(options.dry_run for _, options in wanted):
-        slurm.require()
-    prepared = [
-        (*prepare.prepare(spec, options, local=is_local, command=command), options)
-        for (spec, options), command in zip(wanted, commands, strict=True)
-    ]
-    for plan, _, _ in prepared:
-        prepare.announce(plan)
-    if any(options.dry_run for _, _, options in prepared):
-        for plan, _, options in prepared:
-            print(prepare.show(plan))
-            print(script(plan, settings, options))
-        return OK
-    if is_local:
-        return max(local.run(plan, folder, options) for plan, folder, options in prepared if folder)
-    runs = [(plan, folder, options) for plan, folder, options in prepared if folder]
-    submitted: list[Submission] = []
+
+
+def _submit_all(runs: Sequence[tuple[PlannedRun, Options]], settings: SubmititConf) -> int:
+    """Submits every run, or none, then waits for each in turn; the highest exit status."""
+    submissions: list[Submission] = []
+    folders = [(run.plan, run.folder, options) for run, options in runs if run.folder]
     try:
-        for plan, folder, options in runs:
-            submitted += submit(plan, folder, settings, options)
+        for plan, folder, options in folders:
+            submissions += submit(plan, folder, settings, options)
     except BaseException as error:
-        slurm.cancel(one.array_id for one in submitted)
+        slurm.cancel(submission.array_id for submission in submissions)
         if not isinstance(error, KeyboardInterrupt):
             raise
-        print("interrupted; what was submitted is cancelled", file=sys.stderr)
+        print("interrupted; all submitted jobs are cancelled", file=sys.stderr)
         return FAILURE
-    return max(_follow(folder, options, settings) for _, folder, options in runs)
+    return max(_follow(folder, options, settings) for _, folder, options in folders)
 
 
 def _follow(folder: RunFolder, options: Options, settings: SubmititConf) -> int:
     if settings.detach:
-        _say_how_to_go_on(folder)
+        _print_next_commands(folder)
         print(folder.path)
         return OK
-    return watch.wait(folder, options, settings)
+    return watch.wait_and_report(folder, options, settings)
 
 
-def _say_how_to_go_on(folder: RunFolder) -> None:
+def _print_next_commands(folder: RunFolder) -> None:
     run = shlex.quote(str(folder.path))
-    arrays = " ".join(submission.array_id for submission in folder.jobs().submissions)
+    arrays = " ".join(submission.array_id for submission in read_submissions(folder))
     for purpose, command in (
         ("look at it", f"python -m launcher.status {run}"),
         ("report", f"python -m launcher.aggregate {run}"),
@@ -103,26 +133,46 @@ def _say_how_to_go_on(folder: RunFolder) -> None:
         print(f"{purpose + ':':13}{command}", file=sys.stderr)
 
 
-def job_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> JobRequest:
-    """What each of some shards asks for: a node's GPUs for the EP group, one task, CPUs and time of the plan."""
-    on_gpu = not plan.is_dry
-    gpus = settings.gpus_per_node
-    if gpus is None:
-        gpus = plan.spec.ep.size if on_gpu else 0
+def find_missing(plan: Plan, folder: RunFolder | None, options: Options) -> MissingWork:
+    """The shards and the final that lack records; all of them without a folder."""
+    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
+    shards = [index for index in indices if folder is None or not shard.is_complete(plan, folder, index)]
+    size = slurm.query_max_array_size() if len(shards) > 1 else 1
+    arrays = [shards[first : first + size] for first in range(0, len(shards), size)]
+    is_done = folder is not None and not shards and final.is_complete(folder)
+    return MissingWork(arrays, plan.has_final and options.shard_index is None and not is_done)
+
+
+def plan_jobs(
+    plan: Plan, folder: RunFolder, missing: MissingWork, settings: SubmititConf, options: Options
+) -> list[JobArray]:
+    """The calls of sbatch in order: arrays of shards, then final and aggregate, which wait for all before them."""
+    path = str(folder.path.resolve())
+    arrays = []
+    for indices in missing.arrays:
+        shard_arguments: list[list[object]] = [[path, index, settings.requeue] for index in indices]
+        request = _measuring_request(plan, settings, indices)
+        arrays.append(JobArray("shards", indices, run_shard, shard_arguments, request, settings))
+    if missing.final:
+        request = _measuring_request(plan, settings, [FINAL])
+        arrays.append(JobArray("final", [], run_final, [[path, settings.requeue]], request, settings))
+    aggregate_arguments: list[list[object]] = [[path, options.strict, options.allow_mixed]]
+    request = _aggregate_request(plan)
+    arrays.append(JobArray("aggregate", [], run_aggregate, aggregate_arguments, request, _aggregate_settings(settings)))
+    return arrays
+
+
+def _measuring_request(plan: Plan, settings: SubmititConf, indices: Sequence[int]) -> JobRequest:
+    """The resources of each of these shards: a node's GPUs for the EP group, one task, CPUs and time of the plan."""
+    num_gpus = 0 if plan.is_dry else plan.spec.ep.size
     longest_s = max(plan.expected_s(index) for index in indices[:_MAX_FORECASTS])
     minutes = math.ceil((_TIME_FACTOR * longest_s + _TIME_EXTRA_S) / 60)
     return JobRequest(
         name=f"deepep-ep{plan.spec.ep.size}",
         timeout_min=settings.timeout_min or minutes,
-        gpus_per_node=gpus,
+        gpus_per_node=num_gpus if settings.gpus_per_node is None else settings.gpus_per_node,
         cpus_per_task=settings.cpus_per_task or plan.spec.hardware.cpus_per_gpu * plan.spec.ep.size,
     )
-
-
-def _aggregate_settings(settings: SubmititConf) -> SubmititConf:
-    """The aggregate may run anywhere beside others: what the site's nodes with GPUs are chosen by is not for it."""
-    mem = None if settings.mem == "0" else settings.mem
-    return dataclasses.replace(settings, exclusive=False, nodelist=None, exclude=None, constraint=None, mem=mem)
 
 
 def _aggregate_request(plan: Plan) -> JobRequest:
@@ -131,130 +181,96 @@ def _aggregate_request(plan: Plan) -> JobRequest:
     )
 
 
-class Wanted(NamedTuple):
-    """The jobs that a run still needs: arrays of shards, and whether the final is one."""
-
-    arrays: list[list[int]]
-    final: bool
-
-
-def wanted_of(plan: Plan, folder: RunFolder | None, options: Options) -> Wanted:
-    """What has no complete records; everything where there is no folder yet."""
-    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
-    shards = [index for index in indices if folder is None or not shard.is_complete(plan, folder, index)]
-    size = slurm.max_array_size() if len(shards) > 1 else 1
-    arrays = [shards[first : first + size] for first in range(0, len(shards), size)]
-    is_done = folder is not None and not shards and final.is_complete(folder)
-    return Wanted(arrays, plan.has_final and options.shard_index is None and not is_done)
+def _aggregate_settings(settings: SubmititConf) -> SubmititConf:
+    """The settings without those that choose a node with GPUs or take a whole node: the aggregate runs anywhere."""
+    mem = None if settings.mem == "0" else settings.mem
+    return dataclasses.replace(settings, exclusive=False, nodelist=None, exclude=None, constraint=None, mem=mem)
 
 
-class Job(NamedTuple):
-    """One call of sbatch: ``body`` once for each list of arguments. ``shards``: which, for an array of shards."""
-
-    kind: str
-    shards: list[int]
-    body: Callable[..., None]
-    arguments: list[list[object]]
-    request: JobRequest
-    settings: SubmititConf
-
-
-def jobs(plan: Plan, folder: RunFolder, wanted: Wanted, settings: SubmititConf, options: Options) -> list[Job]:
-    """What is submitted, in this order: each job that is no array of shards waits for all before it."""
-    path = str(folder.path.resolve())
-    made = []
-    for indices in wanted.arrays:
-        each: list[list[object]] = [[path, index, settings.requeue] for index in indices]
-        made.append(Job("shards", indices, attempt.run_shard, each, job_request(plan, settings, indices), settings))
-    if wanted.final:
-        request = job_request(plan, settings, [FINAL])
-        made.append(Job("final", [], attempt.run_final, [[path, settings.requeue]], request, settings))
-    arguments: list[list[object]] = [[path, options.strict, options.allow_mixed]]
-    own = _aggregate_settings(settings)
-    made.append(Job("aggregate", [], attempt.run_aggregate, arguments, _aggregate_request(plan), own))
-    return made
-
-
-def script(plan: Plan, settings: SubmititConf, options: Options) -> str:
-    """The sbatch scripts of what would be submitted, those of equal arrays once."""
+def format_scripts(plan: Plan, settings: SubmititConf, options: Options) -> str:
+    """The sbatch scripts of the jobs that would be submitted. Equal scripts of several arrays appear once."""
     path = Path(options.run) if options.run is not None else Path("RUN")
-    is_begun = (path / "run.json").is_file()
-    folder = RunFolder(path)
-    wanted = wanted_of(plan, folder if is_begun else None, options)
-    shown: dict[str, list[str]] = {}
+    folder, has_begun = RunFolder(path), (path / "run.json").is_file()
+    missing = find_missing(plan, folder if has_begun else None, options)
+    titles: dict[str, list[str]] = {}
     before: list[str] = []
-    for number, job in enumerate(jobs(plan, folder, wanted, settings, options)):
-        text = sbatch.script(
-            job.request,
-            job.settings,
+    for number, array in enumerate(plan_jobs(plan, folder, missing, settings, options), start=1):
+        script = sbatch.script(
+            array.request,
+            array.settings,
             folder=folder.slurm,
             setup=code_setup(folder.code),
-            tasks=len(job.arguments),
-            dependency=_after(job, before),
+            tasks=len(array.arguments),
+            dependency=_dependency(array, before),
         )
-        title = job.kind
-        if job.shards:
-            first, last = job.shards[0], job.shards[-1]
-            title = f"shard {first}" if first == last else f"shards {first} to {last}"
-        shown.setdefault(text, []).append(f"# ---- {title}")
-        before.append(f"JOB{number + 1}")
-    return "\n".join("\n".join([*titles, text]) for text, titles in shown.items())
+        titles.setdefault(script, []).append(f"# ---- {_title(array)}")
+        before.append(f"JOB{number}")
+    return "\n".join("\n".join([*lines, script]) for script, lines in titles.items())
 
 
-def _after(job: Job, before: list[str]) -> str | None:
-    return "afterany:" + ":".join(before) if before and job.kind != "shards" else None
+def _title(array: JobArray) -> str:
+    if not array.shards:
+        return array.kind
+    first, last = array.shards[0], array.shards[-1]
+    return f"shard {first}" if first == last else f"shards {first} to {last}"
+
+
+def _dependency(array: JobArray, before: Sequence[str]) -> str | None:
+    """The dependency on the jobs before, as sbatch takes it; None for shards, which wait for nothing."""
+    return "afterany:" + ":".join(before) if before and array.kind != "shards" else None
 
 
 def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Options) -> list[Submission]:
-    """Submits the shards that lack points, in arrays as large as Slurm takes, then the aggregate behind them all.
+    """Submits the shards that lack points, in arrays as large as Slurm takes, then final and aggregate behind them.
 
-    UserError when the run's jobs are still alive, or when Slurm refuses; what was submitted by then is cancelled.
+    UserError if jobs of the run are still alive, or if Slurm refuses one; then the jobs before it are cancelled.
     """
-    made: list[Submission] = []
-    with folder.submitting():
+    submissions: list[Submission] = []
+    with lock_submissions(folder):
         _refuse_running(folder)
-        prepare.grant(plan, folder)
+        extend_budget(plan, folder)
         snapshot_code(folder.code)
-        wanted = wanted_of(plan, folder, options)
+        missing = find_missing(plan, folder, options)
         try:
-            for job in jobs(plan, folder, wanted, settings, options):
-                with _uninterrupted():
-                    array = sbatch.submit(
-                        job.body,
-                        job.arguments,
-                        job.request,
-                        job.settings,
+            for array in plan_jobs(plan, folder, missing, settings, options):
+                with _defer_signals():
+                    array_id = sbatch.submit(
+                        array.body,
+                        array.arguments,
+                        array.request,
+                        array.settings,
                         folder=folder.slurm.resolve(),
                         setup=code_setup(folder.code),
-                        dependency=_after(job, [one.array_id for one in made]),
+                        dependency=_dependency(array, [submission.array_id for submission in submissions]),
                     )
-                    made.append(Submission(job.kind, array, job.shards, time.time()))
-                    folder.note_submission(made[-1])
+                    submissions.append(Submission(array.kind, array_id, array.shards, time.time()))
+                    add_submission(folder, submissions[-1])
         except BaseException:
-            slurm.cancel(one.array_id for one in made)
+            slurm.cancel(submission.array_id for submission in submissions)
             raise
-    return made
+    return submissions
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """SIGINT and SIGTERM wait; launcher.slurm keeps them from sbatch, which Ctrl-C reaches by itself."""
-    heard: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda caught, _: heard.append(caught))
+def _defer_signals() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM until the block has ended. ``sbatch`` itself shields Slurm's command from Ctrl-C."""
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda signal_number, _: received.append(signal_number))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        for caught in dict.fromkeys(heard):
-            signal.raise_signal(caught)
+        for received_number in dict.fromkeys(received):
+            signal.raise_signal(received_number)
 
 
 def _refuse_running(folder: RunFolder) -> None:
-    arrays = [submission.array_id for submission in folder.jobs().submissions]
-    alive = slurm.alive(arrays)
+    """UserError if jobs of the run are alive."""
+    arrays = [submission.array_id for submission in read_submissions(folder)]
+    alive = slurm.query_alive(arrays)
     if alive:
         raise UserError(
             f"{folder.path} is being measured by {len(alive)} jobs, {alive[0]} the first",

@@ -1,115 +1,146 @@
-"""RESULTS_EP{n}.json: the results for programs, schema ``deepep-sweep/results/1`` (docs/results.schema.json); pure."""
+"""From Results to the document of RESULTS_EP{n}.json (launcher.store.results_file); pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 
-from launcher.analysis.measurements import Measurement
+from bench.backends import BACKENDS
+from launcher.analysis.measurements import Failure, Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
-from launcher.store.results_file import SCHEMA
+from launcher.analysis.verdict import Verdict
+from launcher.store.results_file import (
+    LIBRARY_DEFAULT,
+    SavedFailure,
+    SavedHardware,
+    SavedLibrary,
+    SavedMeasurement,
+    SavedOperation,
+    SavedOverlap,
+    SavedPair,
+    SavedResults,
+    SavedSearch,
+    SavedVerdict,
+    interval,
+)
 from launcher.text import utc
 
 
-def to_json(results: Results) -> dict[str, Any]:
-    """The whole document as plain values."""
-    plan, spec, choice = results.plan, results.plan.spec, results.choice
-    return {
-        "schema": SCHEMA,
-        "command": results.manifest.command,
-        "started": utc(results.started),
-        "ended": utc(results.ended),
-        "revision": msgspec.to_builtins(results.manifest.revision),
-        "timing": results.manifest.timing,
-        "hardware": msgspec.to_builtins(spec.hardware) | {"peak_gb_per_s": results.peak_gb_per_s},
-        "ep": spec.ep.size,
-        "shared_gpus": spec.ep.share_gpus,
-        "dry_run": plan.is_dry,
-        "backend": spec.backend,
-        "workload": msgspec.to_builtins(spec.workload),
-        "search": msgspec.to_builtins(spec.search) | {"final_groups_measured": results.final_groups},
-        "environment": None if results.environment is None else msgspec.to_builtins(results.environment),
-        "hosts": [msgspec.to_builtins(host) for host in results.hosts],
-        "cost": msgspec.to_builtins(results.cost),
-        "traffic_tokens": results.tokens,
-        "points": msgspec.to_builtins(results.counts),
-        "default": _pair(choice.default),
-        "optimal": _pair(choice.optimal),
-        "worst": _pair(choice.worst),
-        "tied": [_pair(pair) for pair in choice.tied],
-        "verdict": None if choice.verdict is None else msgspec.to_builtins(choice.verdict),
-        "speedup_over_default": results.speedup_over_default,
-        "pareto": [_pair(pair) for pair in choice.pareto],
-        "best_per_shared": [_pair(pair) for pair in choice.best_per_shared],
-        "picks": {name: _pair(pair) for name, pair in choice.picks.items()},
-        "own_tuning": _pair(choice.own_tuning),
-        "overlapped": [_overlap(one) for one in choice.overlaps],
-        "baselines": [_labelled(result) for result in results.baselines],
-        "measurements": [_labelled(result) for result in results.measurements],
-        "failures": [msgspec.to_builtins(failure) for failure in results.failures],
-        "missing": [planned.point.label for planned in results.missing],
-        "refused": len(plan.refused),
-        "self_checks": [msgspec.to_builtins(check) for check in results.self_checks],
-        "rank_ratio": results.rank_ratio,
-        "flags": results.flags,
-        "damaged_lines": [msgspec.to_builtins(line) for line in results.damaged],
-    }
+def document(results: Results) -> SavedResults:
+    """All of a run's results, as they are saved: times to 0.01 us, shares to 0.0001."""
+    plan, spec, manifest = results.plan, results.plan.spec, results.manifest
+    hardware = msgspec.to_builtins(spec.hardware) | {"peak_gb_per_s": results.peak_gb_per_s}
+    search = msgspec.to_builtins(spec.search) | {"final_groups_measured": results.final_groups}
+    return SavedResults(
+        program=manifest.program,
+        command=manifest.command,
+        started=utc(results.started),
+        ended=utc(results.ended),
+        revision=manifest.revision,
+        timing=manifest.timing,
+        hardware=msgspec.convert(hardware, SavedHardware),
+        ep=spec.ep.size,
+        shared_gpus=spec.ep.share_gpus,
+        dry_run=plan.is_dry,
+        workload=spec.workload,
+        search=msgspec.convert(search, SavedSearch),
+        environment=results.environment,
+        hosts=results.hosts,
+        cost=results.cost,
+        traffic_tokens=results.tokens,
+        points=results.counts,
+        libraries=[_library(results)],
+        baselines=[_measurement(measurement) for measurement in results.baselines],
+        measurements=[_measurement(measurement) for measurement in results.measurements],
+        failures=[_failure(failure) for failure in results.failures],
+        missing=[planned.point.label for planned in results.missing],
+        refused=len(plan.refused),
+        self_checks=results.self_checks,
+        rank_ratio=results.rank_ratio,
+        flags=results.flags,
+        damaged_lines=results.damaged,
+    )
 
 
-def _pair(pair: Pair | None) -> dict[str, Any] | None:
-    """The shared knobs on top, the others with their operation."""
-    if pair is None:
-        return None
-    shared = tuple(pair.shared)
-    found = dict(pair.shared) | {
-        "dispatch": _operation(pair.dispatch, without=shared),
-        "combine": _operation(pair.combine, without=shared),
-        "round_trip_us": round(pair.round_trip_us, 2),
-    }
-    if pair.full is not None:
-        found["dispatch_full"] = _operation(pair.full, without=shared)
-    return found
+def _library(results: Results) -> SavedLibrary:
+    """The answer for the library of this run."""
+    choice, name = results.choice, results.plan.spec.backend
+    versions = {} if results.environment is None else results.environment.versions
+    packages = [package for package in BACKENDS[name].packages if package != "torch"]
+    return SavedLibrary(
+        name=name,
+        version=next((versions[package] for package in packages if package in versions), None),
+        defaults={} if choice.default is None else {LIBRARY_DEFAULT: _pair(choice.default)},
+        optimal=_pair_or_none(choice.optimal),
+        worst=_pair_or_none(choice.worst),
+        tied=[_pair(pair) for pair in choice.tied],
+        verdict=None if choice.verdict is None else _verdict(choice.verdict),
+        speedup_over_default=results.speedup_over_default,
+        pareto=[_pair(pair) for pair in choice.pareto],
+        best_per_shared=[_pair(pair) for pair in choice.best_per_shared],
+        picks={pick: _pair(pair) for pick, pair in choice.picks.items()},
+        own_tuning=_pair_or_none(choice.own_tuning),
+        overlapped=[_overlap(overlap) for overlap in choice.overlaps],
+    )
 
 
-def _operation(result: Measurement, *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The knobs and the numbers; ``without`` leaves out knobs that stand elsewhere."""
-    knobs = {name: value for name, value in result.point.knobs.items() if name not in without}
-    return knobs | {
-        "median_us": round(result.median_us, 2),
-        "ci95_us": [round(result.ci95_us.low, 2), round(result.ci95_us.high, 2)],
-        "spread": round(result.spread, 4),
-        "num_samples": len(result.samples),
-        "stage": result.stage.value,
-        "unstable": result.unstable,
-        "logical_gb_per_s": _rounded(result.logical_gb_per_s, 3),
-        "wire_gb_per_s": _rounded(result.wire_gb_per_s, 3),
-        "peak_fraction": _rounded(result.peak_fraction, 4),
-    }
+def _verdict(verdict: Verdict) -> SavedVerdict:
+    return msgspec.convert(msgspec.to_builtins(verdict), SavedVerdict)
 
 
-def _overlap(one: Overlap) -> dict[str, Any]:
-    shared = tuple(one.pair.shared)
-    return dict(one.pair.shared) | {
-        "dispatch": {k: v for k, v in one.pair.dispatch.point.knobs.items() if k not in shared},
-        "combine": {k: v for k, v in one.pair.combine.point.knobs.items() if k not in shared},
-        "makespan_us": round(one.makespan_us, 2),
-        "ci95_us": [round(one.ci95_us.low, 2), round(one.ci95_us.high, 2)],
-        "compute_us": round(one.compute_us, 2),
-        "compute_alone_us": round(one.compute_alone_us, 2),
-        "compute_slowdown": round(one.slowdown, 4),
-        "compute_slowdown_ci95": [round(end, 4) for end in msgspec.structs.astuple(one.slowdown_ci95)],
-        "one_after_the_other_us": round(one.one_after_the_other_us, 2),
-        "compute_to_communication": round(one.compute_to_communication, 3),
-    }
+def _pair_or_none(pair: Pair | None) -> SavedPair | None:
+    return None if pair is None else _pair(pair)
 
 
-def _labelled(result: Measurement) -> dict[str, Any]:
-    head = {"backend": result.point.backend, "op": result.point.op.value, "dtype": result.point.dtype.value}
-    return head | {"role": result.role.value} | _operation(result)
+def _pair(pair: Pair) -> SavedPair:
+    return SavedPair(
+        shared_knobs=pair.shared,
+        dispatch=_operation(pair.dispatch),
+        combine=_operation(pair.combine),
+        round_trip_us=round(pair.round_trip_us, 2),
+        dispatch_full=None if pair.full is None else _operation(pair.full),
+    )
+
+
+def _operation(measurement: Measurement) -> SavedOperation:
+    return SavedOperation(
+        knobs=measurement.point.knobs,
+        median_us=round(measurement.median_us, 2),
+        ci95_us=interval(measurement.ci95_us, digits=2),
+        spread=round(measurement.spread, 4),
+        num_samples=len(measurement.samples),
+        stage=measurement.stage,
+        unstable=measurement.unstable,
+        logical_gb_per_s=_rounded(measurement.logical_gb_per_s, 3),
+        wire_gb_per_s=_rounded(measurement.wire_gb_per_s, 3),
+        peak_fraction=_rounded(measurement.peak_fraction, 4),
+    )
+
+
+def _measurement(measurement: Measurement) -> SavedMeasurement:
+    point, numbers = measurement.point, msgspec.structs.asdict(_operation(measurement))
+    return SavedMeasurement(backend=point.backend, op=point.op, dtype=point.dtype, role=measurement.role, **numbers)
+
+
+def _overlap(overlap: Overlap) -> SavedOverlap:
+    return SavedOverlap(
+        shared_knobs=overlap.pair.shared,
+        dispatch=overlap.pair.dispatch.point.knobs,
+        combine=overlap.pair.combine.point.knobs,
+        makespan_us=round(overlap.makespan_us, 2),
+        ci95_us=interval(overlap.ci95_us, digits=2),
+        compute_us=round(overlap.compute_us, 2),
+        compute_isolated_us=round(overlap.compute_alone_us, 2),
+        gemm_slowdown=round(overlap.slowdown, 4),
+        gemm_slowdown_ci95=interval(overlap.slowdown_ci95, digits=4),
+        serial_us=round(overlap.one_after_the_other_us, 2),
+        compute_to_communication=round(overlap.compute_to_communication, 3),
+    )
+
+
+def _failure(failure: Failure) -> SavedFailure:
+    return msgspec.convert(msgspec.to_builtins(failure), SavedFailure)
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

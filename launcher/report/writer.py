@@ -6,16 +6,17 @@ import multiprocessing
 import signal
 from multiprocessing.process import BaseProcess
 
-import msgspec
-
 from launcher.analysis import results
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, MISSING, OK, UserError
 from launcher.report import findings, html_report, optimal_configs, results_json
-from launcher.store import table
+from launcher.store import results_file, table
+from launcher.store.accounting import read_accounting
+from launcher.store.attempts import find_unfinished
 from launcher.store.files import write_atomic
+from launcher.store.records_file import read_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
 
@@ -42,15 +43,15 @@ def _is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
 
 def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> int:
     plan, manifest = folder.plan(), folder.manifest()
-    found, damaged = folder.evidence()
+    found, damaged = read_records(folder)
     differing = results.unlike(found)
     if differing and not allow_mixed:
         raise UnlikeEnvironmentsError(
             f"the records were measured in unlike environments: {'; '.join(differing)}",
             hint="allow_mixed=true reports them apart",
         )
-    accounting = folder.accounting()
-    unfinished = [said for index, said in folder.unfinished().items() if not _is_complete(plan, folder, index)]
+    accounting = read_accounting(folder)
+    unfinished = [said for index, said in find_unfinished(folder).items() if not _is_complete(plan, folder, index)]
     parts = [
         results.build(plan, manifest, part, damaged, accounting=accounting, unfinished=unfinished)
         for part in results.by_environment(found)
@@ -58,8 +59,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     drawing = _drawing(folder, parts[0]) if draw else None
     for number, part in enumerate(parts):
         file = folder.path / optimal_configs.file_name(folder.results_file(plan.spec.ep.size).name, number)
-        encoded = msgspec.json.encode(results_json.to_json(part))
-        write_atomic(file, msgspec.json.format(encoded, indent=1) + b"\n")
+        write_atomic(file, results_file.encode(results_json.document(part)))
     all_said = [findings.findings(part) for part in parts]
     if drawing is not None:
         drawing.join()

@@ -1,35 +1,69 @@
-"""RESULTS_EP{n}.json on the disk: where it lies, and what makes it readable."""
+"""RESULTS_EP{n}.json: one set of Structs that writes it, reads it and describes it (docs/results.schema.json).
+
+Format history. ``deepep-sweep/results/2``: knobs stand under ``knobs``; a run may hold several libraries, each with
+several named defaults. ``deepep-sweep/results/1`` (until November 2026): one library, its knobs flat among the numbers;
+``launcher.store.results_v1`` reads it. Readers ignore members that they do not know.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from bench.records import Dtype, Environment, Host, Op, Point, Role, SelfCheck, Stage
+from bench.stats import Interval
+from bench.workload import Workload
 from launcher.errors import UserError
+from launcher.store import results_v1
+from launcher.store.accounting import Accounting
+from launcher.store.records_file import Damaged
+from launcher.store.revision import Revision
 from launcher.store.run_folder import RunFolder
 
-SCHEMA = "deepep-sweep/results/1"
+SCHEMA: Final = "deepep-sweep/results/2"
+LIBRARY_DEFAULT: Final = "library"
+"""Name of the default that the library itself takes; others are named after the framework that sets them."""
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Knobs = dict[str, int]
 
 
-T = TypeVar("T")
+class SavedHardware(msgspec.Struct, frozen=True):
+    """The kind of GPU, from conf/hardware and NVML.
+
+    ``link_gb_per_s`` is of one NVLink, ``peak_gb_per_s`` of all NVLinks of one GPU, each in one direction.
+    """
+
+    name: str
+    gpu_pattern: str | None = None
+    num_sms: int | None = None
+    memory_gb: float | None = None
+    num_links: int | None = None
+    link_gb_per_s: float | None = None
+    gpus_per_node: int = 0
+    cpus_per_gpu: int = 1
+    source: str = ""
+    peak_gb_per_s: float | None = None
 
 
-class Points(msgspec.Struct, frozen=True):
-    """How much of the plan was done."""
+class SavedSearch(msgspec.Struct, frozen=True):
+    """How the best config was looked for, and how many groups of the final were measured."""
 
-    planned: int
-    missing: int
-
-
-class Search(msgspec.Struct, frozen=True):
-    """How much of the final was done, and what was minimised."""
-
-    final_groups: int
-    final_groups_measured: int
+    final_groups: Count
+    final_groups_measured: Count
+    method: str = "racing"
+    rounds: Count = 0
+    warmup: Count = 0
+    iterations: Count = 0
     objective: str | dict[str, float] = "round_trip"
+    candidates: list[list[int]] = []
+    own_tuning: bool = False
+    overlapped: bool = False
+    budget_s: float | None = None
 
     @property
     def is_round_trip(self) -> bool:
@@ -39,46 +73,314 @@ class Search(msgspec.Struct, frozen=True):
         return self.objective.get("dispatch") == self.objective.get("combine")
 
 
-def unfinished(points: Points, search: Search) -> list[str]:
-    """What of the plan was not done, a phrase each."""
-    found = []
-    if points.missing:
-        found.append(f"{points.missing} of {points.planned} points are missing")
-    if search.final_groups_measured < search.final_groups:
-        found.append(f"{search.final_groups_measured} of {search.final_groups} groups of the final are there")
-    return found
+class Cost(msgspec.Struct, frozen=True):
+    """Seconds that the run took.
+
+    ``wall_s``: from the first start of ranks to the last record, summed over shards. ``busy_s``: the part of it in
+    warm-up and timed iterations. ``startup_s``: the part before the ranks could be asked anything. ``accounting``: what
+    Slurm's accounting says; None without it.
+    """
+
+    wall_s: float
+    busy_s: float
+    startup_s: float
+    accounting: Accounting | None = None
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Points: planned == measured + failed + missing."""
+
+    planned: Count
+    missing: Count
+    measured: Count = 0
+    failed: Count = 0
+
+
+class SavedOperation(msgspec.Struct, frozen=True):
+    """One operation with one config. ``knobs`` holds all of its knobs.
+
+    ``spread`` is interquartile range over median. ``stage`` is ``final`` where fresh process groups measured it. GB/s
+    are 10^9 bytes of the busiest rank, one direction, over the median; ``wire`` leaves out tokens that stay on their
+    rank, ``peak_fraction`` is wire over the links' peak. All three are null where GEMMs are part of the time.
+    """
+
+    knobs: Knobs
+    median_us: Positive
+    ci95_us: tuple[Positive, Positive]
+    spread: float
+    num_samples: Count
+    stage: Stage
+    unstable: bool
+    logical_gb_per_s: float | None
+    wire_gb_per_s: float | None
+    peak_fraction: float | None
+
+
+class SavedMeasurement(SavedOperation, frozen=True):
+    """The numbers of one point, with what the point is and why it was measured."""
+
+    backend: str
+    op: Op
+    dtype: Dtype
+    role: Role
+
+    @property
+    def label(self) -> str:
+        """The label of its point."""
+        return Point(self.backend, self.op, self.dtype, self.knobs).label
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the final's fresh process groups measured it. One group measures all that is overlapped."""
+        return self.stage is Stage.FINAL and self.op not in (Op.COMPUTE, Op.OVERLAPPED)
+
+
+class SavedPair(msgspec.Struct, frozen=True):
+    """A dispatch and a combine that can be deployed together. ``dispatch_full`` has the config of ``dispatch``.
+
+    ``shared_knobs``: those of one value for both operations.
+    """
+
+    shared_knobs: Knobs
+    dispatch: SavedOperation
+    combine: SavedOperation
+    round_trip_us: Positive
+    dispatch_full: SavedOperation | None = None
+
+    @property
+    def operations(self) -> dict[str, SavedOperation]:
+        """Dispatch and combine by name."""
+        return {"dispatch": self.dispatch, "combine": self.combine}
+
+    @property
+    def is_final(self) -> bool:
+        """Whether fresh process groups of the final measured both."""
+        return self.dispatch.stage is Stage.FINAL and self.combine.stage is Stage.FINAL
+
+    @property
+    def round_trip_ci95_us(self) -> tuple[float, float]:
+        """Sums of the ends of the two intervals: at least as wide as the interval of the sum."""
+        (low, high), (other_low, other_high) = self.dispatch.ci95_us, self.combine.ci95_us
+        return round(low + other_low, 2), round(high + other_high, 2)
+
+
+class SavedVerdict(msgspec.Struct, frozen=True):
+    """Whether a default should be changed, by the ratio default / ``over``.
+
+    ``over`` is ``optimal``, or ``best other pair`` where the default is optimal itself. ``default`` names which one.
+    """
+
+    kind: Literal["tuned", "default_is_optimal", "inconclusive"]
+    ratio: float
+    ci95: tuple[float, float]
+    meaning: str
+    margin: float = 0.02
+    basis: str = "final"
+    over: str = "optimal"
+    default: str = LIBRARY_DEFAULT
+
+
+class SavedOverlap(msgspec.Struct, frozen=True):
+    """A pair overlapped with one layer's expert GEMMs. ``dispatch`` and ``combine`` are all knobs of each.
+
+    ``makespan_us``: until both are done. ``compute_us``: until the GEMMs are; ``compute_isolated_us``: without
+    communication; ``gemm_slowdown`` is the ratio of the two. ``serial_us``: GEMMs and round trip, each isolated.
+    """
+
+    shared_knobs: Knobs
+    dispatch: Knobs
+    combine: Knobs
+    makespan_us: Positive
+    ci95_us: tuple[float, float]
+    compute_us: float
+    compute_isolated_us: float
+    gemm_slowdown: float
+    gemm_slowdown_ci95: tuple[float, float] | None
+    serial_us: float
+    compute_to_communication: float
+
+    def is_of(self, pair: SavedPair) -> bool:
+        """Whether it ran just these two configs."""
+        return (self.dispatch, self.combine) == (pair.dispatch.knobs, pair.combine.knobs)
+
+
+class SavedLibrary(msgspec.Struct, frozen=True):
+    """The answer for one library.
+
+    ``defaults``: by who takes it, ``library`` first. ``verdict`` is about one of them. ``version``: distribution and
+    version, null where nothing names it.
+    """
+
+    name: str
+    version: str | None
+    defaults: dict[str, SavedPair]
+    optimal: SavedPair | None
+    worst: SavedPair | None
+    tied: list[SavedPair]
+    verdict: SavedVerdict | None
+    speedup_over_default: float | None
+    pareto: list[SavedPair]
+    best_per_shared: list[SavedPair]
+    picks: dict[str, SavedPair]
+    own_tuning: SavedPair | None
+    overlapped: list[SavedOverlap]
+
+    @property
+    def default(self) -> SavedPair | None:
+        """What the library itself takes; None where that has no result."""
+        return self.defaults.get(LIBRARY_DEFAULT)
+
+
+class SavedLibraryComparison(msgspec.Struct, frozen=True):
+    """One pick of two libraries, measured in the same process groups: ``ratio`` is ``a`` / ``b`` in time."""
+
+    a: str
+    b: str
+    pick: str
+    ratio: float
+    ci95: tuple[float, float]
+    verdict: str
+
+
+class SavedFailure(msgspec.Struct, frozen=True):
+    """A point that failed in one of its repetitions, or whose time physics forbids (kind ``impossible``)."""
+
+    point: Point
+    kind: str
+    message: str = ""
+    phase: str = ""
+    rank: int | None = None
+    last_words: str = ""
+    shard: int = 0
+
+
+class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of one sweep in one environment. Times are microseconds, dates UTC.
+
+    ``dry_run``: it ran on CPUs and measures nothing about GPUs. ``shared_gpus``: several ranks shared a GPU, so the
+    times mean nothing. ``timing``: how overlapped times were taken, see bench.records.TIMING. ``traffic_tokens``:
+    tokens[source][destination], own rank included. ``libraries``: the answer for each; ``comparisons``: what compares
+    them. ``refused``: cells of the grid that no plan may hold. ``rank_ratio``: slowest over fastest rank in the default
+    dispatch.
+    """
+
+    schema: Literal["deepep-sweep/results/2"] = SCHEMA
+    program: str | None = None
+    command: list[str]
+    started: str | None
+    ended: str | None
+    revision: Revision
+    timing: int = 1
+    hardware: SavedHardware
+    ep: Annotated[int, msgspec.Meta(ge=1)]
+    shared_gpus: bool
+    dry_run: bool
+    workload: Workload
+    search: SavedSearch
+    environment: Environment | None
+    hosts: list[Host]
+    cost: Cost
+    traffic_tokens: list[list[int]]
+    points: Counts
+    libraries: list[SavedLibrary]
+    comparisons: list[SavedLibraryComparison] = []
+    baselines: list[SavedMeasurement]
+    measurements: list[SavedMeasurement]
+    failures: list[SavedFailure]
+    missing: list[str]
+    refused: Count = 0
+    self_checks: list[SelfCheck] = []
+    rank_ratio: float | None = None
+    flags: list[str] = []
+    damaged_lines: list[Damaged] = []
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What of the plan was not done, a phrase each."""
+        phrases = []
+        if self.points.missing:
+            phrases.append(f"{self.points.missing} of {self.points.planned} points are missing")
+        if self.search.final_groups_measured < self.search.final_groups:
+            measured, planned = self.search.final_groups_measured, self.search.final_groups
+            phrases.append(f"{measured} of {planned} groups of the final are there")
+        return phrases
+
+    def library(self, name: str) -> SavedLibrary | None:
+        """The answer for the library of this name; None where it was not measured."""
+        return next((library for library in self.libraries if library.name == name), None)
 
 
 class _Versioned(msgspec.Struct, frozen=True):
     schema: str = ""
 
 
+class Version(NamedTuple):
+    """What a ``schema`` member names: a format and its major version."""
+
+    format: str
+    major: int
+
+    @classmethod
+    def parse(cls, schema: str) -> Version | None:
+        """``deepep-sweep/results/2`` as (deepep-sweep/results, 2); None for any other form."""
+        name, slash, major = schema.rpartition("/")
+        return cls(name, int(major)) if slash and major.isdecimal() else None
+
+
+def encode(results: SavedResults) -> bytes:
+    """The content of the file."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
+
+
 def locate(path: Path) -> Path:
-    """The RESULTS file that is meant by a run folder, or by the file itself. UserError when there is none."""
+    """The RESULTS file that a run folder, or the file itself, stands for. UserError when there is none."""
     return path if path.is_file() else RunFolder.open(path).written_results()
 
 
-def parsed(file: Path, decode: Callable[[bytes], T]) -> T:
-    """What ``decode`` takes from a RESULTS file of this schema. UserError when it is none, or of another schema.
-
-    ``decode`` may raise what msgspec raises for JSON of the wrong form.
-    """
+def read(file: Path) -> SavedResults:
+    """The document in a RESULTS file of this format, or of ``results/1``. UserError for anything else."""
     try:
-        content = file.read_bytes()
-        _check_schema(file, msgspec.json.decode(content, type=_Versioned).schema)
-        return decode(content)
+        return decode(file, file.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+def decode(file: Path, content: bytes) -> SavedResults:
+    """The document in the content of ``file``. UserError as in ``read``."""
+    try:
+        major = _major(file, msgspec.json.decode(content, type=_Versioned).schema)
+        if major == 1:
+            return msgspec.convert(_upgraded(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
+        return msgspec.json.decode(content, type=SavedResults)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
+        raise UserError(f"{file} is not a RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
 
 
-def _check_schema(file: Path, schema: str) -> None:
-    if schema == SCHEMA:
-        return
-    if schema.startswith(SCHEMA.rpartition("/")[0]):
+def _upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    return results_v1.upgrade(document) | {"schema": SCHEMA}
+
+
+def _major(file: Path, schema: str) -> int:
+    """The major version that a file names. UserError when this program cannot read it."""
+    known, written = Version.parse(SCHEMA), Version.parse(schema)
+    assert known is not None
+    if written is None or written.format != known.format:
+        raise UserError(f"{file} is not a RESULTS file: its schema is not {SCHEMA}", hint="RUN/RESULTS_EP4.json is one")
+    if not 1 <= written.major <= known.major:
         raise UserError(
-            f"{file} has schema {schema}, this program reads {SCHEMA}",
+            f"{file} has schema {schema}, this program reads up to {SCHEMA}",
             hint="use the version of the program that wrote it, or aggregate the run again with this one",
         )
-    raise UserError(f"{file} is no RESULTS file: its schema is not {SCHEMA}", hint="RUN/RESULTS_EP4.json is one")
+    return written.major
+
+
+def schema() -> bytes:
+    """The JSON Schema of the file, docs/results.schema.json."""
+    description = msgspec.json.schema(SavedResults)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, "title": "RESULTS_EP<n>.json"}
+    return msgspec.json.format(msgspec.json.encode(head | description), indent=1) + b"\n"
+
+
+def interval(ends: Interval, *, digits: int) -> tuple[float, float]:
+    """The two ends, rounded."""
+    return round(ends.low, digits), round(ends.high, digits)

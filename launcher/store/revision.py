@@ -1,4 +1,4 @@
-"""Which code runs: its commit, its digest, and the copy that jobs run."""
+"""The code that runs: its commit, its digest, and the copy that jobs run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import msgspec
 from bench import records
 from launcher import ROOT
 
+_PROJECT = "pyproject.toml"
+_PACKAGES = ("bench", "launcher", "conf")
+
 
 class Revision(msgspec.Struct, frozen=True):
-    """The code that ran: its commit, and whether files differed from it, both None outside a git checkout.
+    """The code that ran: its commit, and whether files differed from it. Both are None outside a git checkout.
 
-    ``code`` is a hash of the program's own files (``code_digest``), which every installation has.
+    ``code`` is a hash of the program's own files (``code_digest``); every installation has one.
     """
 
     commit: str | None
@@ -24,12 +27,8 @@ class Revision(msgspec.Struct, frozen=True):
     code: str
 
 
-_PROJECT = "pyproject.toml"
-_PACKAGES = ("bench", "launcher", "conf")
-
-
-def revision() -> Revision:
-    """The commit of this source tree, None for both when it is not a git checkout."""
+def read_revision() -> Revision:
+    """The revision of the program that runs."""
     code = code_digest()
     if not (ROOT / ".git").exists():
         return Revision(None, None, code)
@@ -49,14 +48,10 @@ def code_digest() -> str:
     return records.digest([[str(file.relative_to(ROOT)), file.read_text()] for file in files])
 
 
-def _git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
-
-
 def snapshot_code(to: Path) -> None:
-    """Copies the packages that a job needs, so that a node runs what was submitted, whatever changes here later.
+    """Copies the packages that a job needs: a node runs the code of the submission, whatever changes here later.
 
-    The copy that a run began with is kept: a resumed run must not mix two versions of the program.
+    An existing copy is kept: a resumed run must not mix two versions of the program.
     """
     if to.is_dir():
         return
@@ -65,6 +60,10 @@ def snapshot_code(to: Path) -> None:
     for package in (*_PACKAGES, "hydra_plugins"):
         if (ROOT / package).is_dir():
             shutil.copytree(ROOT / package, partial / package, ignore=ignore, dirs_exist_ok=True)
-    if (ROOT / _PROJECT).is_file():  # it names the version
+    if (ROOT / _PROJECT).is_file():  # the copy reads its version there
         shutil.copy(ROOT / _PROJECT, partial)
     partial.rename(to)
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()

@@ -14,6 +14,7 @@ from bench.backends import BACKENDS, join_pair
 from bench.records import Dtype, Failed, Op, Point, Record, Role, Stage
 from bench.supervisor import Supervisor, Task
 from launcher.config.plan import FINAL, Plan, Planned, point_id
+from launcher.store.records_file import open_appender, read_shard, read_shard_records, read_sweep_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing, shard
 from launcher.tuner.progress import ShardProgress
@@ -50,13 +51,13 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, qui
     bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
-    programme = contestants(plan, Arms(folder.sweep_records()) if plan.has_final else Arms())
-    earlier = folder.shard_lines(FINAL)
+    programme = contestants(plan, Arms(read_sweep_records(folder)) if plan.has_final else Arms())
+    earlier = read_shard(folder, FINAL)
     records = [line for line in earlier if isinstance(line, Record)]
     wanted = _incomplete(plan, programme, records)
     if not wanted:
         return True
-    with folder.appender(FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
+    with open_appender(folder, FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
         budget_s = shard.left_s(plan, earlier, share=shard.FINAL_SHARE)
         progress.note(f"final: {shard.beginning(plan, budget_s)}")
         supervisor = shard.supervise(plan, folder, FINAL, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
@@ -71,8 +72,8 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, qui
 def is_complete(folder: RunFolder) -> bool:
     """Whether every round has its records, as far as the sweep's records say what the rounds are."""
     plan = folder.plan()
-    programme = contestants(plan, Arms(folder.sweep_records()) if plan.has_final else Arms())
-    return not _incomplete(plan, programme, folder.shard_records(FINAL))
+    programme = contestants(plan, Arms(read_sweep_records(folder)) if plan.has_final else Arms())
+    return not _incomplete(plan, programme, read_shard_records(folder, FINAL))
 
 
 def contestants(plan: Plan, arms: Arms) -> Programme:

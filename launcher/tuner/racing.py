@@ -19,7 +19,7 @@ from scipy import special
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Failed, Measured, Op, Record, Role, Stage
 from bench.stats import ALPHA, DRIFT, holm, log_median_errors
-from launcher.config.plan import Plan, Planned
+from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
 
 _QUANTILE = float(special.ndtri(1 - ALPHA))
 """Of the normal distribution, one-sided."""
@@ -145,7 +145,7 @@ def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int
     """
     if plan.spec.search.method != "racing":
         return [cell for cell in cells if round_number == 0 or cell.id not in arms.failed]
-    alive, enough = list(cells), plan.spec.search.finalists_per_group if plan.has_final else 1
+    alive, enough = list(cells), FINALISTS_PER_GROUP if plan.has_final else 1
     for past in range(round_number):
         alive = [cell for cell in alive if cell.id not in arms.failed]
         raced = [_race(group, arms, up_to=past) for group in groups(plan, alive).values()]
@@ -199,7 +199,7 @@ def finalists(plan: Plan, arms: Arms) -> list[Planned]:
             for cell in group
             if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
         )
-        for level, _, cell in ranked[: plan.spec.search.finalists_per_group]:
+        for level, _, cell in ranked[:FINALISTS_PER_GROUP]:
             if level <= ranked[0][0] + _CLOSE:
                 chosen[cell.id] = cell
     chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}

@@ -10,6 +10,7 @@ import msgspec
 from bench.records import Host, Line, Record, Role, Stage
 from bench.supervisor import Effort, Supervisor, Task
 from launcher.config.plan import ANCHOR_EVERY, Plan, Planned
+from launcher.store.records_file import open_appender, read_shard, read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing
 from launcher.tuner.progress import ShardProgress
@@ -34,7 +35,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
     """
     plan = folder.plan()
     arms, done = Arms(), Seen()
-    earlier = folder.shard_lines(index)
+    earlier = read_shard(folder, index)
     for record in earlier:
         if isinstance(record, Record):
             arms.add(record)
@@ -43,7 +44,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
         return True
     name = f"shard {index}"
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
-    with folder.appender(index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
+    with open_appender(folder, index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
         budget_s = left_s(plan, earlier, share=share)
         progress.note(f"{name}: {beginning(plan, budget_s)}")
         supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
@@ -109,7 +110,7 @@ def spent_s(earlier: Sequence[Line]) -> float:
 
 def is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
     """Whether every round of the search has its records, the shard's own anchors and baselines included."""
-    records = folder.shard_records(index)
+    records = read_shard_records(folder, index)
     return _is_complete(plan, Arms(records), {record.point_id for record in records}, index)
 
 

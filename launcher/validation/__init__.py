@@ -1,1 +1,1 @@
-"""A verdict for every node: what a sweep measures, judged by physics, references, the node itself and the fleet."""
+"""A verdict for every node: measured like a sweep, judged by physics, references, the node itself and its fleet."""

@@ -1,4 +1,4 @@
-"""What `python -m launcher.validate` can be told: the dataclasses for Hydra, and the frozen Spec that a job gets."""
+"""The configuration of `python -m launcher.validate`: dataclasses for Hydra, and the frozen Spec of a node's job."""
 
 from __future__ import annotations
 
@@ -18,55 +18,57 @@ from launcher.validation.reference import Reference
 
 @dataclass
 class LimitsConf:
-    """How long each phase, and a node's whole job, may take."""
+    """How long each phase, and the whole job of a node, may take."""
 
-    preflight_s: float = 60.0  # GPUs, links, counters, other processes; half of it for one answer of the driver
+    preflight_s: float = 60.0  # GPUs, links, counters, other processes; the driver has half of it to respond
     pairs_s: float = 240.0  # copies between each pair of GPUs
     alltoall_s: float = 120.0  # NCCL all-to-all
-    correctness_s: float = 240.0  # every token compared
+    correctness_s: float = 240.0  # comparison of every token
     speed_s: float = 240.0  # dispatch, combine and expert GEMMs
-    counters_s: float = 60.0  # what grew meanwhile
-    job_min: int = 45  # Slurm's time limit of a node's job
+    counters_s: float = 60.0  # growth of the counters
+    job_min: int = 45  # Slurm's time limit for the job of a node
 
 
 @dataclass
 class ConfigsConf:
-    """What the speed phase runs with: a value for each knob, [64,8,256]; []: the suite's own."""
+    """The configs of the speed phase: a value for each knob, [64,8,256]; []: the default of the validation."""
 
     dispatch: list[int] = field(default_factory=list)  # num_sms, nvl_chunk, nvl_buffer
-    combine: list[int] = field(default_factory=list)  # the same; num_sms has to agree
+    combine: list[int] = field(default_factory=list)  # the same; num_sms must be equal
 
 
 @dataclass
 class ThresholdsConf:
-    """When a rate is bad, as shares; one-sided, since fast is never bad. Of two numbers the first warns."""
+    """When a rate is bad, as shares: [warn, fail]. Fast is never bad."""
 
-    inside: list[float] = field(default_factory=lambda: [0.97, 0.93])  # over the median of the node's other GPUs
+    inside: list[float] = field(
+        default_factory=lambda: [0.97, 0.93]
+    )  # over the median of the node's other GPUs or pairs
     inside_compute: list[float] = field(
         default_factory=lambda: [0.92, 0.85]
-    )  # of GEMMs: good GPUs differ, power-capped
-    reference: list[float] = field(default_factory=lambda: [0.95, 0.90])  # over the stored reference's median
-    reference_compute: list[float] = field(default_factory=lambda: [0.90, 0.83])  # of GEMMs: good GPUs reach 0.91
-    shape: list[float] = field(default_factory=lambda: [0.03, 0.05])  # how far slow blocks lie below the reference's
-    variation: float = 0.03  # scatter of the blocks, a standard deviation: measured longer, then too noisy
-    variation_compute: float = 0.08  # the same of GEMMs, which scatter at the power cap
-    dip: float = 0.95  # bandwidth of an all-to-all over that of the next smaller one
-    fleet_z: float = 3.5  # robust deviations below the fleet's median
-    fleet_floor: float = 0.01  # least deviation, as a share of the median; of GEMMs three times that
-    pair_copy: list[float] = field(default_factory=lambda: [0.80, 0.75])  # floors, shares of the link's peak
-    pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])  # the same floors of copies by kernel
-    all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])  # the same floors of the all-to-all
-    dispatch: list[float] = field(default_factory=lambda: [0.50, 0.42])  # the same floors of a dispatch
-    combine: list[float] = field(default_factory=lambda: [0.45, 0.38])  # the same floors of a combine
+    )  # the same for GEMMs: good GPUs differ at the power cap
+    reference: list[float] = field(default_factory=lambda: [0.95, 0.90])  # over the median of the stored reference
+    reference_compute: list[float] = field(
+        default_factory=lambda: [0.90, 0.83]
+    )  # the same for GEMMs: a good GPU may reach only 0.91
+    variation: float = 0.03  # scatter of the blocks (standard deviation) above which they are extended, then too noisy
+    variation_compute: float = 0.08  # the same for GEMMs, which scatter at the power cap
+    pair_copy: list[float] = field(
+        default_factory=lambda: [0.80, 0.75]
+    )  # floor of copies by copy engine, over the links' peak
+    pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])  # the same for copies by kernel
+    all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])  # the same for the all-to-all
+    dispatch: list[float] = field(default_factory=lambda: [0.50, 0.42])  # the same for dispatch
+    combine: list[float] = field(default_factory=lambda: [0.45, 0.38])  # the same for combine
 
 
 @dataclass
 class ValidateConf:
-    """Everything that a validation can be told."""
+    """A validation of nodes."""
 
-    nodes: str | None = None  # host list, gpu[001-016]; under Slurm
-    node_state: str | None = None  # or the nodes in this state, idle or maint, of hydra.launcher.partition if named
-    gpus: int | None = None  # GPUs of a node; null: of this machine, or of the hardware file
+    nodes: str | None = None  # Slurm: a host list, gpu[001-016]
+    node_state: str | None = None  # Slurm: the nodes in this state, idle or maint, of hydra.launcher.partition if given
+    gpus: int | None = None  # GPUs of a node; null: those of this machine, or of the hardware file
     hardware: HardwareConf = field(default_factory=HardwareConf)
     workload: WorkloadConf = field(default_factory=WorkloadConf)
     measure: MeasureConf = field(default_factory=MeasureConf)
@@ -74,22 +76,23 @@ class ValidateConf:
     limits: LimitsConf = field(default_factory=LimitsConf)
     thresholds: ThresholdsConf = field(default_factory=ThresholdsConf)
     configs: ConfigsConf = field(default_factory=ConfigsConf)
-    blocks: int = 24  # visits of dispatch, combine and compute
-    block_iterations: int = 10  # samples of a visit
-    copy_mib: int = 256  # of a pair; below it copies have no floor
-    alltoall_mib: list[int] = field(default_factory=lambda: [64, 256, 1024])  # of a rank; from 1024 on it has a floor
-    reference: str | None = None  # a file that learn= wrote
-    learn: str | None = None  # write a reference from this run's good nodes (5 at least)
-    confirm: bool = True  # a slow, hung or crashed node is measured again, its GPUs in another order
+    blocks: int = 24  # repetitions of dispatch, combine and compute
+    copy_mib: int = 256  # size of a copy; smaller copies have no floor
+    alltoall_mib: list[int] = field(
+        default_factory=lambda: [64, 256, 1024]
+    )  # sizes per rank; all-to-alls have a floor from 1024 on
+    reference: str | None = None  # judge by this file, which learn= wrote
+    learn: str | None = None  # write a reference from the good nodes of this run (at least 5)
+    confirm: bool = True  # measure a slow, hung or crashed node again, with its GPUs in reverse order
     strict: bool = False  # WARN makes the exit status 1
-    max_in_flight: int = 16  # nodes that are validated at once
-    deadline_min: int = 120  # nodes whose job has not begun by then are skipped
-    run: str | None = None  # where to make the run folder; one that is there is waited for and reported
-    report: str | None = None  # a run folder to report again: nothing is measured or waited for
+    max_in_flight: int = 16  # nodes validated at the same time
+    deadline_min: int = 120  # skip nodes whose job has not begun by then
+    run: str | None = None  # path of the run folder; an existing one is waited for and reported
+    report: str | None = None  # a run folder to report again, without measuring or waiting
     outputs: str = "outputs"  # where new run folders are made
-    dry_run: bool = False  # print what would be submitted, and stop
-    self_test: bool = False  # inject every fault on this machine and check that each is found
-    faults: list[str] = field(default_factory=list)  # injected on purpose, [NODE/]KIND@GPU:TEXT; for tests
+    dry_run: bool = False  # print the jobs and stop
+    self_test: bool = False  # inject every kind of fault on this machine and check that each is found
+    faults: list[str] = field(default_factory=list)  # faults to inject, [NODE/]KIND@GPU:TEXT; for tests
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -114,12 +117,8 @@ class Thresholds(msgspec.Struct, frozen=True):
     inside: Band
     inside_compute: Band
     reference: Band
-    shape: Band
     variation: float
     variation_compute: float
-    dip: float
-    fleet_z: float
-    fleet_floor: float
     pair_copy: Band
     pair_sm: Band
     all_to_all: Band
@@ -128,17 +127,17 @@ class Thresholds(msgspec.Struct, frozen=True):
     reference_compute: Band = (0.90, 0.83)
 
     def noise(self, test: str) -> float:
-        """How much the blocks of a test may scatter."""
+        """The most that the blocks of a test may scatter."""
         return self.variation_compute if test == "compute" else self.variation
 
     def by_reference(self, test: str) -> Band:
-        """Shares of the reference's median below which a test warns, and fails."""
+        """The shares of the reference's median below which a test warns and fails."""
         return self.reference_compute if test == "compute" else self.reference
 
     def floor(self, test: str) -> Band | None:
-        """Shares of the peak below which a test warns, and fails; None for tests without a peak."""
-        found: Band | None = getattr(self, test, None)
-        return found
+        """The shares of the peak below which a test warns and fails; None for a test without a peak."""
+        band: Band | None = getattr(self, test, None)
+        return band
 
 
 ON_CPU = {
@@ -146,28 +145,25 @@ ON_CPU = {
     "inside_compute": [0.5, 0.33],
     "reference": [0.5, 0.33],
     "reference_compute": [0.5, 0.33],
-    "shape": [9.0, 9.0],
     "variation": 9.0,
     "variation_compute": 9.0,
-    "dip": 0.0,
-    "fleet_floor": 0.25,
 }
-"""Thresholds of a dry run: processes that share cores scatter by tens of percent, and only gross faults can be seen."""
+"""Thresholds of a dry run: processes that share cores scatter by tens of percent, so only gross faults show."""
 
 
 DEEPEP_CONFIG = [64, 8, 256]
-"""num_sms, nvl_chunk and nvl_buffer of the speed phase: half of the link's peak and more on H100s and H200s, and within
-the rules of every number of ranks."""
+"""num_sms, nvl_chunk and nvl_buffer of the speed phase: valid for any number of ranks; on H100s and H200s half of the
+links' peak or more."""
 
 _FLOOR_ELEMENTS = 4096 * 7168
-"""Elements a rank from which dispatch and combine are bound by the links and not by latency."""
+"""Elements per rank from which the links, and not latency, bound dispatch and combine."""
 
 ALLTOALL_FLOOR_MIB, COPY_FLOOR_MIB = 1024, 256
-"""The same of an all-to-all, a rank, and of a copy: the sizes at which their floors were seen."""
+"""The same sizes of an all-to-all, per rank, and of a copy. Their floors were measured at these."""
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What a node's job is told. ``gpus_named``: whether somebody said how many belong there, or they were counted."""
+    """All that a node's job needs. ``gpus_named``: ``gpus`` was given, or is from the hardware file, not counted."""
 
     gpus: int
     hardware: Hardware
@@ -178,7 +174,6 @@ class Spec(msgspec.Struct, frozen=True):
     thresholds: Thresholds
     configs: dict[str, list[int]]
     blocks: int
-    block_iterations: int
     copy_mib: int
     alltoall_mib: list[int]
     confirm: bool
@@ -188,24 +183,24 @@ class Spec(msgspec.Struct, frozen=True):
 
     @property
     def has_dispatch_floor(self) -> bool:
-        """Whether the floors of dispatch and combine are meant for what the speed phase runs."""
-        own = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
-        return own and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
+        """Whether the floors of dispatch and combine hold for the config and workload of the speed phase."""
+        is_tuned = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
+        return is_tuned and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
 
     def has_floor(self, test: str, mib: int) -> bool:
-        """Whether the floor of a test holds: what latency holds back has none."""
+        """Whether the floor of a test holds at this size: below, latency bounds it."""
         if test in ("dispatch", "combine"):
             return self.has_dispatch_floor
         return mib >= (ALLTOALL_FLOOR_MIB if test == "all_to_all" else COPY_FLOOR_MIB)
 
     @property
     def on_cpu(self) -> bool:
-        """Whether ranks run without GPUs: correctness is tested, speed is not measured."""
+        """Whether ranks run without GPUs: that tests correctness and measures no speed."""
         return self.hardware.name == "cpu"
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What steers the command, or the choice of nodes."""
+    """Options of the command: nodes, files, and what to do."""
 
     nodes: str | None
     node_state: str | None
@@ -222,12 +217,12 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def register() -> None:
-    """Makes the schema known to Hydra."""
+    """Registers the schema with Hydra."""
     ConfigStore.instance().store(name="validate_schema", node=ValidateConf)
 
 
 def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
-    """The values of a composed configuration, not yet resolved for a machine. UserError for one of the wrong form."""
+    """The values of a composed configuration, not yet resolved for a machine. UserError if one is invalid."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     values: dict[str, Any] = {str(key): value for key, value in plain.items()} | {"backend": plain["backend"]["name"]}
@@ -236,10 +231,9 @@ def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
         options = msgspec.convert(values, Options)
         msgspec.convert(values | {"gpus": values["gpus"] or 1}, Spec)
     except msgspec.ValidationError as error:
-        raise UserError(f"the configuration is not of the right form: {error}", hint="see --help") from None
+        raise UserError(f"the configuration has the wrong form: {error}", hint="--help lists the keys") from None
     for key, least in (
         ("blocks", 5),
-        ("block_iterations", 3),
         ("copy_mib", 1),
         ("max_in_flight", 1),
         ("deadline_min", 1),
@@ -254,7 +248,7 @@ def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
         if value <= 0:
             raise UserError(f"limits.{name} must be above 0, got {value}")
     if values["gpus"] is not None and values["gpus"] < 2:
-        raise UserError(f"gpus must be at least 2, got {values['gpus']}", hint="one GPU has nobody to send to")
+        raise UserError(f"gpus must be at least 2, got {values['gpus']}", hint="one GPU has no other GPU to send to")
     if values["workload"]["dtype"] not in list(Dtype):
         raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {values['workload']['dtype']}")
     return values, options

@@ -1,4 +1,4 @@
-"""NODE.json: all that is known of one node, what is most important first, one value a line (docs/node.schema.json)."""
+"""NODE.json: all that is known of one node, the most important first, one value per line (docs/node.schema.json)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from launcher.errors import UserError
 from launcher.store.files import write_atomic
 from launcher.store.revision import Revision
 from launcher.validation.codes import Finding, NodeVerdict
+from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/node/1"
 PHASES = ("preflight", "pairs", "alltoall", "correctness", "speed", "counters")
-"""In the order in which they run."""
+"""The phases of a suite run, in order."""
 
 FILE_NAME = "NODE.json"
 LINES_NAME = "lines.jsonl"
@@ -26,11 +27,11 @@ _DECILES_APART = 2.563
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """How fast one thing went, in blocks of time that can be compared.
+    """The rate of one test, in blocks of time that can be compared.
 
     ``test``: pair_copy, pair_sm, all_to_all, dispatch, combine, compute. ``where``: a pair ``gpu0>gpu1``, a GPU
-    ``gpu2``, or empty for the node. ``per``: what else it depends on, 64 MiB or bf16. GB/s are 10^9 bytes in one
-    direction; compute counts expert layers a second. ``peak``: of the links concerned; None where there is none.
+    ``gpu2``, or empty for the node. ``per``: what else the rate depends on, 64 MiB or bf16. ``unit``: GB/s, 10^9 bytes
+    in one direction, or layers/s, expert layers per second. ``peak``: that of the links; None if there is none.
     """
 
     test: str
@@ -42,20 +43,20 @@ class Rate(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """What the same rate of another node has too."""
+        """Test and ``per``: the same rate of another node has the same key."""
         return f"{self.test} {self.per}".strip()
 
     @property
     def median(self) -> float:
-        """Of the blocks."""
+        """The median of the blocks."""
         return statistics.median(self.blocks)
 
     @property
     def variation(self) -> float:
-        """How much the blocks scatter: from the first to the last decile over their median, 0 for one.
+        """Scatter of the blocks: the distance of the first and last decile over the median; 0 for one block.
 
-        In units of a normal distribution's standard deviation. Unlike that of the blocks it does not see one block in
-        ten in which the host paused; what such blocks do to the tail is compared with the reference.
+        Scaled to the standard deviation of a normal distribution. Unlike the blocks' own standard deviation it ignores
+        one block in ten in which the host paused; the reference judges the tail of such blocks.
         """
         if len(self.blocks) < 2:
             return 0.0
@@ -64,7 +65,7 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """What a rank could not do: kind as in the records (incorrect, hang, crash, cuda, error), and its last words."""
+    """A failure in a phase. ``kind``: that of the records, or start, timeout, driver. ``last_words``: of the rank."""
 
     phase: str
     kind: str
@@ -74,7 +75,7 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Phase(msgspec.Struct, frozen=True):
-    """One of the six. ``reason`` says why it was skipped or how it ended early."""
+    """One of the six phases. ``reason``: why it was skipped, or how it failed."""
 
     name: str
     status: Literal["pending", "running", "done", "skipped", "failed"]
@@ -83,9 +84,10 @@ class Phase(msgspec.Struct, frozen=True):
 
 
 class Preflight(msgspec.Struct, frozen=True):
-    """What is there before anything runs. ``links_up`` by GPU; None where the driver does not say.
+    """The GPUs before anything runs. ``links_up``: by GPU, None if the driver does not report it.
 
-    ``pci_gpus``: on the PCI bus; None where CUDA_VISIBLE_DEVICES chooses among them.
+    ``made_up``: injected faults need GPUs, and the machine has none. ``pci_gpus``: the number of NVIDIA GPUs on the PCI
+    bus, None if CUDA_VISIBLE_DEVICES chooses among them.
     """
 
     gpus: list[Gpu]
@@ -93,12 +95,12 @@ class Preflight(msgspec.Struct, frozen=True):
     links_up: list[int | None]
     topology: str | None
     driver: str | None
-    made_up: bool = False
+    is_synthetic: bool = msgspec.field(name="made_up", default=False)
     pci_gpus: int | None = None
 
 
 class LinkBytes(msgspec.Struct, frozen=True):
-    """What one GPU's links moved ``out`` or ``in`` during a test: as we count the tokens, and as NVML counts."""
+    """Bytes that one GPU's links moved ``out`` or ``in`` during a test: by the tokens, and by NVML's counters."""
 
     test: str
     where: str
@@ -108,12 +110,15 @@ class LinkBytes(msgspec.Struct, frozen=True):
 
     @property
     def ratio(self) -> float:
-        """NVML's count over ours; more than 1 is what the library moves besides tokens."""
+        """NVML's count over ours; above 1, the library moves more than the tokens."""
         return self.nvml_bytes / max(self.wire_bytes, 1)
 
 
 class SuiteRun(msgspec.Struct, frozen=True):
-    """One run of the suite. ``order`` is the GPU of each rank; ``checks`` what was compared with the oracle."""
+    """One run of the six phases. ``order``: the GPU of each rank. ``checks``: by name ``ok``, or what was wrong.
+
+    ``throttled``: by GPU, why it was throttled. ``xids``: XID errors.
+    """
 
     number: int
     order: list[int]
@@ -132,10 +137,11 @@ class SuiteRun(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """The file. ``layers`` says of each layer of judgement that it judged, or why it is absent.
+    """The file. ``layers``: for each layer of judgement that it judged, or why it did not.
 
-    Until it is ``complete`` the findings are those that need no second look. ``faults``: injected on purpose.
-    ``drain``: the short reason to drain the node, for a fault that is certain or was seen twice; else empty.
+    Until it is ``complete``, the findings are only those that need no confirmation. ``attempts``: the suite runs.
+    ``faults``: injected on purpose. ``drain``: the short reason to drain the node, for a certain or confirmed fault;
+    else empty.
     """
 
     verdict: NodeVerdict
@@ -157,13 +163,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision
     findings: list[Finding] = []
     layers: dict[str, str] = {}
-    attempts: list[SuiteRun] = []
+    suite_runs: list[SuiteRun] = msgspec.field(name="attempts", default=[])
     faults: list[str] = []
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
-        """What two nodes must share to be compared: the kind of GPU and link, and the versions."""
-        environment = next((one.environment for one in self.attempts if one.environment), None)
+        """What two nodes must share to be compared: GPU, number, links, and versions."""
+        environment = next((run.environment for run in self.suite_runs if run.environment), None)
         if environment is None:
             return ("unknown",)
         versions = tuple(sorted(environment.versions.items()))
@@ -171,8 +177,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rates(self) -> list[Rate]:
-        """Those of the first attempt, which every node has."""
-        return self.attempts[0].rates if self.attempts else []
+        """The rates of the first suite run, which every node has."""
+        return self.suite_runs[0].rates if self.suite_runs else []
 
 
 def write(folder: Path, node: Node) -> None:
@@ -182,16 +188,21 @@ def write(folder: Path, node: Node) -> None:
 
 
 def read(file: Path) -> Node:
-    """UserError when it cannot be read, or when it is of another version."""
+    """The node in a NODE.json; members that this version does not know are ignored.
+
+    UserError when the file cannot be read, and for a newer major version.
+    """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Node)
+        content = file.read_bytes()
+        refuse_newer(str(file), content, known=SCHEMA)
+        return msgspec.json.decode(content, type=Node)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no NODE.json of this version: {error}") from None
+        raise UserError(f"{file} is not a NODE.json of this version: {error}") from None
 
 
 def schema() -> bytes:
     """The JSON Schema of NODE.json, docs/node.schema.json."""
-    made = msgspec.json.schema(Node) | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
-    return msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n"
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Node) | head), indent=1) + b"\n"

@@ -1,4 +1,4 @@
-"""Faults of a node that are injected on purpose: how they are written, and whom they are meant for."""
+"""Faults that are injected into a node on purpose: how they are written, and for which node."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ MACHINE_FAULTS = ("missing_gpu", "lost_gpu", "throttle", "foreign", "ecc", "rema
 
 
 DIE = "die"
-"""A fault of the job itself: it is killed when the phase begins that the fault's text names."""
+"""A fault of the job: it is killed when the phase named in the fault's text begins."""
 
 
-def own_faults(texts: list[str], node: str) -> list[str]:
-    """The faults, ``[NODE/]KIND@GPU:TEXT``, that are meant for this node."""
-    own = []
+def select_faults(texts: list[str], node: str) -> list[str]:
+    """The faults, ``[NODE/]KIND@GPU:TEXT``, that are for this node, without its name."""
+    faults = []
     for text in texts:
         head, _, _ = text.partition("@")
         name, slash, kind = head.rpartition("/")
         if not slash or name == node:
-            own.append(kind + text[len(head) :])
-    return own
+            faults.append(kind + text[len(head) :])
+    return faults
 
 
 def check_faults(texts: list[str], *, gpus: int) -> None:
-    """ValueError for a fault that could not be injected into a node with so many GPUs."""
+    """ValueError for a fault that cannot be injected into a node with so many GPUs."""
     for text in texts:
-        plain = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
-        on_machine = kind_of(plain) in (*MACHINE_FAULTS, DIE)
-        place = gpu_of(plain) if on_machine else Fault.parse(plain).rank
-        if not 0 <= place < gpus:
-            raise ValueError(f"{text!r} is for GPU {place}, and there are {gpus}, from 0 on")
-        phase = plain.split(":", 1)[1]
-        if kind_of(plain) == DIE and phase not in PHASES:
+        fault = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
+        is_for_machine = parse_kind(fault) in (*MACHINE_FAULTS, DIE)
+        gpu = parse_gpu(fault) if is_for_machine else Fault.parse(fault).rank
+        if not 0 <= gpu < gpus:
+            raise ValueError(f"{text!r} is for GPU {gpu}, but the GPUs are 0 to {gpus - 1}")
+        phase = fault.split(":", 1)[1]
+        if parse_kind(fault) == DIE and phase not in PHASES:
             raise ValueError(f"{text!r} names no phase: {', '.join(PHASES)}")
 
 
-def kind_of(text: str) -> str:
-    """The part before @."""
-    return text.partition("@")[0]
+def parse_kind(fault: str) -> str:
+    """The kind of a fault without a node's name: the part before @."""
+    return fault.partition("@")[0]
 
 
-def gpu_of(text: str) -> int:
-    """The number behind @. ValueError where there is none."""
-    number = text.partition("@")[2].partition(":")[0]
-    if not number.isdigit() or ":" not in text:
-        raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT, got {text!r}")
+def parse_gpu(fault: str) -> int:
+    """The GPU of a fault: the number after @. ValueError if there is none."""
+    number = fault.partition("@")[2].partition(":")[0]
+    if not number.isdigit() or ":" not in fault:
+        raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT, got {fault!r}")
     return int(number)

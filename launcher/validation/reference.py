@@ -1,31 +1,31 @@
-"""What good nodes do, learned from at least five of them, to judge the next one by; pure but for reading a file."""
+"""The rates of at least five good nodes, to judge the next one by; pure except for reading a file."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
+from bench.records import Environment
 from launcher.errors import UserError
-
-if TYPE_CHECKING:
-    from launcher.validation.node import Node, Rate
+from launcher.validation.node import Node, Rate
+from launcher.validation.versions import refuse_newer
 
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5
 _DECILES = tuple(range(10, 100, 10))
 
 
-Key = tuple[str, int, int | None, str, str]
-"""GPU, number of GPUs, links of each, deep_ep, NCCL."""
+NodeKind = tuple[str, int, int | None, str, str]
+"""What the nodes of one reference share: GPU, number of GPUs, links of each, deep_ep, NCCL."""
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """One test on one kind of node. ``shape``: the deciles of the blocks over their node's median, pooled."""
+    """One test on one kind of node. ``shape``: the deciles of all blocks, each over the median of its node."""
 
     gpu: str
     num_gpus: int
@@ -38,11 +38,16 @@ class Reference(msgspec.Struct, frozen=True):
     shape: list[float]
     num_nodes: int
 
+    @property
+    def kind(self) -> NodeKind:
+        """The kind of node."""
+        return (self.gpu, self.num_gpus, self.num_links, self.deep_ep, self.nccl)
+
 
 class File(msgspec.Struct, frozen=True):
-    """A reference file with its provenance: who taught it, when, under which drivers, and which code measured them.
+    """A reference file with its provenance: nodes, date, drivers, program, and the code that measured.
 
-    ``revisions``: commits, or the hash of the code where there is no commit.
+    ``revisions``: commits, or the hash of the code if there is no commit.
     """
 
     schema: Literal["deepep-sweep/reference/1"]
@@ -54,48 +59,50 @@ class File(msgspec.Struct, frozen=True):
     drivers: list[str] = []
 
 
-def key_of(node: Node) -> Key:
-    """What the nodes of one reference share: GPU, their number, links, and the libraries' versions."""
-    environment = next((one.environment for one in node.attempts if one.environment), None)
-    if environment is None:
-        return ("", 0, None, "", "")
-    versions = environment.versions
+def environment_kind(environment: Environment) -> NodeKind:
+    """The kind of the node that measured in this environment."""
     return (
         environment.device,
         environment.num_ranks,
         environment.num_links,
-        versions.get("deep_ep", ""),
-        versions.get("nccl", ""),
+        environment.versions.get("deep_ep", ""),
+        environment.versions.get("nccl", ""),
     )
 
 
+def node_kind(node: Node) -> NodeKind:
+    """The kind of a node; one that measured nothing has no GPUs."""
+    environment = next((run.environment for run in node.suite_runs if run.environment), None)
+    return ("", 0, None, "", "") if environment is None else environment_kind(environment)
+
+
 def learn(nodes: list[Node], *, learned: str, program: str) -> File:
-    """The reference of these good nodes. UserError for fewer than five of a kind, and for rates above the peak."""
-    groups: dict[Key, list[Node]] = defaultdict(list)
+    """The reference of these good nodes. UserError if fewer than five are of a kind, or a rate is above its peak."""
+    groups: dict[NodeKind, list[Node]] = defaultdict(list)
     for node in nodes:
-        groups[key_of(node)].append(node)
-    kinds = [(key, members) for key, members in groups.items() if key[1]]
-    if not kinds or max(len(members) for _, members in kinds) < MIN_NODES:
-        count = max((len(members) for _, members in kinds), default=0)
+        groups[node_kind(node)].append(node)
+    measured = {kind: members for kind, members in groups.items() if kind[1]}
+    count = max(map(len, measured.values()), default=0)
+    if count < MIN_NODES:
         raise UserError(
             f"a reference is learned from at least {MIN_NODES} good nodes of one kind, got {count}",
-            hint="validate more nodes; only PASS and WARN count, and only the same GPU and versions",
+            hint="validate more nodes; only PASS and WARN count, with the same GPU and versions",
         )
-    enough = [(key, members) for key, members in kinds if len(members) >= MIN_NODES]
-    teachers = [node for _, members in enough for node in members]
-    drivers = {attempt.environment.driver for node in teachers for attempt in node.attempts if attempt.environment}
+    enough = {kind: members for kind, members in measured.items() if len(members) >= MIN_NODES}
+    good = [node for members in enough.values() for node in members]
+    drivers = {run.environment.driver for node in good for run in node.suite_runs if run.environment}
     return File(
         schema=SCHEMA,
         learned=learned,
-        nodes=sorted(node.node for node in teachers),
+        nodes=sorted(node.node for node in good),
         program=program,
-        entries=[entry for key, members in enough for entry in _entries(key, members)],
-        revisions=sorted({node.revision.commit or node.revision.code for node in teachers}),
+        entries=[entry for kind, members in enough.items() for entry in _make_entries(kind, members)],
+        revisions=sorted({node.revision.commit or node.revision.code for node in good}),
         drivers=sorted(filter(None, drivers)),
     )
 
 
-def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
+def _make_entries(kind: NodeKind, nodes: list[Node]) -> list[Reference]:
     rates: dict[str, list[Rate]] = defaultdict(list)
     for node in nodes:
         for rate in node.rates:
@@ -103,10 +110,10 @@ def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
                 raise UserError(
                     f"{node.node}: {rate.key} {rate.where} of {rate.median:.0f} {rate.unit} is above the physical "
                     f"bound of {rate.peak:.0f}",
-                    hint="no reference is learned from a wrong measurement",
+                    hint="a wrong measurement cannot teach a reference",
                 )
             rates[rate.key].append(rate)
-    gpu, num_gpus, num_links, deep_ep, nccl = key
+    gpu, num_gpus, num_links, deep_ep, nccl = kind
     return [
         Reference(
             gpu=gpu,
@@ -115,43 +122,48 @@ def _entries(key: Key, nodes: list[Node]) -> list[Reference]:
             test=test,
             deep_ep=deep_ep,
             nccl=nccl,
-            unit=found[0].unit,
-            median=float(np.median([rate.median for rate in found])),
-            shape=shape([block / rate.median for rate in found for block in rate.blocks]),
+            unit=members[0].unit,
+            median=float(np.median([rate.median for rate in members])),
+            shape=shape([block / rate.median for rate in members for block in rate.blocks]),
             num_nodes=len(nodes),
         )
-        for test, found in sorted(rates.items())
+        for test, members in sorted(rates.items())
     ]
 
 
 def shape(relative: list[float]) -> list[float]:
-    """The deciles of blocks that were divided by their median."""
+    """The deciles of blocks that are divided by their median."""
     return [float(value) for value in np.percentile(relative, _DECILES)]
 
 
 def distance(blocks: list[float], reference: Reference) -> float:
-    """How far the blocks' deciles lie below the reference's, the mean of the positive differences.
+    """How far the blocks' deciles lie below the reference's: the mean of the positive differences.
 
-    Both are divided by their medians first: a plain shift is the business of the ratio of medians, and a node that is
-    6 % slower throughout must not count twice. What is left is a longer slow tail.
+    Both are divided by their medians first. A plain shift shows in the ratio of medians, and a node that is 6 % slower
+    throughout must not count twice. What remains is a longer slow tail.
     """
-    own = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
-    return float(np.clip(np.asarray(reference.shape) - own, 0, None).mean())
+    deciles = np.asarray(shape(list(np.asarray(blocks) / np.median(blocks))))
+    return float(np.clip(np.asarray(reference.shape) - deciles, 0, None).mean())
 
 
-def find(references: Sequence[Reference], node_key: Key, test: str) -> Reference | None:
-    """The entry of exactly this kind of node and test."""
-    for one in references:
-        if (one.gpu, one.num_gpus, one.num_links, one.deep_ep, one.nccl) == node_key and one.test == test:
-            return one
+def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Reference | None:
+    """The entry of exactly this kind of node and test; None if there is none."""
+    for entry in references:
+        if entry.kind == kind and entry.test == test:
+            return entry
     return None
 
 
 def read(path: Path) -> File:
-    """UserError when it is no reference file."""
+    """A reference file; members that this version does not know are ignored.
+
+    UserError when it is not a reference file, and for a newer major version.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=File)
+        content = path.read_bytes()
+        refuse_newer(f"reference={path}", content, known=SCHEMA)
+        return msgspec.json.decode(content, type=File)
     except OSError as error:
         raise UserError(f"reference={path} cannot be read: {error.strerror}", hint="learn=FILE writes one") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"reference={path} is no reference file: {error}", hint="learn=FILE writes one") from None
+        raise UserError(f"reference={path} is not a reference file: {error}", hint="learn=FILE writes one") from None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,11 @@ Start = Callable[..., subprocess.CompletedProcess[str]]
 def start(no_gpus: dict[str, str], tmp_path: Path) -> Start:
     """``start("export", "--help")`` runs launcher.export in an empty folder; ``flags`` are Python's."""
 
-    def run(name: str, *arguments: str, flags: tuple[str, ...] = (), **options: object):
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60} | options
-        path = os.pathsep.join([*settings.pop("path", []), str(ROOT)])
+    def run(name: str, *arguments: str, flags: tuple[str, ...] = (), path: Path = ROOT, **streams: Any):
         line = [sys.executable, *flags, "-m", f"launcher.{name}", *arguments]
-        return subprocess.run(line, cwd=tmp_path, env=no_gpus | {"PYTHONPATH": path}, check=False, **settings)
+        environment = no_gpus | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": ""}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+        return subprocess.run(line, cwd=tmp_path, env=environment, text=True, timeout=60, check=False, **streams)
 
     return run
 
@@ -180,7 +181,7 @@ def test_ctrl_c_leaves_no_traceback(name: str, start: Start, tmp_path: Path) -> 
     modules.mkdir()
     (modules / f"{LATE[name]}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     arguments = {"compare": ["A", "B"]}.get(name, ["RUN"] if name in NEEDS_ARGUMENTS else [])
-    process = start(name, *arguments, path=[str(modules)])
+    process = start(name, *arguments, path=modules)
     assert process.stdout == ""
     assert process.stderr == "interrupted\n"
     assert process.returncode == (3 if name == "validate" else 130)

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import ROOT
 
 from bench.backends.deepep import buffer_bytes
 from bench.nvml import gpus
 from launcher.deploy import exporting, tuned
+from tests.builders import ROOT
+from tests.published import PUBLISHED
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deep_ep") is None, reason="needs deep_ep"),
 ]
 
-RESULTS = ROOT / "outputs" / "published" / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
+RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 PAIR = tuned.read(RESULTS).picks["fastest"]
 HIDDEN_BYTES = 2 * 7168
 
@@ -79,14 +80,16 @@ def test_sglang_s_objects_are_arguments_of_the_real_config(exports: Path) -> Non
 
 
 def tuned_hints() -> list[int]:
-    return [buffer_bytes(knobs, num_ranks=2, hidden_bytes=HIDDEN_BYTES) for knobs in PAIR.knobs.values()]
+    return [
+        buffer_bytes(operation.knobs, num_ranks=2, hidden_bytes=HIDDEN_BYTES) for operation in PAIR.operations.values()
+    ]
 
 
 def test_the_shim_replaces_the_defaults_of_the_measured_ranks(seen: dict[str, Any]) -> None:
     assert seen["after"]["2"] == tuned_hints()
     assert seen["before"]["2"] != tuned_hints()
-    assert seen["num_sms"] == PAIR.num_sms
-    assert seen["active"] == {"2": PAIR.configs}
+    assert seen["num_sms"] == PAIR.dispatch.knobs["num_sms"]
+    assert seen["active"] == {"2": tuned.configs(PAIR)}
 
 
 def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> None:
@@ -94,5 +97,5 @@ def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> N
 
 
 def test_a_dispatch_without_config_runs_on_the_tuned_sms_and_comes_back_right(seen: dict[str, Any]) -> None:
-    assert seen["channels"] == [10, PAIR.num_sms // 2]
+    assert seen["channels"] == [10, PAIR.dispatch.knobs["num_sms"] // 2]
     assert seen["right"] == [True, True]

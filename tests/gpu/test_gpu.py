@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import command, small_workload
 
 from bench.backends import BACKENDS
 from bench.nvml import gpus
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Failed, FailureKind, Line, Measured, Op, Point, Role
 from bench.supervisor import Effort, Supervisor, Task
+from tests.builders import command, small_workload
 
 pytestmark = [
     pytest.mark.gpu,

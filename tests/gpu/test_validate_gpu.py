@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from builders import command
 
 from bench.nvml import counters, gpus
 from launcher.validation import node as node_files
 from launcher.validation.node import Node
+from tests.builders import command
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,7 +53,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Validated:
 
 def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
     assert (healthy.status, *healthy.said) == (0, "PASS", ""), healthy.node.reason
-    (attempt,) = healthy.node.attempts
+    (attempt,) = healthy.node.suite_runs
     assert {phase.status for phase in attempt.phases} == {"done"}
     assert set(attempt.checks.values()) == {"ok"}
     assert healthy.node.layers["inventory"] == f"judged: {len(gpus.inventory())} GPUs, 2 expected"
@@ -70,7 +70,7 @@ def test_the_pci_bus_shows_no_fewer_gpus_than_the_driver() -> None:
 
 
 def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy: Validated) -> None:
-    (attempt,) = healthy.node.attempts
+    (attempt,) = healthy.node.suite_runs
     assert {(one.where, one.direction) for one in attempt.link_bytes if one.test == "dispatch"} == {
         (gpu, direction) for gpu in ("gpu0", "gpu1") for direction in ("in", "out")
     }
@@ -80,7 +80,7 @@ def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy
 def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose(tmp_path: Path) -> None:
     found = validated(tmp_path, "faults=['slow=1500@1:']")
     assert (found.status, *found.said, found.where) == (2, "FAIL", "E203", "gpu1")
-    assert len(found.node.attempts) == 2
+    assert len(found.node.suite_runs) == 2
     assert "Faults were injected on purpose." in found.report
     assert "scontrol" not in found.report
 

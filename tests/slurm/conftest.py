@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import slurmlab
-import sweeps
-from slurmlab import SlurmLab
+
+from tests.slurm import slurmlab, sweeps
+from tests.slurm.slurmlab import SlurmLab
 
 
 @pytest.fixture(scope="session")

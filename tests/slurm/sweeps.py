@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from slurmlab import SlurmLab, processes
+from bench import forkserver
+from tests.slurm.slurmlab import SlurmLab, processes
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 SMALL = ("hardware=cpu", "backend=alltoall", "workload=small", "grid=smoke", "grid.num_in_flight=[1]", "measure=quick")
 ONE_PASS = ("search.rounds=1", "search.iterations=5", "search.final_groups=0")
-SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4", "hydra.launcher.poll_s=0.5")
+SLURM = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4")
 
 
 class Done(NamedTuple):
@@ -46,7 +47,7 @@ def slowly(point_s: float) -> tuple[str, ...]:
     return ("faults=['slow@0:alltoall']", f"measure.iterations={count}", f"search.iterations={count}")
 
 
-def wait_until(condition: Callable[[], T], *, seconds: float = PATIENCE_S) -> T:
+def wait_until(condition: Callable[[], T | None], *, seconds: float = PATIENCE_S) -> T:
     """The first true value of ``condition``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -82,7 +83,7 @@ def end(process: subprocess.Popen[str]) -> Done:
 
 def run(lab: SlurmLab, module: str, *arguments: str, **environment: str) -> Done:
     """``start`` to its end."""
-    return end(start(lab, module, *arguments, **environment))
+    return end(start(lab, module, *arguments, session=False, terminal=None, **environment))
 
 
 def sweep_arguments(outputs: Path, *overrides: str) -> list[str]:
@@ -218,7 +219,7 @@ def _ranks(lab: SlurmLab) -> list[int]:
     return [
         one.pid
         for one in processes()
-        if one.environment.get("SLURM_CONF") == str(lab.conf) and "bench.forkserver" in command_line(one.pid)
+        if one.environment.get("SLURM_CONF") == str(lab.conf) and forkserver.__name__ in command_line(one.pid)
     ]
 
 
@@ -244,9 +245,7 @@ def main_process(lab: SlurmLab, job: str) -> int:
                 return pid
         return None
 
-    found = wait_until(look)
-    assert found is not None
-    return found
+    return wait_until(look)
 
 
 def halt(lab: SlurmLab, folder: Path, shard: int) -> int:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import sweeps
-from slurmlab import SlurmLab
-from sweeps import Done
+
+from launcher.jobs import job
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
+from tests.slurm.sweeps import ROOT, Done
 
 RAISES, KILLED, CRASHED, CANCELLED, FINE = range(5)
 
@@ -77,7 +79,7 @@ def test_a_shard_that_raises_is_failed_in_slurm_with_its_traceback_in_its_log(ru
     assert run.state(RAISES) == "FAILED"
     log = sweeps.log_of(run.folder, RAISES)
     assert "FileExistsError" in log
-    assert f'File "{run.folder}/code/launcher/jobs/job.py"' in log
+    assert f'File "{run.folder}/code/{Path(job.__file__).relative_to(ROOT)}"' in log
 
 
 def test_a_shard_whose_main_process_is_killed_is_failed(run: Run):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import sweeps
-from slurmlab import SlurmLab
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
 
 REQUEUED, PREEMPTED, CRASHED = "requeued", "preempted", "crashed"
 EVERY = pytest.mark.parametrize("name", [REQUEUED, PREEMPTED, CRASHED])

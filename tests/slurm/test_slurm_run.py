@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import sweeps
-from slurmlab import SlurmLab
-from sweeps import Done
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
+from tests.slurm.sweeps import Done
 
 
 class Run(NamedTuple):

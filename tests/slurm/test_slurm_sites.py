@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import sweeps
-from slurmlab import SlurmLab
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
 
 
 def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported(bare_lab: SlurmLab, tmp_path: Path):
@@ -24,7 +25,7 @@ def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported
     assert f"shard 0: FAILED (job {sweeps.job_of(folder, 0)})" in done.stderr
     assert sorted(sweeps.ended(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
     assert sweeps.points(folder)["measured"] >= 2
-    assert "the attempts' own stamps" in (folder / "accounting.json").read_text()
+    assert "the times of the attempts" in (folder / "accounting.json").read_text()
     assert sweeps.stray_ranks(bare_lab) == []
 
 
@@ -130,7 +131,7 @@ def test_an_interrupt_while_sbatch_runs_leaves_no_job_behind(lab: SlurmLab, tmp_
     os.killpg(process.pid, signal.SIGINT)
     done = sweeps.end(process)
     assert done.status == 1
-    assert done.stderr.splitlines()[-1] == "interrupted; what was submitted is cancelled"
+    assert done.stderr.splitlines()[-1] == "interrupted; all submitted jobs are cancelled"
     (noted,) = (tmp_path / "outputs").glob("*/jobs.json")
     (array,) = {one["array_id"] for one in sweeps.submissions(noted.parent)}
     sweeps.wait_until(lambda: not lab.alive())
@@ -161,7 +162,7 @@ def test_a_signal_that_would_come_before_the_job_is_refused(lab: SlurmLab, tmp_p
     assert done.status == 2
     assert _said(done.stderr) == [
         "error: hydra.launcher.signal_delay_s must be below the time limit, 60 s, got 60",
-        "hint: Slurm may signal up to a minute early besides; leave the shard some minutes before it",
+        "hint: Slurm may signal a minute early too; leave the shard some minutes before the signal",
     ]
     assert lab.jobs() == before
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sweeps
+from tests.slurm import sweeps
 
 
 def test_out_of_time_a_shard_finishes_its_point_requeues_itself_and_completes(out_of_time):

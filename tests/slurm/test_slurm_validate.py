@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
-import sweeps
-from slurmlab import SlurmLab
-from sweeps import Done
+
+from tests.slurm import sweeps
+from tests.slurm.slurmlab import SlurmLab
+from tests.slurm.sweeps import Done
 
 FAULTS = {
     "gpu2": "slow=60000@1:",
@@ -33,11 +34,10 @@ SMALL = (
     "measure.deadline_s=5",
     "measure.startup_s=30",
     "blocks=5",
-    "block_iterations=3",
     "gpus=4",
     "hydra.launcher.gpus_per_node=4",
 )
-SLURM = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low", "hydra.launcher.poll_s=0.5")
+SLURM = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low")
 
 
 class Validation(NamedTuple):
@@ -147,7 +147,7 @@ def test_the_slow_gpu_is_named_twice_and_by_the_fleet_too(validation: Validation
     assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E208", "")}
     node = json.loads((validation.folder / "nodes" / "gpu2" / "NODE.json").read_bytes())
     assert [attempt["order"] for attempt in node["attempts"]] == [[0, 1, 2, 3], [3, 2, 1, 0]]
-    assert "saw" in node["layers"]["confirmation"]
+    assert "reproduced" in node["layers"]["confirmation"]
 
 
 def test_what_died_says_in_which_phase(validation: Validation):
@@ -187,12 +187,12 @@ def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_keeps_nobody
         "gpu11": ("PASS", ""),
     }
     assert both.busy.done.status == 0
-    assert "gpu10 is busy, and lets the others go first" in both.busy.done.stderr
+    assert "gpu10 is busy and goes behind the other nodes of its lane" in both.busy.done.stderr
     order = json.loads((both.busy.folder / "order.json").read_bytes())
     assert [one["why"] for one in order["skipped"]] in (
-        [f"Slurm has it {state}: BAD-DIMM"] for state in ("draining", "drained")
+        [f"its state in Slurm is {state}: BAD-DIMM"] for state in ("draining", "drained")
     )
-    (new, old) = re.findall(r"the others go first: job (\d+) instead of (\d+)", both.busy.done.stderr)[0]
+    (new, old) = re.findall(r"the other nodes of its lane: job (\d+) replaces (\d+)", both.busy.done.stderr)[0]
     assert int(new) > int(order["jobs"]["gpu11"]) > int(old)
     assert set(order["states"]) == set(order["jobs"].values())
 
@@ -272,7 +272,7 @@ def test_interrupted_in_a_reservation_the_jobs_end_and_what_is_known_is_reported
         process.send_signal(signal.SIGINT)
         done = sweeps.end(process)
     assert done.status == 3, done.stderr
-    assert "cancelled; what was validated is kept" in done.stderr
+    assert "cancelled; all results so far are kept" in done.stderr
     summary = json.loads((folder / "NODES.json").read_bytes())
     assert {(node["verdict"], node["code"]) for node in summary["nodes"]} == {("SKIPPED", "U905")}
     assert {node["reason"].partition("; ")[2] for node in summary["nodes"]} == {
@@ -303,12 +303,12 @@ def test_a_job_that_cannot_even_begin_to_validate_is_setup_and_no_fault_of_its_n
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nodes='gpu[1-'",), "is no host list"),
+        (("nodes='gpu[1-'",), "is not a host list"),
         ((), "which nodes?"),
         (("node_state=maint",), "no node is maint"),
         (("nodes='gpo[1-2]'",), "has none of these nodes: gpo[1-2]"),
         (("nodes=gpu1", "blocks=6,1"), "blocks must be at least 5"),
-        (("nodes=@nosuch:x",), "is no host list"),
+        (("nodes=@nosuch:x",), "is not a host list"),
         (("nodes=gpu1", "hydra.launcher.partition=nowhere"), "nowhere"),
         (
             ("nodes=gpu1", "gpus=8", "hardware=h200", "backend=deepep"),

@@ -1,1 +1,1 @@
-"""One library on one rank; these import torch."""
+"""What each backend runs on a rank. Only these modules and bench.rank import torch."""

@@ -1,4 +1,4 @@
-"""All-to-all dispatch and combine on one rank, with the meaning that DeepEP gives the two words."""
+"""All-to-all on one rank: dispatch and combine in DeepEP's sense, made of torch.distributed exchanges."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from bench.records import Dtype
 
 
 class _Slice(NamedTuple):
-    """One exchange of the tokens ``first`` to ``last``: rows to send, by destination, and where received rows belong.
+    """The exchange of tokens ``first`` to ``last`` (exclusive) of this rank.
 
-    ``returns[token, rank]`` is the row of the packed tokens that went to that rank, one past the end if none did.
+    ``send_rows``: tokens to send, ordered by destination; ``send_splits`` and ``recv_splits``: how many rows go to and
+    come from each rank. ``recv_rows``: the position of each received row among all that the dispatch receives.
+    ``returns`` [tokens, ranks]: the packed row that a token became for a rank, one past the end where there is none.
     """
 
     first: int
@@ -28,7 +30,7 @@ class _Slice(NamedTuple):
 
 
 class _Handle(NamedTuple):
-    """The layout of one dispatch, cut into slices. ``num_tokens`` were sent, ``num_received`` came."""
+    """The layout of one dispatch, cut into slices: ``num_tokens`` tokens to send, ``num_received`` rows to receive."""
 
     slices: list[_Slice]
     num_tokens: int
@@ -36,7 +38,7 @@ class _Handle(NamedTuple):
 
 
 class AllToAllSession:
-    """Exchanges over ``context.device_group``; keeps one handle for each num_slices."""
+    """Exchanges rows over ``context.device_group``; keeps the last handle of each num_slices. See Session."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -44,7 +46,7 @@ class AllToAllSession:
         self._sent: list[int] = []
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
-        """Counts first (they size the receive buffer), then tokens, expert indices and weights."""
+        """Exchanges the counts, which size the receive buffers, then tokens, expert indices and weights."""
         experts_per_rank = self._context.workload.num_experts // self._context.num_ranks
         in_rank = _token_in_rank(inputs.topk_idx, experts_per_rank, self._context.num_ranks)
         handle = self._handles[knobs["num_slices"]] = self._plan(in_rank, knobs["num_slices"])
@@ -52,52 +54,49 @@ class AllToAllSession:
         tokens, scales = self.cached_dispatch(inputs, dtype=dtype, knobs=knobs)
         idx = self._exchange(handle, inputs.topk_idx, in_flight) - self._context.rank * experts_per_rank
         weights = self._exchange(handle, inputs.topk_weights, in_flight)
-        elsewhere = (idx < 0) | (idx >= experts_per_rank)
-        idx, weights = idx.masked_fill(elsewhere, -1), weights.masked_fill(elsewhere, 0.0)
-        counts = torch.bincount(idx[~elsewhere], minlength=experts_per_rank).tolist()
+        is_remote = (idx < 0) | (idx >= experts_per_rank)
+        idx, weights = idx.masked_fill(is_remote, -1), weights.masked_fill(is_remote, 0.0)
+        counts = torch.bincount(idx[~is_remote], minlength=experts_per_rank).tolist()
         return Dispatched((tokens, scales), idx, weights, counts)
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
-        """Pack, exchange and unpack the payload; FP8 scales are a second exchange."""
+        """Packs, exchanges and unpacks the payload; FP8 scales take a second exchange."""
         handle, in_flight = self._handles[knobs["num_slices"]], knobs["num_in_flight"]
         tokens, scales = inputs.payload
         received = self._exchange(handle, tokens.view(torch.uint8), in_flight).view(tokens.dtype)
         return received, None if scales is None else self._exchange(handle, scales, in_flight)
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
-        """The way back: each source sums what its tokens became, in FP32, and rounds once to BF16."""
+        """Sends the rows back; each source sums those of a token in FP32 and rounds once to BF16."""
         handle, in_flight = self._handles[knobs["num_slices"]], knobs["num_in_flight"]
         total = tokens.new_empty(handle.num_tokens, tokens.shape[1])
         works: list[tuple[_Slice, torch.Tensor, dist.Work]] = []
         for part in handle.slices:
             packed = tokens.index_select(0, part.recv_rows)
-            works.append((part, *self._start(packed, sent=part.recv_splits, received=part.send_splits, spare=1)))
+            works.append((part, *self._start(packed, sent=part.recv_splits, received=part.send_splits, num_zeros=1)))
             if len(works) == in_flight:
                 _sum(total, *works.pop(0))
-        for rest in works:
-            _sum(total, *rest)
+        for work in works:
+            _sum(total, *work)
         return total
 
     def start_pair(
         self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
     ) -> Pending:
-        """Packing and summing are kernels of the current stream: there is nothing to overlap."""
+        """Not supported: packing and summing are kernels of the current stream, where the GEMMs run."""
         raise NotImplementedError("the alltoall backend does not overlap (AllToAll.overlaps is False)")
 
     def layout(self) -> list[int]:
-        """Tokens for each rank, from the mask of the last dispatch."""
+        """See Session; counted when the last dispatch packed its tokens."""
         return list(self._sent)
 
-    def close(self) -> None:
-        """Nothing to give back."""
-
     def _exchange(self, handle: _Handle, rows: torch.Tensor, in_flight: int) -> torch.Tensor:
-        """Every received row in its place: by source rank, then by the source's token."""
+        """Sends ``rows`` [tokens, columns] by the handle; the received rows, ordered by source rank, then by token."""
         if len(handle.slices) == 1:
             part = handle.slices[0]
             packed = rows.index_select(0, part.send_rows)
-            received, work = self._start(packed, sent=part.send_splits, received=part.recv_splits)
-            work.wait()
+            received, exchange = self._start(packed, sent=part.send_splits, received=part.recv_splits)
+            exchange.wait()
             return received
         result = rows.new_empty(handle.num_received, rows.shape[1])
         works: list[tuple[_Slice, torch.Tensor, dist.Work]] = []
@@ -106,55 +105,60 @@ class AllToAllSession:
             works.append((part, *self._start(packed, sent=part.send_splits, received=part.recv_splits)))
             if len(works) == in_flight:
                 _place(result, *works.pop(0))
-        for rest in works:
-            _place(result, *rest)
+        for work in works:
+            _place(result, *work)
         return result
 
     def _start(
-        self, packed: torch.Tensor, *, sent: list[int], received: list[int], spare: int = 0
+        self, packed: torch.Tensor, *, sent: list[int], received: list[int], num_zeros: int = 0
     ) -> tuple[torch.Tensor, dist.Work]:
-        """Begins an exchange; ``spare`` rows of zeros follow the received ones."""
+        """Starts an exchange. Its buffer ends with ``num_zeros`` rows of zeros after the received rows."""
         count = sum(received)
-        out = packed.new_empty(count + spare, packed.shape[1])
+        out = packed.new_empty(count + num_zeros, packed.shape[1])
         out[count:].zero_()
-        work = dist.all_to_all_single(
+        exchange = dist.all_to_all_single(
             out[:count], packed, received, sent, group=self._context.device_group, async_op=True
         )
-        return out, work
+        return out, exchange
 
     def _plan(self, in_rank: torch.Tensor, num_slices: int) -> _Handle:
-        """Cuts the tokens into equal slices; every rank learns how many rows it gets of each slice and source."""
+        """Cuts the tokens into equal slices and exchanges how many rows each rank gets of every slice. Collective."""
         num_tokens, num_ranks = in_rank.shape
         edges = [num_tokens * index // num_slices for index in range(num_slices + 1)]
-        rows = [
+        send_rows = [
             [torch.nonzero(in_rank[low:high, rank])[:, 0] + low for rank in range(num_ranks)]
             for low, high in itertools.pairwise(edges)
         ]
-        sent = torch.tensor([[len(part) for part in row] for row in rows], device=in_rank.device)
+        sent = torch.tensor([[len(rows) for rows in slice_rows] for slice_rows in send_rows], device=in_rank.device)
         self._sent = sent.sum(dim=0).tolist()
-        received = torch.empty_like(sent.T.contiguous())
-        dist.all_to_all_single(received, sent.T.contiguous(), group=self._context.device_group)
-        per_source = received.tolist()
-        first = [0]
-        for counts in per_source:
-            first.append(first[-1] + sum(counts))
-        slices, done = [], list(first[:-1])
-        for index in range(num_slices):
-            counts = [per_source[source][index] for source in range(num_ranks)]
-            places = [torch.arange(done[source], done[source] + counts[source]) for source in range(num_ranks)]
-            done = [begin + count for begin, count in zip(done, counts, strict=True)]
+        recv_counts = self._exchange_counts(sent)
+        source_starts = [0, *itertools.accumulate(sum(counts) for counts in recv_counts)]
+        starts, slices = source_starts[:-1], []
+        for index, (low, high) in enumerate(itertools.pairwise(edges)):
+            recv_splits = [counts[index] for counts in recv_counts]
+            ends = [start + count for start, count in zip(starts, recv_splits, strict=True)]
+            recv_rows = torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
             slices.append(
                 _Slice(
-                    first=edges[index],
-                    last=edges[index + 1],
-                    send_rows=torch.cat(rows[index]),
-                    send_splits=[len(part) for part in rows[index]],
-                    recv_splits=counts,
-                    recv_rows=torch.cat(places).to(in_rank.device),
-                    returns=_returns(in_rank[edges[index] : edges[index + 1]]),
+                    first=low,
+                    last=high,
+                    send_rows=torch.cat(send_rows[index]),
+                    send_splits=[len(rows) for rows in send_rows[index]],
+                    recv_splits=recv_splits,
+                    recv_rows=recv_rows.to(in_rank.device),
+                    returns=_returns(in_rank[low:high]),
                 )
             )
-        return _Handle(slices, num_tokens, first[-1])
+            starts = ends
+        return _Handle(slices, num_tokens, source_starts[-1])
+
+    def _exchange_counts(self, sent: torch.Tensor) -> list[list[int]]:
+        """How many rows each source sends to this rank in each slice, from ``sent`` [slices, ranks]."""
+        by_rank = sent.T.contiguous()
+        received = torch.empty_like(by_rank)
+        dist.all_to_all_single(received, by_rank, group=self._context.device_group)
+        counts: list[list[int]] = received.tolist()
+        return counts
 
 
 def _token_in_rank(topk_idx: torch.Tensor, experts_per_rank: int, num_ranks: int) -> torch.Tensor:
@@ -162,18 +166,18 @@ def _token_in_rank(topk_idx: torch.Tensor, experts_per_rank: int, num_ranks: int
     return (owner[:, :, None] == torch.arange(num_ranks, device=topk_idx.device)).any(dim=1)
 
 
-def _place(result: torch.Tensor, part: _Slice, received: torch.Tensor, work: dist.Work) -> None:
-    work.wait()
+def _place(result: torch.Tensor, part: _Slice, received: torch.Tensor, exchange: dist.Work) -> None:
+    exchange.wait()
     result.index_copy_(0, part.recv_rows, received)
 
 
 def _returns(in_rank: torch.Tensor) -> torch.Tensor:
-    """For each token and rank the row that comes back: rows are packed by rank, then by token."""
+    """The packed row of each token and rank [tokens, ranks], in the order of packing: by rank, then by token."""
     by_rank = in_rank.T.reshape(-1)
-    row = torch.where(by_rank, by_rank.cumsum(0) - 1, by_rank.sum())
-    return row.view(in_rank.shape[1], in_rank.shape[0]).T.contiguous()
+    rows = torch.where(by_rank, by_rank.cumsum(0) - 1, by_rank.sum())
+    return rows.view(in_rank.shape[1], in_rank.shape[0]).T.contiguous()
 
 
-def _sum(total: torch.Tensor, part: _Slice, received: torch.Tensor, work: dist.Work) -> None:
-    work.wait()
+def _sum(total: torch.Tensor, part: _Slice, received: torch.Tensor, exchange: dist.Work) -> None:
+    exchange.wait()
     total[part.first : part.last] = received[part.returns].sum(dim=1, dtype=torch.float32).to(torch.bfloat16)

@@ -12,10 +12,10 @@ from bench.records import Dtype, Point
 
 
 class DeepEPSession:
-    """One Buffer, with the last handle for each num_sms (a handle is tied to its number of channels)."""
+    """One Buffer, and the last handle for each num_sms, since a handle fixes the number of channels. See Session."""
 
     def __init__(self, context: Context, points: list[Point]) -> None:
-        """Sizes the Buffer by DeepEP's own hint for the largest of the points, in BF16."""
+        """Sizes the Buffer by DeepEP's own hint for the largest of the points, in BF16. Collective."""
         self._context = context
         hidden_bytes = 2 * context.workload.hidden
         size = max(
@@ -30,7 +30,7 @@ class DeepEPSession:
         return deep_ep.Config(knobs["num_sms"], knobs["nvl_chunk"], knobs["nvl_buffer"])
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
-        """``get_dispatch_layout`` and a full dispatch, which waits on the CPU for the counts."""
+        """``get_dispatch_layout`` and a dispatch without a handle, in which the host waits for the counts."""
         topk_idx = inputs.topk_idx.to(deep_ep.topk_idx_t)
         per_rank, _, per_expert, in_rank, _ = self._buffer.get_dispatch_layout(
             topk_idx, self._context.workload.num_experts
@@ -49,14 +49,14 @@ class DeepEPSession:
         return Dispatched(_unpacked(received), idx, weights, list(counts))
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
-        """DeepEP's cached mode: no top-k payload, no notify, no CPU sync."""
+        """DeepEP's cached mode: no layout, no expert indices or weights, no host wait."""
         received, *_ = self._buffer.dispatch(
             _packed(inputs.payload), handle=self._handles[knobs["num_sms"]], config=self._config(knobs)
         )
         return _unpacked(received)
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
-        """DeepEP's reduction: FP32 sums of BF16 tokens, without weights."""
+        """FP32 sums of BF16 tokens, without weights."""
         combined: torch.Tensor
         combined, _, _ = self._buffer.combine(tokens, self._handles[knobs["num_sms"]], config=self._config(knobs))
         return combined
@@ -64,7 +64,7 @@ class DeepEPSession:
     def start_pair(
         self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
     ) -> Pending:
-        """Both on DeepEP's stream (``async_finish``), in this order, after what the current stream holds now."""
+        """Queues both on DeepEP's stream (``async_finish``), dispatch first, after what the current one holds now."""
         handle, now = self._handles[dispatch["num_sms"]], deep_ep.Buffer.capture()
         asynchronous = {"async_finish": True, "allocate_on_comm_stream": True, "previous_event": now}
         received, *_ = self._buffer.dispatch(
@@ -74,16 +74,12 @@ class DeepEPSession:
         return _PendingPair(_unpacked(received), combined, done)
 
     def layout(self) -> list[int]:
-        """The num_tokens_per_rank of the last layout."""
+        """``num_tokens_per_rank`` of the last ``get_dispatch_layout``."""
         return [int(count) for count in self._per_rank.tolist()]
-
-    def close(self) -> None:
-        """Destroys the Buffer."""
-        self._buffer.destroy()
 
 
 class _PendingPair:
-    """Keeps the tensors until the current stream has waited for the combine, the later of the two."""
+    """Holds the outputs until the current stream waits for combine, which ends after dispatch. See Pending."""
 
     def __init__(self, payload: Payload, combined: torch.Tensor, done: Any) -> None:
         self._result, self._done = Overlapped(payload, combined), done

@@ -1,4 +1,8 @@
-"""What a rank does with a library: the Session protocol, and the values that pass through it; needs torch."""
+"""The Session protocol, which a library implements on one rank, and the tensors that pass through it.
+
+All tensors are on ``Context.device``. Kernels may run on any stream; a method returns when the current stream is
+ordered after them, which need not be the end of them on the GPU.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from bench.records import Dtype
 from bench.workload import Workload
 
 Payload = tuple[torch.Tensor, torch.Tensor | None]
-"""Tokens [num_tokens, hidden] in BF16 or FP8 e4m3, and for FP8 the FP32 scales [num_tokens, hidden / 128]."""
+"""Tokens [tokens, hidden] in BF16 or FP8 e4m3, and for FP8 their FP32 scales [tokens, hidden / 128], else None."""
 
 
 class Inputs(NamedTuple):
-    """What one rank sends: its payload, its choice of experts [num_tokens, num_topk] and their FP32 weights."""
+    """What one rank sends: payload, expert indices [tokens, num_topk] in int64, -1 for none, and their FP32 weights."""
 
     payload: Payload
     topk_idx: torch.Tensor
@@ -23,10 +27,10 @@ class Inputs(NamedTuple):
 
 
 class Dispatched(NamedTuple):
-    """What one rank received, ordered by source rank and then by the source's token.
+    """What one rank received: each token once, ordered by source rank, then by the token's position there.
 
-    ``topk_idx`` counts this rank's own experts from 0, -1 for experts elsewhere; ``topk_weights`` are 0 there.
-    ``tokens_per_expert`` is how many tokens each of this rank's experts got.
+    ``topk_idx`` [tokens, num_topk], any integer type: this rank's experts counted from 0, -1 for those of other ranks;
+    ``topk_weights`` in FP32 are 0 there. ``tokens_per_expert``: how many tokens each of this rank's experts received.
     """
 
     payload: Payload
@@ -36,21 +40,25 @@ class Dispatched(NamedTuple):
 
 
 class Overlapped(NamedTuple):
-    """What a pair gave that ran beside GEMMs."""
+    """Outputs of a dispatch and a combine that ran overlapped with GEMMs."""
 
     payload: Payload
     combined: torch.Tensor
 
 
 class Pending(Protocol):
-    """A pair under way on the library's own stream."""
+    """A dispatch and a combine in flight on the library's own stream."""
 
     def wait(self) -> Overlapped:
-        """Makes the current stream wait for it."""
+        """Orders the current stream after both, and returns their outputs."""
 
 
 class Context(NamedTuple):
-    """Where a session lives. ``device_group`` is NCCL on GPUs of their own, else the gloo group of the hosts."""
+    """Where a session runs.
+
+    ``host_group`` is a gloo group of all ranks. ``device_group`` is an NCCL group of them where each rank has a GPU of
+    its own, else ``host_group`` itself.
+    """
 
     rank: int
     num_ranks: int
@@ -61,24 +69,40 @@ class Context(NamedTuple):
 
 
 class Session(Protocol):
-    """One library on one rank. Each method is collective; the handle of a dispatch stays inside the session."""
+    """One library on one rank.
+
+    Every method is collective: all ranks call it in the same order with the same knobs, one value for each of the
+    backend's. The session keeps the handle of the last ``dispatch`` for each combination of shared knobs. It lives as
+    long as its rank, whose process ends without destructors. An exception or a hang becomes the record of the point.
+    """
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
-        """Layout, exchange of counts and tokens; keeps the handle for the two below."""
+        """A full dispatch: layout, exchange of counts, host wait and tokens. Keeps the handle. Timed as dispatch_full.
+
+        ``dtype`` is that of the payload. Received tokens, indices and weights must equal those sent, bit for bit.
+        """
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
-        """Tokens alone, with the handle of the last dispatch that had the same shared knobs."""
+        """A cached dispatch: the payload alone, with the kept handle of the same shared knobs. Timed as dispatch.
+
+        The other knobs may differ from those of the dispatch that made the handle; the order of tokens is the same.
+        """
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
-        """The sum over ranks of what each sends back for a token [num_tokens, hidden], BF16, same handle."""
+        """Sends ``tokens`` [received tokens, hidden] in BF16 back by the kept handle. Timed as combine.
+
+        Returns BF16 [tokens, hidden]: for each token of this rank the sum over the ranks that it went to, without
+        weights, accumulated in FP32 and rounded once.
+        """
 
     def start_pair(
         self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
     ) -> Pending:
-        """A cached dispatch and a combine on the library's own stream, so that the current one can compute."""
+        """Queues a cached dispatch, then a combine of ``tokens``, on the library's own stream. Timed as overlapped.
+
+        Returns at once, without ordering the current stream after them: GEMMs follow there. The two configs have the
+        same shared knobs. Never called where Backend.overlaps is False.
+        """
 
     def layout(self) -> list[int]:
-        """How many tokens the last dispatch sent to each rank, as the library itself counts."""
-
-    def close(self) -> None:
-        """Give the library's memory back."""
+        """How many tokens the last full dispatch sent to each rank, itself included, as the library counts them."""

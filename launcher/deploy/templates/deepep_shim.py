@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Configs = dict[str, dict[str, int]]
 
-RESULTS_SCHEMA = "deepep-sweep/results/1"
+RESULTS_SCHEMAS = ("deepep-sweep/results/1", "deepep-sweep/results/2")
 OPERATIONS = ("dispatch", "combine")
 
 PROVENANCE: dict[str, str] = {}
@@ -47,7 +47,7 @@ class WorkerExtension:
 
 
 def apply(path: str | os.PathLike[str] | None = None, *, pick: str = "fastest") -> dict[int, Configs]:
-    """Puts the embedded configs in force, or those of a RESULTS file; may be called again. What is in force now.
+    """Puts the embedded configs in force, or those of a RESULTS file; may be called again. Returns what is in force.
 
     Of several sweeps each number of ranks keeps its own, the last one sets ``Buffer.num_sms``. ShimError without a
     deep_ep that has the V1 Buffer, and for a file that measured no DeepEP.
@@ -83,7 +83,7 @@ def _deep_ep() -> Any:
 
 
 def _installed(deep_ep: Any) -> Any:
-    """What the replaced functions share. It is kept on the Buffer, so that a second copy of this file finds it."""
+    """State of the replaced functions. It is kept on the Buffer, where a second copy of this file finds it."""
     buffer = deep_ep.Buffer
     if not hasattr(buffer, "_deepep_shim"):
         state = types.SimpleNamespace(buffer=buffer, tuned={}, num_sms=None, num_sms_before=buffer.num_sms)
@@ -121,8 +121,8 @@ def _read(path: Path, pick: str) -> dict[int, Configs]:
     except (OSError, ValueError) as error:
         raise ShimError(f"{path} cannot be read: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != RESULTS_SCHEMA:
-        raise ShimError(f"{path} has schema {schema!r}, this file reads {RESULTS_SCHEMA!r}")
+    if schema not in RESULTS_SCHEMAS:
+        raise ShimError(f"{path} has schema {schema!r}, this file reads {' and '.join(map(repr, RESULTS_SCHEMAS))}")
     try:
         return _tuned(path, document, pick)
     except KeyError as error:
@@ -132,20 +132,23 @@ def _read(path: Path, pick: str) -> dict[int, Configs]:
 
 
 def _tuned(path: Path, document: dict[str, Any], pick: str) -> dict[int, Configs]:
-    if document["dry_run"] or document["shared_gpus"] or document["backend"] != "deepep":
-        raise ShimError(f"{path} is no measurement of DeepEP: a dry run, shared GPUs, or another backend")
-    if pick not in document["picks"]:
-        raise ShimError(f"{path} has no pick {pick!r}; it has {', '.join(document['picks']) or 'none'}")
-    pair = document["picks"][pick]
-    return {int(document["ep"]): {operation: _arguments(pair, operation) for operation in OPERATIONS}}
-
-
-def _arguments(pair: dict[str, Any], operation: str) -> dict[str, int]:
-    return {
-        "num_sms": int(pair["num_sms"]),
-        "num_max_nvl_chunked_send_tokens": int(pair[operation]["nvl_chunk"]),
-        "num_max_nvl_chunked_recv_tokens": int(pair[operation]["nvl_buffer"]),
-    }
+    is_old = document["schema"] == RESULTS_SCHEMAS[0]
+    libraries = {document["backend"]: document} if is_old else {one["name"]: one for one in document["libraries"]}
+    if document["dry_run"] or document["shared_gpus"] or "deepep" not in libraries:
+        raise ShimError(f"{path} is not a measurement of DeepEP: a dry run, shared GPUs, or another backend")
+    picks = libraries["deepep"]["picks"]
+    if pick not in picks:
+        raise ShimError(f"{path} has no pick {pick!r}; it has {', '.join(picks) or 'none'}")
+    pair = picks[pick]
+    configs = {}
+    for operation in OPERATIONS:
+        knobs = {**pair, **pair[operation]} if is_old else pair[operation]["knobs"]
+        configs[operation] = {
+            "num_sms": int(knobs["num_sms"]),
+            "num_max_nvl_chunked_send_tokens": int(knobs["nvl_chunk"]),
+            "num_max_nvl_chunked_recv_tokens": int(knobs["nvl_buffer"]),
+        }
+    return {int(document["ep"]): configs}
 
 
 def _say(num_ranks: int, configs: Configs) -> None:
@@ -156,7 +159,7 @@ def _say(num_ranks: int, configs: Configs) -> None:
 
 
 def _apply_at_import() -> None:
-    """A job must not die of a speed-up that it cannot have, so that here an error is only said."""
+    """A job must not die because it cannot have a speed-up: here an error is only a warning."""
     try:
         apply()
     except ShimError as error:

@@ -1,1 +1,1 @@
-"""From measurements to findings: pure functions."""
+"""Findings from measurements, by pure functions."""

@@ -1,1 +1,1 @@
-"""What validation measures on a node."""
+"""The measurements of a node."""

@@ -1,9 +1,9 @@
-"""NVML's link counters beside the bytes that we say we moved: two independent counts of the same traffic."""
+"""NVML's link counters against our count of bytes: two independent counts of the same traffic."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bench import protocol
@@ -14,17 +14,26 @@ from launcher.validation.node import LinkBytes
 
 ITERATIONS = 200
 _SETTLE_S = 0.2
-"""The counters are read once they have had time to follow."""
+"""How long the driver may take to update the counters."""
 
 
-class Counted(NamedTuple):
-    """The bytes of each GPU, and what a rank said was wrong with the tokens on the way."""
+class CountedRun(NamedTuple):
+    """The bytes of each GPU, and what was wrong with the tokens meanwhile; None if nothing was."""
 
     link_bytes: list[LinkBytes]
     wrong: str | None
 
 
-def count(
+class Traffic(NamedTuple):
+    """One GPU's traffic in one direction: the name of its counter, and the tokens of one call."""
+
+    gpu: int
+    direction: str
+    counter: str
+    num_tokens: int
+
+
+def count_bytes(
     group: Group,
     point: Point,
     *,
@@ -33,8 +42,8 @@ def count(
     bytes_per_token: int,
     counters: Callable[[], list[Counters]],
     deadline_s: float,
-) -> Counted:
-    """Each GPU's bytes out and in while the point runs many times; none where the driver counts none.
+) -> CountedRun:
+    """Each GPU's bytes out and in while the point runs many times; none if the driver does not count them.
 
     ``order`` is the GPU of each rank, ``tokens[source][destination]`` the layout. A combine sends the tokens back.
     """
@@ -45,17 +54,24 @@ def count(
     time.sleep(_SETTLE_S)
     after = counters()
     num_calls = ITERATIONS + 1  # protocol.Time runs it once more to check the output
-    found = []
+    link_bytes = []
+    for gpu, direction, counter, num_tokens in _list_traffic(point.op, order, tokens):
+        if gpu >= min(len(before), len(after)):
+            continue
+        old_kib, new_kib = before[gpu].values.get(counter), after[gpu].values.get(counter)
+        if old_kib is not None and new_kib is not None:
+            ours, by_nvml = num_tokens * bytes_per_token * num_calls, (new_kib - old_kib) * 1024
+            link_bytes.append(LinkBytes(point.op.value, f"gpu{gpu}", direction, ours, by_nvml))
+    results = [response.wrong for response in checked] + [response.wrong for response in timed]
+    wrong = [f"gpu{gpu}: {result}" for gpu, result in zip([*order, *order], results, strict=True) if result is not None]
+    return CountedRun(link_bytes, wrong[0] if wrong else None)
+
+
+def _list_traffic(op: Op, order: list[int], tokens: list[list[int]]) -> Iterator[Traffic]:
+    """Every GPU's traffic out and in. Tokens that stay on their GPU cross no link."""
     for rank, gpu in enumerate(order):
-        out = sum(tokens[rank]) - tokens[rank][rank]
-        into = sum(row[rank] for row in tokens) - tokens[rank][rank]
-        sent, received = (into, out) if point.op is Op.COMBINE else (out, into)
-        for direction, name, number in (("out", "nvlink_tx_kib", sent), ("in", "nvlink_rx_kib", received)):
-            if gpu >= min(len(before), len(after)):
-                continue
-            old, new = before[gpu].values.get(name), after[gpu].values.get(name)
-            if old is not None and new is not None:
-                moved = number * bytes_per_token * num_calls
-                found.append(LinkBytes(point.op.value, f"gpu{gpu}", direction, moved, (new - old) * 1024))
-    said = zip([*order, *order], [one.wrong for one in checked] + [one.wrong for one in timed], strict=True)
-    return Counted(found, next((f"gpu{gpu}: {wrong}" for gpu, wrong in said if wrong is not None), None))
+        leaving = sum(tokens[rank]) - tokens[rank][rank]
+        arriving = sum(row[rank] for row in tokens) - tokens[rank][rank]
+        sent, received = (arriving, leaving) if op is Op.COMBINE else (leaving, arriving)
+        yield Traffic(gpu, "out", "nvlink_tx_kib", sent)
+        yield Traffic(gpu, "in", "nvlink_rx_kib", received)

@@ -1,4 +1,4 @@
-"""Injects every fault on this machine and checks that each gets its verdict: validators are themselves buggy."""
+"""Injects every fault on this machine and checks that each gets its verdict: validators have bugs too."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from launcher.validation.config import Spec
 from launcher.validation.measure.suite import Suite
 
 _SLOW_US = 50_000
-_BLOCKS, _ITERATIONS, _DEADLINE_S = 5, 3, 5.0
-"""Less than a validation takes: the faults are gross."""
+_BLOCKS, _DEADLINE_S = 5, 5.0
+"""Less than a validation takes, because the faults are gross."""
 
 
 class Case(msgspec.Struct, frozen=True):
-    """A fault, and what must be said of the machine that has it."""
+    """A fault, with the verdict, code and place that the validation must give."""
 
     name: str
     faults: list[str]
@@ -26,9 +26,13 @@ class Case(msgspec.Struct, frozen=True):
     code: str
     where: str = ""
 
+    def describe(self) -> str:
+        """Verdict, code and place."""
+        return _join(self.verdict, self.code, self.where)
 
-def cases(spec: Spec) -> list[Case]:
-    """The faults that can be injected here; the last GPU has them."""
+
+def list_cases(spec: Spec) -> list[Case]:
+    """The faults that can be injected here, into the last GPU."""
     last = spec.gpus - 1
     gpu = f"gpu{last}"
     return [
@@ -55,22 +59,25 @@ def cases(spec: Spec) -> list[Case]:
 
 
 def run(spec: Spec, say: Callable[[str], None]) -> Status:
-    """Every case in turn; EXIT_OK when each got its verdict, code and place."""
-    wrong = 0
+    """Runs every case in turn; EXIT_OK if each got its verdict, code and place."""
     measure = msgspec.structs.replace(spec.measure, deadline_s=_DEADLINE_S)
-    spec = msgspec.structs.replace(spec, blocks=_BLOCKS, block_iterations=_ITERATIONS, measure=measure)
-    for case in cases(spec):
-        with tempfile.TemporaryDirectory(prefix="deepep-self-test-") as folder:
-            node = Suite(msgspec.structs.replace(spec, faults=case.faults), Path(folder), node="self").run()
-        finding = next((one for one in node.findings if one.code == node.code), None)
-        where = finding.where if finding is not None else ""
-        right = (node.verdict, node.code) == (case.verdict, case.code) and case.where in ("", where)
-        wrong += not right
-        got = " ".join(filter(None, [node.verdict.value, node.code, where]))
-        wanted = " ".join(filter(None, [case.verdict.value, case.code, case.where]))
-        say(
-            f"{'ok' if right else 'WRONG'}: {case.name}: {got}"
-            + ("" if right else f", expected {wanted}: {node.reason}")
-        )
-    say(f"{len(cases(spec)) - wrong} of {len(cases(spec))} faults were judged right")
-    return EXIT_UNKNOWN if wrong else EXIT_OK
+    spec = msgspec.structs.replace(spec, blocks=_BLOCKS, measure=measure)
+    cases = list_cases(spec)
+    num_right = sum(_run_case(case, spec, say) for case in cases)
+    say(f"{num_right} of {len(cases)} faults were judged right")
+    return EXIT_OK if num_right == len(cases) else EXIT_UNKNOWN
+
+
+def _run_case(case: Case, spec: Spec, say: Callable[[str], None]) -> bool:
+    """Whether the fault was judged right."""
+    with tempfile.TemporaryDirectory(prefix="deepep-self-test-") as folder:
+        node = Suite(msgspec.structs.replace(spec, faults=case.faults), Path(folder), node="self").run()
+    where = next((finding.where for finding in node.findings if finding.code == node.code), "")
+    is_right = (node.verdict, node.code) == (case.verdict, case.code) and case.where in ("", where)
+    line = f"{'ok' if is_right else 'WRONG'}: {case.name}: {_join(node.verdict, node.code, where)}"
+    say(line if is_right else f"{line}, expected {case.describe()}: {node.reason}")
+    return is_right
+
+
+def _join(verdict: NodeVerdict, code: str, where: str) -> str:
+    return " ".join(filter(None, [verdict.value, code, where]))

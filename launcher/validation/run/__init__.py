@@ -1,1 +1,1 @@
-"""Where and when nodes are validated, and what is written about them."""
+"""Where and when nodes are validated, and the reports about them."""

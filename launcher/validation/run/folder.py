@@ -1,4 +1,4 @@
-"""The folder of one validation: what was wanted of which nodes, their jobs, their results, and the reports."""
+"""The folder of one validation: its order, the nodes' results, and the reports."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Skip(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """order.json: the whole of what was asked for; ``states``: how Slurm said that the jobs ended.
+    """order.json: which nodes to validate and how, and their jobs.
 
-    ``lanes``, ``settings`` (hydra.launcher) and ``deadline`` (Unix time): what a job is submitted with once more.
+    ``jobs``: the job of each node. ``states``: the last known state of each job. ``until``: when the last job must have
+    ended (Unix time). ``lanes``, ``settings`` (hydra.launcher) and ``deadline`` (Unix time): to submit a job again.
     """
 
     format: Literal[1]
@@ -47,7 +48,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class ValidationFolder:
-    """Every path of a validation, and every access to it."""
+    """The paths of a validation, and every access to them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,27 +57,29 @@ class ValidationFolder:
 
     @classmethod
     def create(cls, outputs: Path, path: Path | None) -> ValidationFolder:
-        """A new one. UserError where it cannot be made."""
+        """A new folder. UserError if it cannot be made."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-nodes-{secrets.token_hex(2)}"
         folder = cls(path or outputs / name)
         try:
             folder.path.mkdir(parents=True, exist_ok=False)
         except FileExistsError:
-            raise UserError(f"run={folder.path} exists and is no validation", hint="name a path that is free") from None
+            raise UserError(
+                f"run={folder.path} exists, but is not a validation folder", hint="choose another path"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot make {folder.path}: {error.strerror}", hint="outputs=FOLDER") from None
         return folder
 
     def remove(self) -> None:
-        """Leaves nothing of it."""
+        """Deletes the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def order(self) -> Order:
-        """What was asked for. UserError when this is no validation's folder."""
+        """The order. UserError if this is not a validation folder."""
         try:
             return msgspec.json.decode(self.order_file.read_bytes(), type=Order)
         except OSError as error:
-            raise UserError(f"{self.path} is no validation: {error.strerror}: order.json") from None
+            raise UserError(f"{self.path} is not a validation folder: {error.strerror}: order.json") from None
         except msgspec.DecodeError as error:
             raise UserError(f"{self.order_file} cannot be read: {error}") from None
 
@@ -89,11 +92,11 @@ class ValidationFolder:
         return self.path / "nodes" / node
 
     def began(self, node: str) -> bool:
-        """Whether its validation came as far as to write anything."""
+        """Whether the validation of a node got as far as writing anything."""
         return self.of(node).is_dir()
 
     def is_running(self, node: str) -> bool:
-        """Whether a process is at it, as far as locks tell."""
+        """Whether a process validates the node now, as far as locks show it."""
         try:
             with (self.of(node) / nodes.LINES_NAME).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -104,6 +107,6 @@ class ValidationFolder:
         return False
 
     def result(self, node: str) -> Node | None:
-        """A node's file; None where there is none yet."""
+        """A node's file; None if there is none yet."""
         file = self.of(node) / nodes.FILE_NAME
         return nodes.read(file) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""What a validation leaves for people and for monitoring, from NODES.md to a Nagios line; pure."""
+"""The reports of a validation for people and for monitoring, from NODES.md to a Nagios line; pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from launcher.text import code, table, text
 from launcher.validation import reference
 from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, NodeVerdict, exit_status
-from launcher.validation.judge.fleet import Fleet, NodeRow, rates_of
+from launcher.validation.judge.fleet import Fleet, NodeRow, count_nodes, median_rates
 from launcher.validation.node import Node
 from launcher.validation.reference import Reference
 
@@ -25,20 +25,20 @@ SCHEMA = "deepep-sweep/nodes/1"
 _NAGIOS = {0: "OK", 1: "WARNING", 2: "CRITICAL", 3: "UNKNOWN"}
 _HOST_NAME = re.compile(r"[\w.-]+", re.ASCII)
 INJECTED = "Faults were injected on purpose."
-_DRY = "**Dry run: ranks without GPUs. Correctness was tested, speed was not measured.**"
+_DRY_RUN = "**Dry run: ranks without GPUs. Correctness was tested, speed was not measured.**"
 
 
 def markdown(fleet: Fleet, *, run: str, when: str, references: Sequence[Reference] = ()) -> str:
-    """NODES.md: the worst first, what to do, and what was not judged."""
+    """NODES.md: the nodes, worst first, what to do, their rates, and what could not be judged."""
     counts = {verdict: fleet.verdicts.count(verdict) for verdict in WORST_FIRST}
     lines = [f"# Nodes: {', '.join(f'{count} {verdict}' for verdict, count in counts.items() if count)}", ""]
     if any(row.result is not None and row.result.dry_run for row in fleet.rows):
-        lines += [_DRY, ""]
+        lines += [_DRY_RUN, ""]
     if fleet.has_injected:
         lines += [f"**{INJECTED}**", ""]
     lines += [f"Validated {text(when)} in {code(run)}.", ""]
     lines += table(("node", "verdict", "code", "where", "what", "job"), [_cells(row) for row in fleet.rows])
-    lines += _actions(fleet) + _rates(fleet, references) + _two_counts(fleet) + _versions(fleet) + _layers(fleet)
+    lines += _actions(fleet) + _rates(fleet, references) + _link_bytes(fleet) + _versions(fleet) + _layers(fleet)
     lines += _drain(fleet, run=run, when=when)
     return "\n".join(lines) + "\n"
 
@@ -48,98 +48,100 @@ def _cells(row: NodeRow) -> list[str]:
 
 
 def _actions(fleet: Fleet) -> list[str]:
-    seen = sorted({row.code for row in fleet.rows if row.code in MEANINGS})
-    if not seen:
+    codes = sorted({row.code for row in fleet.rows if row.code in MEANINGS})
+    if not codes:
         return []
-    rows = [[name, text(MEANINGS[name][0]), text(MEANINGS[name][1])] for name in seen]
+    rows = [[name, *map(text, MEANINGS[name])] for name in codes]
     return ["## What to do", "", *table(("code", "means", "next"), rows)]
 
 
 def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
-    """Each node's rates and their shares, a line for each: a fleet has many nodes and few tests."""
+    """One line per node and rate, because a fleet has many nodes and few tests."""
     medians = fleet.medians_by_kind
     rows = [
-        [text(row.name), text(key), *_shares(row.result, key, value, medians[row.result.fingerprint][key], references)]
+        [text(row.name), text(key), *_shares(row.result, key, rate, medians[row.result.fingerprint][key], references)]
         for row in fleet.rows
         if row.result is not None
-        for key, value in sorted(rates_of(row.result).items())
+        for key, rate in sorted(median_rates(row.result).items())
     ]
     if not rows:
         return []
     return [
         "## Rates",
         "",
-        "Medians of the blocks, over the GPUs or pairs where there are several; GB/s, or layers a second for compute. "
-        "**of peak**: of the links concerned, one direction. **of fleet**: over the median of the "
-        "nodes with the same GPUs, links and versions. "
-        "**of reference**: over that of the good nodes that it was learned from.",
+        "**rate**: median of the blocks, and of the GPUs or pairs if there are several. "
+        "GB/s; layers per second for compute. "
+        "**of peak**: share of the links' peak in one direction. "
+        "**of fleet**: over the median of the nodes with the same GPUs, links and versions. "
+        "**of reference**: over the median of the good nodes in the reference.",
         "",
         *table(("node", "test", "rate", "of peak", "of fleet", "of reference"), rows),
     ]
 
 
-def _shares(result: Node, key: str, value: float, median: float, references: Sequence[Reference]) -> list[str]:
+def _shares(result: Node, key: str, rate: float, median: float, references: Sequence[Reference]) -> list[str]:
+    """The rate, and its shares of peak, fleet and reference."""
     peak = next((rate.peak for rate in result.rates if rate.key == key), None)
-    known = reference.find(references, reference.key_of(result), key)
+    known = reference.find(references, reference.node_kind(result), key)
     return [
-        f"{value:.4g}",
-        f"{value / peak:.0%}" if peak else "",
-        f"{value / median:.2f}x",
-        f"{value / known.median:.2f}x" if known else "",
+        f"{rate:.4g}",
+        f"{rate / peak:.0%}" if peak else "",
+        f"{rate / median:.2f}x",
+        f"{rate / known.median:.2f}x" if known else "",
     ]
 
 
 def _versions(fleet: Fleet) -> list[str]:
-    """Where nodes differ in what they run."""
-    found: dict[tuple[object, ...], list[str]] = {}
+    """The nodes by environment, if their environments differ."""
+    groups: dict[tuple[object, ...], list[str]] = {}
     for row in fleet.rows:
         if row.result is not None and row.result.rates:
-            found.setdefault(row.result.fingerprint, []).append(row.name)
-    if len(found) < 2:
+            groups.setdefault(row.result.fingerprint, []).append(row.name)
+    if len(groups) < 2:
         return []
-    rows = [[text(", ".join(map(str, print_))), text(", ".join(sorted(names)))] for print_, names in found.items()]
+    rows = [[text(", ".join(map(str, fingerprint))), text(", ".join(sorted(n)))] for fingerprint, n in groups.items()]
     return ["## Nodes differ in GPU, links, driver or versions", "", *table(("environment", "nodes"), rows)]
 
 
-def _two_counts(fleet: Fleet) -> list[str]:
-    """The bytes that the rates stand on, beside what NVML counted on the links."""
+def _link_bytes(fleet: Fleet) -> list[str]:
+    """NVML's count of bytes over ours, as a check of the rates."""
     rows = []
     for row in fleet.rows:
         ratios: dict[str, list[float]] = {}
-        for one in row.result.attempts[0].link_bytes if row.result is not None and row.result.attempts else ():
-            ratios.setdefault(one.test, []).append(one.ratio)
-        rows += [[text(row.name), text(test), f"{min(of):.3f} to {max(of):.3f}"] for test, of in ratios.items()]
+        for count in row.result.suite_runs[0].link_bytes if row.result is not None and row.result.suite_runs else ():
+            ratios.setdefault(count.test, []).append(count.ratio)
+        rows += [[text(row.name), text(test), f"{min(span):.3f} to {max(span):.3f}"] for test, span in ratios.items()]
     if not rows:
         return []
-    head = ["## NVML's link counters over the bytes of the tokens", "", "The range over GPUs and directions."]
+    head = ["## NVML's link counters over the bytes of the tokens", "", "Range over GPUs and directions."]
     return [*head, "", *table(("node", "test", "NVML / ours"), rows)]
 
 
 def _layers(fleet: Fleet) -> list[str]:
     absent: dict[str, list[str]] = {}
     for row in fleet.rows:
-        for name, said in row.result.layers.items() if row.result is not None else ():
-            for part in _unjudged(said) if name != "fleet" else ():
-                absent.setdefault(f"{name}: {part}", []).append(row.name)
+        for name, report in row.result.layers.items() if row.result is not None else ():
+            for gap in _find_gaps(report) if name != "fleet" else ():
+                absent.setdefault(f"{name}: {gap}", []).append(row.name)
     lines = ["## What was not judged", ""]
-    lines += [f"* {text(said)} ({len(names)} nodes)" for said, names in sorted(absent.items())]
-    lines += [f"* fleet, {text(name)}: {text(said)}" for name, said in fleet.layer.items()]
+    lines += [f"* {text(gap)} ({count_nodes(len(names))})" for gap, names in sorted(absent.items())]
+    lines += [f"* fleet, {text(name)}: {text(report)}" for name, report in fleet.layer.items()]
     return [*lines, ""] if len(lines) > 2 else []
 
 
-def _unjudged(said: str) -> list[str]:
-    """What a layer says that it did not judge: all of it, or clauses behind what it did."""
-    if said.startswith("absent"):
-        return [said]
-    return [part for part in said.split("; ")[1:] if re.search(r"\b(no|not|none)\b", part)]
+def _find_gaps(report: str) -> list[str]:
+    """The clauses of a layer's report that name something it could not judge."""
+    if report.startswith("absent"):
+        return [report]
+    return [clause for clause in report.split("; ")[1:] if re.search(r"\b(no|not|none)\b", clause)]
 
 
 def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
-    """For each node with a confirmed or certain fault the command that drains it, and the one that takes it back.
+    """For each node with a confirmed or certain fault, the command that drains it and the command that undoes that.
 
-    The code comes first: sinfo shows some 20 characters.
+    The code comes first, because sinfo shows about 20 characters.
     """
-    found = []
+    lines = []
     for row in fleet.rows:
         short = row.drain_reason
         if not short or not _HOST_NAME.fullmatch(row.name):
@@ -147,8 +149,8 @@ def drain_lines(fleet: Fleet, *, run: str, when: str) -> list[tuple[str, str]]:
         words = f"EPV:{short} [{when[:10].replace('-', '')} run {PurePath(run).name.rpartition('-')[2]}]"
         reason = shlex.quote("".join(char for char in words if char.isprintable() and char not in "'\""))
         command = f"scontrol update NodeName={row.name}"
-        found.append((f"{command} State=DRAIN Reason={reason}", f"{command} State=RESUME"))
-    return found
+        lines.append((f"{command} State=DRAIN Reason={reason}", f"{command} State=RESUME"))
+    return lines
 
 
 def _drain(fleet: Fleet, *, run: str, when: str) -> list[str]:
@@ -158,7 +160,7 @@ def _drain(fleet: Fleet, *, run: str, when: str) -> list[str]:
     return [
         "## To drain",
         "",
-        "Nothing below was executed. A node that has a reason already (`sinfo -R`) keeps it: look first.",
+        "Nothing below was executed. Check `sinfo -R` first: a node that already has a reason should keep it.",
         "",
         "```",
         *(f"{drain}\n# undo: {undo}" for drain, undo in commands),
@@ -188,7 +190,7 @@ def to_json(fleet: Fleet, *, run: str, when: str, status: int) -> dict[str, Any]
                 "reason": row.reason,
                 "job_id": row.job_id,
                 "faults": row.result.faults if row.result is not None else [],
-                "rates": rates_of(row.result),
+                "rates": median_rates(row.result),
                 "findings": msgspec.to_builtins(row.result.findings) if row.result is not None else [],
             }
             for row in fleet.rows
@@ -197,42 +199,46 @@ def to_json(fleet: Fleet, *, run: str, when: str, status: int) -> dict[str, Any]
 
 
 def junit(fleet: Fleet) -> str:
-    """A suite for each node: failure for a fault, error for what could not run, skipped for what was not tried."""
-    made = junitparser.JUnitXml("deepep-sweep validate")
-    for row in sorted(fleet.rows, key=lambda one: one.name):
-        suite = junitparser.TestSuite(_xml(row.name))
-        case = junitparser.TestCase("verdict", classname=_xml(row.name))
-        message = _xml(f"{row.short}: {row.reason}")
-        if row.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG):
-            case.result = [junitparser.Failure(message, row.code)]
-        elif row.verdict in (NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE, NodeVerdict.NO_RESULT):
-            case.result = [junitparser.Error(message, row.code)]
-        elif row.verdict is NodeVerdict.SKIPPED:
-            case.result = [junitparser.Skipped(message)]
-        elif row.verdict is NodeVerdict.WARN:
-            case.system_out = message
-        if row.result is not None:
-            case.time = row.result.wall_s
-        suite.add_testcase(case)
-        for name, said in row.result.attempts[0].checks.items() if row.result and row.result.attempts else ():
-            check = junitparser.TestCase(_xml(name), classname=_xml(row.name))
-            if said != "ok":
-                check.result = [junitparser.Failure(_xml(said), "wrong")]
-            suite.add_testcase(check)
-        made.add_testsuite(suite)
-    made.update_statistics()  # type: ignore[no-untyped-call]
-    out = io.BytesIO()
-    made.write(out)
-    return out.getvalue().decode()
+    """JUnit XML, one suite per node: failure is a fault, error could not run, skipped was not tried."""
+    document = junitparser.JUnitXml("deepep-sweep validate")
+    for row in sorted(fleet.rows, key=lambda row: row.name):
+        document.add_testsuite(_make_suite(row))
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    file = io.BytesIO()
+    document.write(file)
+    return file.getvalue().decode()
 
 
-def _xml(value: str) -> str:
-    """Without the control characters that XML cannot hold."""
-    return "".join(char if char.isprintable() else " " for char in value)
+def _make_suite(row: NodeRow) -> junitparser.TestSuite:
+    suite = junitparser.TestSuite(_clean(row.name))
+    case = junitparser.TestCase("verdict", classname=_clean(row.name))
+    message = _clean(f"{row.short}: {row.reason}")
+    if row.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG):
+        case.result = [junitparser.Failure(message, row.code)]
+    elif row.verdict in (NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE, NodeVerdict.NO_RESULT):
+        case.result = [junitparser.Error(message, row.code)]
+    elif row.verdict is NodeVerdict.SKIPPED:
+        case.result = [junitparser.Skipped(message)]
+    elif row.verdict is NodeVerdict.WARN:
+        case.system_out = message
+    if row.result is not None:
+        case.time = row.result.wall_s
+    suite.add_testcase(case)
+    for name, result in row.result.suite_runs[0].checks.items() if row.result and row.result.suite_runs else ():
+        check = junitparser.TestCase(_clean(name), classname=_clean(row.name))
+        if result != "ok":
+            check.result = [junitparser.Failure(_clean(result), "wrong")]
+        suite.add_testcase(check)
+    return suite
+
+
+def _clean(text: str) -> str:
+    """The text without control characters, which XML cannot hold and which would break a line."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def prometheus(fleet: Fleet) -> str:
-    """For the node exporter's textfile collector."""
+    """Metrics for the node exporter's textfile collector."""
     registry = CollectorRegistry()
     verdict = Gauge(
         "deepep_node_verdict", "1 for the verdict that the node has", ["node", "verdict", "code"], registry=registry
@@ -245,33 +251,40 @@ def prometheus(fleet: Fleet) -> str:
         registry=registry,
     )
     drain = Gauge(
-        "deepep_node_drain", "1 where a certain or confirmed fault is a reason to drain", ["node"], registry=registry
+        "deepep_node_drain",
+        "1 if a certain or confirmed fault is a reason to drain, else 0",
+        ["node"],
+        registry=registry,
     )
     for row in fleet.rows:
         drain.labels(row.name).set(bool(row.drain_reason))
         verdict.labels(row.name, row.verdict.value, row.code).set(1)
-        if row.result is not None:  # what was never validated has no age
+        if row.result is not None:  # a node without a result has no age
             last.labels(row.name).set(datetime.fromisoformat(row.result.ended).timestamp())
-        for key, value in rates_of(row.result).items():
-            rate.labels(row.name, key).set(value)
+        for key, median in median_rates(row.result).items():
+            rate.labels(row.name, key).set(median)
     return generate_latest(registry).decode()
 
 
 def nagios(fleet: Fleet, *, strict: bool) -> str:
-    """One line: state, what is wrong with the worst, and performance data."""
+    """The line of a Nagios plugin: state, the worst nodes, and performance data."""
     status = exit_status(fleet.verdicts, strict=strict)
-    if status == EXIT_OK:
-        dry = any(row.result is not None and row.result.dry_run for row in fleet.rows)
-        passed = sum(verdict in (NodeVerdict.PASS, NodeVerdict.WARN) for verdict in fleet.verdicts)
-        said = f"{'dry run without GPUs: ' if dry else ''}{passed} {'node passes' if passed == 1 else 'nodes pass'}"
-        warned = fleet.verdicts.count(NodeVerdict.WARN)
-        skipped = fleet.verdicts.count(NodeVerdict.SKIPPED)
-        said += f", {warned} with warnings" if warned else ""
-        said += f", {skipped} skipped" if skipped else ""
-    else:
-        said = ", ".join(f"{row.name} {row.verdict} {row.short}" for row in fleet.rows[:3] if row.verdict != "PASS")
-        more = sum(row.verdict is not NodeVerdict.PASS for row in fleet.rows) - 3
-        said += f", {more} more" if more > 0 else ""
+    summary = _describe_good(fleet) if status == EXIT_OK else _describe_worst(fleet)
     data = " ".join(f"{verdict.value.lower()}={fleet.verdicts.count(verdict)}" for verdict in WORST_FIRST)
-    line = f"DEEPEP {_NAGIOS[status]} - {said} | {data}"
-    return "".join(char if char.isprintable() else " " for char in line)
+    return _clean(f"DEEPEP {_NAGIOS[status]} - {summary} | {data}")
+
+
+def _describe_good(fleet: Fleet) -> str:
+    is_dry = any(row.result is not None and row.result.dry_run for row in fleet.rows)
+    passed = sum(verdict in (NodeVerdict.PASS, NodeVerdict.WARN) for verdict in fleet.verdicts)
+    warned, skipped = (fleet.verdicts.count(verdict) for verdict in (NodeVerdict.WARN, NodeVerdict.SKIPPED))
+    parts = [f"{'dry run without GPUs: ' if is_dry else ''}{passed} {'node passes' if passed == 1 else 'nodes pass'}"]
+    parts += [f"{warned} with warnings"] if warned else []
+    parts += [f"{skipped} skipped"] if skipped else []
+    return ", ".join(parts)
+
+
+def _describe_worst(fleet: Fleet) -> str:
+    parts = [f"{row.name} {row.verdict} {row.short}" for row in fleet.rows[:3] if row.verdict != NodeVerdict.PASS]
+    more = sum(row.verdict is not NodeVerdict.PASS for row in fleet.rows) - 3
+    return ", ".join([*parts, f"{more} more"] if more > 0 else parts)

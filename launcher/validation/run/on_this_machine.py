@@ -1,4 +1,4 @@
-"""Validates the machine that this runs on."""
+"""The validation of this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from launcher.validation.measure.suite import Suite
 from launcher.validation.run import resolve, summary
 from launcher.validation.run.folder import Order, ValidationFolder
 
-_DRY = "This is a dry run on CPUs: correctness is tested through gloo, the speed of no GPU is measured."
+_DRY_RUN = "This is a dry run on CPUs: it tests correctness through gloo and measures the speed of no GPU."
 
 
 def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
-    """What gives the exit status when it is called. UserError, before anything runs, when it cannot."""
+    """The validation or report, to be called for its exit status. UserError, before anything runs, if it cannot."""
     reported = summary.wanted(options)
     if reported is None and options.run is not None and (Path(options.run) / "order.json").is_file():
         summary.refuse_idle(options)
@@ -33,22 +33,22 @@ def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
         return partial(summary.write, reported, options)
     if options.nodes is not None or options.node_state is not None:
         raise UserError(
-            "nodes and node_state choose nodes of Slurm, and this validates this machine",
-            hint="-m hydra/launcher=submitit_slurm validates others",
+            "nodes and node_state choose nodes of Slurm, but this command validates this machine",
+            hint="hydra/launcher=submitit_slurm validates other nodes",
         )
     if values["hardware"]["name"] == "auto" and has_silent_gpus():
-        return _unknown
+        return _report_unknown
     return partial(_validate, resolve.for_here(values), options)
 
 
-def _unknown() -> Status:
-    print("DEEPEP UNKNOWN - this machine has NVIDIA GPUs, but NVML shows none; hardware=cpu tests without | ")
+def _report_unknown() -> Status:
+    print("DEEPEP UNKNOWN - this machine has NVIDIA GPUs, but NVML shows none; hardware=cpu tests without them | ")
     return EXIT_UNKNOWN
 
 
 def _validate(spec: Spec, options: Options) -> Status:
     if spec.on_cpu:
-        _say(_DRY)
+        _say(_DRY_RUN)
     if options.self_test:
         return selftest.run(spec, lambda line: print(line, flush=True))
     if options.dry_run:
@@ -62,7 +62,7 @@ def _validate(spec: Spec, options: Options) -> Status:
 
 
 def has_silent_gpus(devices: Path = gpus.PCI_DEVICES) -> bool:
-    """Whether there are GPUs that NVML does not tell of, as where no driver is loaded: no reason for a dry run."""
+    """Whether there are GPUs that NVML does not show, for example without a driver: a dry run would hide that."""
     if gpus.are_chosen() or gpus.inventory():
         return False
     return gpus.pci_gpus(devices) > 0 or any(Path("/dev").glob("nvidia[0-9]*"))

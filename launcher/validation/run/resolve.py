@@ -1,4 +1,4 @@
-"""From the configuration to a node's Spec: what ``auto`` and null mean here, and what is refused; see validate."""
+"""From the configuration to a node's Spec: resolves ``auto`` and null, and refuses what cannot run."""
 
 from __future__ import annotations
 
@@ -18,76 +18,76 @@ from launcher.validation.config import DEEPEP_CONFIG, ON_CPU, Spec
 from launcher.validation.node_faults import check_faults
 
 _CPU_INTERMEDIATE = 1
-"""Width of an expert in a dry run: BF16 products take a CPU long, and there they only tell the ranks apart."""
+"""Width of an expert in a dry run: BF16 products are slow on a CPU, and there they only show slow ranks."""
 
 
 def for_jobs(values: dict[str, Any]) -> Spec:
-    """The Spec of nodes elsewhere: hardware has to be named where this machine has no GPUs."""
-    return _spec(values, local=False)
+    """The Spec of other nodes. UserError without hardware=NAME if this machine has no GPUs."""
+    return _resolve(values, local=False)
 
 
 def for_here(values: dict[str, Any]) -> Spec:
     """The Spec of this machine."""
-    return _spec(values, local=True)
+    return _resolve(values, local=True)
 
 
-def _spec(values: dict[str, Any], *, local: bool) -> Spec:
-    wanted = msgspec.convert(values | {"gpus": values["gpus"] or 0, "references": _references(values)}, Spec)
-    hardware = machine.hardware(wanted.hardware, local=local)
-    counted = machine.num_gpus() if local else 0
-    gpus = wanted.gpus or counted or hardware.gpus_per_node or 4
+def _resolve(values: dict[str, Any], *, local: bool) -> Spec:
+    requested = msgspec.convert(values | {"gpus": values["gpus"] or 0, "references": _read_references(values)}, Spec)
+    hardware = machine.resolve_hardware(requested.hardware, local=local)
+    counted = machine.count_gpus() if local else 0
+    gpus = requested.gpus or counted or hardware.gpus_per_node or 4
     on_cpu = hardware.name == "cpu"
     if local and not on_cpu and not counted:
         raise UserError(
             f"hardware={hardware.name} needs GPUs, this machine has none", hint="hardware=cpu tests without them"
         )
-    backend_name = machine.backend(wanted.backend, hardware, local=local)
+    backend_name = machine.resolve_backend(requested.backend, hardware, local=local)
     backend = BACKENDS[backend_name]
-    thresholds, workload = wanted.thresholds, wanted.workload
+    thresholds, workload = requested.thresholds, requested.workload
     if on_cpu:
         workload = msgspec.structs.replace(workload, moe_intermediate=_CPU_INTERMEDIATE)
         thresholds = msgspec.convert(msgspec.to_builtins(thresholds) | ON_CPU, type(thresholds))
     spec = msgspec.structs.replace(
-        wanted,
+        requested,
         hardware=hardware,
         workload=workload,
         gpus=gpus,
-        gpus_named=bool(wanted.gpus or not counted),
+        gpus_named=bool(requested.gpus or not counted),
         backend=backend_name,
         thresholds=thresholds,
-        configs=_configs(wanted, backend, gpus),
+        configs=_choose_configs(requested, backend, gpus),
     )
-    _refuse(spec, backend)
+    _check(spec, backend)
     return spec
 
 
-def _references(values: dict[str, Any]) -> list[Any]:
+def _read_references(values: dict[str, Any]) -> list[Any]:
     if values["reference"] is None:
         return []
     plain: list[Any] = msgspec.to_builtins(reference.read(Path(values["reference"])).entries)
     return plain
 
 
-def _configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[int]]:
-    found = {}
+def _choose_configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[int]]:
+    configs = {}
     for op in (Op.DISPATCH, Op.COMBINE):
-        own = DEEPEP_CONFIG if backend.name == "deepep" else list(backend.default(op, num_ranks=gpus).values())
-        found[op.value] = spec.configs.get(op.value) or own
-    return found
+        default = DEEPEP_CONFIG if backend.name == "deepep" else list(backend.default(op, num_ranks=gpus).values())
+        configs[op.value] = spec.configs.get(op.value) or default
+    return configs
 
 
-def _hint(violation: Violation, spec: Spec) -> str:
-    """Of a rule that the number of GPUs breaks, the number is to be looked at first: one of them may be missing."""
+def _make_hint(violation: Violation, spec: Spec) -> str:
+    """The hint of a violation; if the number of GPUs breaks the rule, the number first: a GPU may be missing."""
     if violation.key not in ("ep.size", "workload.num_experts"):
         return violation.hint
-    found = f"{spec.gpus} GPUs are " + ("meant" if spec.gpus_named else "seen here")
-    return f"{found}; gpus=N says how many belong here; {violation.hint}"
+    count = f"{spec.gpus} GPUs are " + ("expected" if spec.gpus_named else "seen here")
+    return f"{count}; set gpus=N to the number that belongs here; {violation.hint}"
 
 
-def _refuse(spec: Spec, backend: Backend) -> None:
+def _check(spec: Spec, backend: Backend) -> None:
     facts = Facts(spec.gpus, spec.workload, spec.hardware.num_sms, None)
     for violation in rules.workload_violations(facts) + backend.workload_violations(facts):
-        raise UserError(str(violation), hint=_hint(violation, spec))
+        raise UserError(str(violation), hint=_make_hint(violation, spec))
     for op in (Op.DISPATCH, Op.COMBINE):
         values = spec.configs[op.value]
         if len(values) != len(backend.knobs):

@@ -1,0 +1,83 @@
+"""A comparison as text, whatever the runs may hold."""
+
+from __future__ import annotations
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from launcher.comparison import render
+from launcher.comparison.compare import Comparison, compare
+from tests.comparison.runs import BASE, FINAL, SWEPT, compared, failure, label, measurement, run, sided
+
+
+def test_a_long_list_of_what_is_missing_is_cut() -> None:
+    found = compared(run(SWEPT, *(measurement(chunk, 200.0) for chunk in range(10, 18))), run(SWEPT))
+    line = f"B lacks: {', '.join(label(chunk) for chunk in range(10, 15))} and 4 more."
+    assert line in render.plain(found).splitlines()
+
+
+def test_the_output_says_which_points_gate() -> None:
+    with_final = render.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
+    assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or p" in with_final
+    without = render.plain(compared(run(SWEPT), run(FINAL, SWEPT)))
+    assert "\nPoints that gate: all 1 with two times, since no point is in the finals of both runs.\n" in without
+
+
+hostile = st.one_of(
+    st.text(max_size=40),
+    st.text(alphabet="\n\r\x1b\x85\u2028'\"`$(){}[]#:;\\|&<>!%*_~@, -=\x00", max_size=30),
+)
+
+
+def spoilt(text: str) -> Comparison:
+    """A comparison with a text wherever a machine, a command or a configuration may put one."""
+    host = BASE["hosts"][0] | {"hostname": text, "python": text, "gpu_uuids": [text]}
+    other = run(
+        FINAL,
+        measurement(8, 1.0) | {f"{text}_knob": 1},
+        failures=(failure(6, f"{text}!"),),
+        environment__device=f"{text}!",
+        environment__driver=f"{text}!",
+        environment__versions={f"{text}!": text},
+        workload__name=f"{text}!",
+        hardware__source=f"{text}!",
+        revision__code=f"{text}!",
+        hosts=[host],
+        command=["deepep-sweep", text],
+    )
+    a, b = sided(run(FINAL, SWEPT), f"{text}!"), sided(other, f"{text}!")
+    return compare(a, b, tolerance=0.02, unlike_hardware=True)
+
+
+def structure(text: str) -> list[str]:
+    """The kinds of all blocks, without what is in them."""
+    return [token.type for token in MarkdownIt("commonmark").enable("table").parse(text)]
+
+
+HARMLESS = spoilt("x")
+
+
+@example("</td></tr></table><script>alert(1)</script>")
+@example("| a | b |\n| --- | --- |\n")
+@example("``` `` ` \\")
+@example("@everyone ![x](http://example.org/x.png)")
+@example("\x1b[2J\x1b[31m")
+@given(hostile)
+def test_no_text_from_a_run_gets_out_of_its_cell(text: str) -> None:
+    found = spoilt(text)
+    marked = render.github(found)
+    assert structure(marked) == structure(render.github(HARMLESS))
+    inline = [token for token in MarkdownIt("commonmark").enable("table").parse(marked) if token.children]
+    kinds = {child.type for token in inline for child in token.children or []}
+    assert kinds <= {"text", "code_inline", "strong_open", "strong_close"}
+    plain = render.plain(found)
+    assert [char for char in plain if not char.isprintable() and char != "\n"] == []
+    assert plain.count("\n") == render.plain(HARMLESS).count("\n")
+
+
+def test_shared_gpus_are_said_first() -> None:
+    one = run(FINAL, shared_gpus=True)
+    assert render.github(compared(one, one)).splitlines()[0] == (
+        "**In both runs several ranks shared a GPU: the times mean nothing.**"
+    )

@@ -1,0 +1,1 @@
+"""What is asked for: schema, hardware, arguments, plan, manual."""

@@ -1,0 +1,329 @@
+"""What is planned: every cell once, in one shard; what cannot run is refused before it starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.backends import BACKENDS
+from bench.records import Dtype, Op, Role, Stage
+from launcher.config import plan
+from launcher.config.plan import Plan
+from launcher.config.schema import Ep
+from launcher.errors import UserError
+from launcher.tuner.shard import in_order
+from tests.builders import ROOT, anchor_of, deepep_plan, small_workload, spec
+
+
+def axis(values: st.SearchStrategy[int], always: int) -> st.SearchStrategy[list[int]]:
+    """Distinct values with one that no rule refuses among them, in any order."""
+    return st.lists(values, max_size=3).flatmap(lambda drawn: st.permutations(sorted({*drawn, always})))
+
+
+grids = st.fixed_dictionaries(
+    {
+        "num_sms": axis(st.integers(0, 70).map(lambda half: 2 * half), 24),
+        "nvl_chunk": axis(st.integers(1, 40), 6),
+        "nvl_buffer": axis(st.sampled_from([16, 30, 256, 512]), 256),
+    }
+)
+
+
+def replaced(made: Plan, **changes: Any) -> Plan:
+    return plan.make(msgspec.structs.replace(made.spec, **changes))
+
+
+@given(grids, st.integers(1, 9), st.integers(0, 10_000))
+def test_shards_partition_the_grid(grid: dict[str, list[int]], num_shards: int, seed: int) -> None:
+    made = deepep_plan(grid=grid, num_shards=num_shards, seed=seed)
+    shards = [made.shard(index) for index in range(num_shards)]
+    ids = [planned.id for shard in shards for planned in shard]
+    assert sorted(ids) == sorted(planned.id for planned in made.cells)
+    assert len(set(ids)) == len(ids)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@given(grids, st.integers(0, 10_000))
+def test_every_cell_is_the_default_or_planned_or_refused(grid: dict[str, list[int]], seed: int) -> None:
+    made = deepep_plan(grid=grid, seed=seed)
+    product = {
+        (op, combination)
+        for op in (Op.DISPATCH, Op.COMBINE)
+        for combination in itertools.product(grid["num_sms"], grid["nvl_chunk"], grid["nvl_buffer"])
+    }
+    cells = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in made.cells}
+    refused = {(cell.op, tuple(cell.knobs.values())) for cell in made.refused}
+    defaults = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in made.anchors}
+    assert cells | refused | (defaults & product) == product
+    assert len(cells) + len(refused) + len(defaults & product) == len(product)
+    assert all(cell.violations for cell in made.refused)
+    assert len(made.cells) == len(cells)
+
+
+@given(grids)
+def test_the_default_is_planned_once_whether_or_not_the_grid_names_it(grid: dict[str, list[int]]) -> None:
+    for num_sms in ([24], [20, 24]):
+        made = deepep_plan(grid=grid | {"num_sms": num_sms})
+        for op in (Op.DISPATCH, Op.COMBINE):
+            default = BACKENDS["deepep"].default(op, num_ranks=4)
+            matching = [one for one in made.every_point if (one.point.op, one.point.knobs) == (op, default)]
+            assert [one.role for one in matching] == [Role.ANCHOR]
+
+
+def test_the_seed_changes_the_order_and_nothing_else(made: Plan) -> None:
+    other = replaced(made, seed=made.spec.seed + 1)
+    assert [one.id for one in made.cells] != [one.id for one in other.cells]
+    assert {one.id for one in made.cells} == {one.id for one in other.cells}
+    assert plan.make(made.spec) == made
+
+
+def test_deepep_is_planned_beside_one_all_to_all_and_an_all_to_all_alone(made: Plan) -> None:
+    assert [(one.point.backend, one.point.op) for one in made.baselines] == [
+        ("alltoall", Op.DISPATCH),
+        ("alltoall", Op.COMBINE),
+    ]
+    assert replaced(made, backend="alltoall", grid={"num_slices": [1], "num_in_flight": [1]}).baselines == []
+    assert replaced(made, ep=Ep(size=4, share_gpus=True)).baselines == []
+
+
+def test_combine_is_always_bf16(made: Plan) -> None:
+    fp8 = replaced(made, workload=small_workload(dtype=Dtype.FP8))
+    assert {(one.point.op, one.point.dtype) for one in fp8.every_point} == {
+        (Op.DISPATCH, Dtype.FP8),
+        (Op.COMBINE, Dtype.BF16),
+    }
+
+
+def test_a_knob_may_have_its_own_values_for_each_operation(made: Plan) -> None:
+    chunks = {"dispatch": [8, 12], "combine": [16]}
+    own = replaced(made, grid={"num_sms": [24], "nvl_chunk": chunks, "nvl_buffer": [256]})
+    assert {(one.point.op.value, one.point.knobs["nvl_chunk"]) for one in own.cells} == {
+        ("dispatch", 8),
+        ("dispatch", 12),
+        ("combine", 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"grid": {"num_sms": [7], "nvl_chunk": [8], "nvl_buffer": [256]}},
+            "every cell of the grid is refused; the first: "
+            "grid.num_sms must be even and at least 2 (DeepEP pairs SMs), got 7",
+        ),
+        (
+            {"grid": {"num_sms": [], "nvl_chunk": [8], "nvl_buffer": [256]}},
+            "grid.num_sms must list at least one value for dispatch",
+        ),
+        (
+            {"grid": {"num_sms": [24], "nvl_chunk": {"dispatch": [8]}, "nvl_buffer": [256]}},
+            "grid.nvl_chunk must list at least one value for combine",
+        ),
+        ({"grid": {"num_sms": [24], "nvl_chunk": [8]}}, "grid.nvl_buffer must list at least one value for dispatch"),
+        ({"grid": {"num_smss": [24]}}, "grid.num_smss is not a knob"),
+        ({"backend": "deepeq"}, "backend must be one of deepep, alltoall, got deepeq"),
+        ({"num_shards": 0}, "shard.count must be at least 1, got 0"),
+        ({"ep": Ep(size=16, share_gpus=False)}, "ep.size must be at most 8, the GPUs of a h200 node, got 16"),
+        ({"ep": Ep(size=0, share_gpus=False)}, "ep.size must be at least 1, got 0"),
+        (
+            {"ep": Ep(size=3, share_gpus=False), "workload": small_workload(num_experts=15)},
+            "ep.size must be 2, 4 or 8 (DeepEP intranode), got 3",
+        ),
+        ({"workload": small_workload(num_experts=18)}, "workload.num_experts must be divisible by ep.size=4, got 18"),
+        (
+            {"workload": small_workload(num_topk=17)},
+            "workload.num_topk must lie in 1..16 (workload.num_experts), got 17",
+        ),
+        ({"workload": small_workload(num_tokens=0)}, "workload.num_tokens must be at least 1, got 0"),
+        ({"workload": small_workload(seed=-1)}, "workload.seed must be at least 0, got -1"),
+        (
+            {"faults": ["melt@0:dispatch"]},
+            "faults: a fault is written KIND@RANK:TEXT with KIND one of hang, segfault, exception, wrong_token, slow, "
+            "got 'melt@0:dispatch'",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_refused_in_one_line(made: Plan, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        replaced(made, **changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("budget_s", [-5.0, 0.0, math.nan])
+@pytest.mark.parametrize("final_groups", [0, 5])
+def test_a_budget_that_is_not_positive_is_refused(made: Plan, budget_s: float, final_groups: int) -> None:
+    settings = msgspec.structs.replace(made.spec.search, budget_s=budget_s, final_groups=final_groups)
+    with pytest.raises(UserError) as caught:
+        replaced(made, search=settings)
+    assert str(caught.value) == f"search.budget_s must be positive, or null for none, got {budget_s:g}"
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        ("round_trip", (1, 1)),
+        ("dispatch", (1, 0)),
+        ("combine", (0, 1)),
+        ("training", (2, 2)),
+        ("{dispatch:2,combine:1}", (2, 1)),
+        ("{combine:0.5}", (0, 0.5)),
+        ("{dispatch:3,combine:0}", (3, 0)),
+    ],
+)
+def test_an_objective_is_a_name_or_weights(objective: str, weights: tuple[float, float]) -> None:
+    planned = plan.make(spec("workload=small", f"search.objective={objective}"))
+    assert planned.spec.search.weights == weights
+    assert msgspec.json.decode(msgspec.json.encode(planned), type=Plan) == planned
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [
+        ("fastest", "fastest"),
+        ("null", "None"),
+        ("3", "3"),
+        ("[1,2]", "[1, 2]"),
+        ("{}", "{}"),
+        ("{dispatch:0,combine:0}", "{'dispatch': 0, 'combine': 0}"),
+        ("{dispatch:2,combine:-1}", "{'dispatch': 2, 'combine': -1}"),
+        ("{dispatch:inf}", "{'dispatch': inf}"),
+        ("{dispatch:nan}", "{'dispatch': nan}"),
+        ("{dispatch:true}", "{'dispatch': True}"),
+        ("{dispatch:much}", "{'dispatch': 'much'}"),
+        ("{dispatch:1,overlapped:1}", "{'dispatch': 1, 'overlapped': 1}"),
+    ],
+)
+def test_any_other_objective_is_refused_in_one_line(objective: str, shown: str) -> None:
+    with pytest.raises(UserError) as caught:
+        spec(f"search.objective={objective}")
+    assert str(caught.value) == (
+        "search.objective must be one of round_trip, dispatch, combine, training, or weights of dispatch and combine "
+        f"that are not negative and not all 0, got {shown}"
+    )
+    assert caught.value.hint == "search.objective={dispatch:2,combine:1}"
+
+
+def test_a_refusal_of_the_grid_hints_at_the_knobs_of_the_backend(made: Plan) -> None:
+    with pytest.raises(UserError) as caught:
+        replaced(made, grid={"num_smss": [24]})
+    assert caught.value.hint == "knobs of backend deepep: num_sms, nvl_chunk, nvl_buffer"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no array"])
+def test_an_unreadable_trace_is_refused_when_planning(made: Plan, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "trace.npy"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^workload\.routing must be .* or a readable trace, got {path}") as caught:
+        replaced(made, workload=small_workload(routing=str(path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fitting_trace_is_planned(made: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "trace.npy"
+    np.save(path, np.zeros((4, 64, 4), dtype=np.int64))
+    assert replaced(made, workload=small_workload(routing=str(path))).cells
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"workload": small_workload(num_tokens=65)},
+        {"workload": small_workload(seed=2)},
+        {"workload": small_workload(routing="zipf")},
+        {"ep": Ep(size=2, share_gpus=False)},
+        {"ep": Ep(size=4, share_gpus=True)},
+        {"hardware": spec("hardware=h100").hardware},
+        {"measure": spec("measure=quick").measure},
+    ],
+)
+def test_ids_change_with_all_that_a_result_depends_on(changes: dict[str, Any]) -> None:
+    base = deepep_plan(workload=small_workload())
+    other = replaced(base, **changes)
+    assert not {one.id for one in base.every_point} & {one.id for one in other.every_point}
+    assert base.id != other.id
+
+
+def test_ids_do_not_depend_on_the_rest_of_the_sweep(made: Plan) -> None:
+    larger = replaced(made, grid=made.spec.grid | {"num_sms": [16, 24, 32, 40]}, seed=9, num_shards=3)
+    assert {one.id for one in made.every_point} < {one.id for one in larger.every_point}
+    assert made.id != larger.id
+
+
+@given(grids, st.integers(1, 4))
+def test_a_plan_survives_its_file(grid: dict[str, list[int]], num_shards: int) -> None:
+    made = deepep_plan(grid=grid, num_shards=num_shards)
+    read = msgspec.json.decode(msgspec.json.format(msgspec.json.encode(made), indent=1), type=Plan)
+    assert read == made
+    assert read.id == made.id
+
+
+@given(grids)
+def test_a_plan_of_an_earlier_version_keeps_its_id_although_it_names_an_option_that_is_none_now(
+    grid: dict[str, list[int]],
+) -> None:
+    made = deepep_plan(grid=grid)
+    earlier = msgspec.to_builtins(made)
+    earlier["spec"]["search"]["finalists_per_group"] = 2
+    read = msgspec.json.decode(msgspec.json.encode(earlier), type=Plan)
+    assert read == made
+    assert read.id == made.id
+
+
+def test_labels_are_unique_within_a_plan(made: Plan) -> None:
+    labels = [one.point.label for one in made.every_point]
+    assert len(set(labels)) == len(labels)
+
+
+def test_anchors_come_first_last_and_every_25_points() -> None:
+    made = deepep_plan(grid={"num_sms": [2 * sms for sms in range(1, 16)], "nvl_chunk": [8, 12], "nvl_buffer": [256]})
+    roles = [task.role for task in in_order(made, [*made.baselines, *made.cells], 0)]
+    assert roles[:4] == [Role.ANCHOR] * 2 + [Role.BASELINE] * 2
+    assert roles[-2:] == [Role.ANCHOR] * 2
+    runs = [len(list(group)) for role, group in itertools.groupby(roles, lambda role: role is Role.ANCHOR) if not role]
+    assert max(runs) == plan.ANCHOR_EVERY
+    assert sum(runs) == len(made.cells) + 2
+    assert len(runs) == math.ceil(sum(runs) / plan.ANCHOR_EVERY)
+
+
+def test_ranks_that_replace_failed_ones_measure_the_default_of_both_operations_in_the_round_that_goes_on(
+    made: Plan,
+) -> None:
+    for task in in_order(made, [*made.baselines, *made.cells], 3):
+        assert (task.stage, task.round) == (Stage.SWEEP, 3)
+        if task.role is Role.ANCHOR:
+            assert task.references == ()
+        else:
+            assert [(one.point, one.role) for one in task.references] == [
+                (one.point, Role.ANCHOR) for one in made.anchors
+            ]
+            assert {(one.stage, one.round) for one in task.references} == {(Stage.SWEEP, 3)}
+
+
+def test_the_default_of_a_plan_is_what_deepep_takes_at_that_many_ranks(made: Plan) -> None:
+    assert anchor_of(made, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 6, "nvl_buffer": 256}
+    two = replaced(made, ep=Ep(size=2, share_gpus=False))
+    assert anchor_of(two, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 24, "nvl_buffer": 256}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        f"{group.name}={file.stem}"
+        for group in (ROOT / "conf").iterdir()
+        if group.name in ("grid", "workload", "hardware", "measure")
+        for file in sorted(group.glob("*.yaml"))
+        if file.stem not in ("auto", "cpu")
+    ],
+)
+def test_every_config_file_makes_a_plan(choice: str) -> None:
+    assert plan.make(spec("workload=small", "grid=smoke", choice)).cells

@@ -1,0 +1,1 @@
+"""From a RESULTS file to what frameworks load."""

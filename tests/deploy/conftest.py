@@ -1,0 +1,30 @@
+"""What is exported, for the tests of several modules."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from launcher.deploy import exporting
+from launcher.deploy.formats import EXPORTS
+from tests.deploy.exported import FILES, RESULTS, Document
+
+
+@pytest.fixture
+def document() -> Document:
+    """A real RESULTS file, to be spoilt; the long tables left out."""
+    found: Document = msgspec.json.decode(RESULTS.read_bytes())
+    return found | {"measurements": [], "best_per_shared": []}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of everything that is exported of two H200s at EP=2."""
+    run = tmp_path_factory.mktemp("run")
+    shutil.copy(RESULTS, run)
+    paths = exporting.export(run / RESULTS.name, names=list(EXPORTS))
+    assert [path.name for path in paths] == FILES
+    return run / "exports"

@@ -1,0 +1,312 @@
+"""What goes into a library of tuned configs, and what gives way to what."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from bench.records import Stage
+from launcher import library
+from launcher.deploy import publishing, tuned
+from launcher.deploy.tuned import TunedResults
+from launcher.errors import UserError
+from launcher.library import Entry, Key, load_tuned_config
+from launcher.store.results_file import SavedOverlap, SavedPair
+from tests.builders import ROOT, Command, Sweep, calling
+from tests.deploy.answers import ANSWER, ASKED, LIBRARY, RESULTS, changed, replace, routed
+from tests.published import Unpacked
+
+SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
+
+
+def knobs(num_sms: int) -> dict[str, int]:
+    return {"num_sms": num_sms, "nvl_chunk": 8, "nvl_buffer": 128}
+
+
+def trip(low: float, high: float, *, num_sms: int = 64) -> SavedPair:
+    """A pair whose round trip has this interval."""
+    half = replace(
+        ANSWER.picks["fastest"].dispatch,
+        knobs=knobs(num_sms),
+        median_us=(low + high) / 4,
+        ci95_us=(low / 2, high / 2),
+    )
+    return SavedPair({"num_sms": num_sms}, half, half, (low + high) / 2)
+
+
+def taking(low: float, high: float, **others: SavedPair) -> TunedResults:
+    """The answer with a fastest pair whose round trip has this interval, and other picks."""
+    return changed(picks={"fastest": trip(low, high), **others})
+
+
+def overlapping(fastest: tuple[float, float], ends: tuple[float, float], *, num_sms: int = 32) -> TunedResults:
+    """The answer whose overlapped pick takes 900 us isolated, and this long overlapped with GEMMs."""
+    overlap = SavedOverlap(
+        shared_knobs={"num_sms": num_sms},
+        dispatch=knobs(num_sms),
+        combine=knobs(num_sms),
+        makespan_us=sum(ends) / 2,
+        ci95_us=ends,
+        compute_us=4000.0,
+        compute_isolated_us=3900.0,
+        gemm_slowdown=1.03,
+        gemm_slowdown_ci95=None,
+        serial_us=4800.0,
+        compute_to_communication=4.3,
+    )
+    picks = {"fastest": trip(*fastest), "overlapped": trip(900, 900, num_sms=num_sms)}
+    return changed(picks=picks, overlapped=[overlap])
+
+
+def numbers(entry: Entry) -> Entry:
+    """The entry without its texts for people."""
+    picks = {name: replace(pick, provenance={}) for name, pick in entry.picks.items()}
+    return replace(entry, picks=picks, provenance={})
+
+
+def on_file(folder: Path) -> Entry:
+    entries, bad = library.read_all(folder)
+    assert bad == []
+    (entry,) = entries.values()
+    return entry
+
+
+def best(folder: Path) -> tuple[float, float]:
+    return on_file(folder).picks["fastest"].ci95_us
+
+
+@pytest.mark.parametrize("folder", ["h200x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-qwen3_30b_a3b-fp8"])
+def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
+    found = tuned.read(results)
+    file, done = publishing.publish(found, tmp_path)
+    assert done == dict.fromkeys(found.picks, "filed")
+    jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
+
+
+def test_stdout_is_the_path_of_the_file_and_stderr_what_was_done(run_module: Command, tmp_path: Path) -> None:
+    first, second = (run_module("launcher.publish", str(RESULTS), "--library", str(tmp_path / "a" / "b")) for _ in "12")
+    assert (first.returncode, first.stderr) == (
+        0,
+        "fastest: filed\noverlapped: filed\ndefault_sms: filed\nknee: filed\n",
+    )
+    assert Path(first.stdout.strip()).parent == tmp_path / "a" / "b"
+    assert second.stdout == first.stdout
+    assert second.returncode == 0
+    assert second.stderr == (
+        "fastest: kept the 412.4 us (411.2 to 413.6) on file: this run's 412.4 us (411.2 to 413.6) "
+        "is indistinguishable from it\n"
+        "overlapped: kept the 4681.1 us (4502.9 to 4866.4) on file: this run's 4681.1 us (4502.9 to 4866.4) "
+        "is indistinguishable from it\n"
+        "default_sms: kept the 899.4 us (896.4 to 902.3) on file: this run's 899.4 us (896.4 to 902.3) "
+        "is indistinguishable from it\n"
+        "knee: kept with fastest\n"
+    )
+
+
+def test_a_dry_run_is_not_published(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:
+    process = run_module("launcher.publish", str(sweep.folder), "--library", str(tmp_path / "library"))
+    assert (process.returncode, process.stdout) == (2, "")
+    assert "is a dry run" in process.stderr
+    assert not (tmp_path / "library").exists()
+
+
+def incomplete() -> list[Any]:
+    pair, results = ANSWER.picks["fastest"], ANSWER.results
+    sweep_only = replace(pair, combine=replace(pair.combine, stage=Stage.SWEEP))
+    points = replace(results.points, planned=1335, missing=3)
+    search = replace(results.search, final_groups=5, final_groups_measured=2)
+    return [
+        (changed(results={"points": points}), "3 of 1335 points are missing"),
+        (changed(results={"search": search}), "2 of 5 groups of the final are there"),
+        (changed(picks={"fastest": sweep_only}), "it was not measured again in a final"),
+    ]
+
+
+@pytest.mark.parametrize(("found", "why"), incomplete())
+def test_a_run_that_is_not_whole_is_not_published(found: TunedResults, why: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^only whole runs are published: {why}$"):
+        publishing.publish(found, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("objective", ["dispatch", "combine", {"dispatch": 2, "combine": 1}, {"combine": 1.0}])
+def test_a_run_with_another_objective_is_not_published(objective: Any, tmp_path: Path) -> None:
+    found = changed(results={"search": replace(ANSWER.results.search, objective=objective)})
+    with pytest.raises(UserError, match=r"^only runs that minimise the round trip are published; this one's search\."):
+        publishing.publish(found, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("objective", ["round_trip", "training", {"dispatch": 2, "combine": 2.0}])
+def test_a_run_that_counts_both_operations_alike_is_published(objective: Any, tmp_path: Path) -> None:
+    publishing.publish(changed(results={"search": replace(ANSWER.results.search, objective=objective)}), tmp_path)
+    assert on_file(tmp_path).picks["fastest"].round_trip_us == pytest.approx(412.4, abs=0.1)
+
+
+intervals = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda one: (float(one[0]), float(sum(one))))
+
+
+@given(intervals, intervals)
+@example((10.0, 20.0), (20.0, 30.0))
+def test_what_is_on_file_gives_way_only_to_what_is_surely_faster(
+    tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
+) -> None:
+    folder = tmp_path_factory.mktemp("library")
+    publishing.publish(taking(*first), folder)
+    _, done = publishing.publish(taking(*second), folder)
+    stays = second[1] >= first[0]
+    assert best(folder) == (first if stays else second)
+    assert done["fastest"].startswith("kept the " if stays else "filed: ")
+
+
+def test_a_better_run_without_a_pick_leaves_that_of_the_run_before(tmp_path: Path) -> None:
+    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
+    _, done = publishing.publish(taking(300, 310), tmp_path)
+    assert done == {
+        "fastest": "filed: 305.0 us (300.0 to 310.0) is faster than the 405.0 us (400.0 to 410.0) on file",
+        "overlapped": "kept: this run has none",
+    }
+    assert load_tuned_config(tmp_path, **ASKED).entry.picks["fastest"].round_trip_us == 305.0
+    kept = load_tuned_config(tmp_path, **ASKED, pick="overlapped")
+    assert kept.dispatch["num_sms"] == 32
+    picks = on_file(tmp_path).picks
+    assert {name: one.provenance["pick"] for name, one in picks.items()} == {name: name for name in picks}
+
+
+ON_FILE = "5050.0 us (5000.0 to 5100.0)"
+
+
+@pytest.mark.parametrize(
+    ("second", "num_sms", "said"),
+    [
+        ((4800, 4900), 48, f"filed: 4850.0 us (4800.0 to 4900.0) is faster than the {ON_FILE} on file"),
+        ((5200, 5300), 32, f"kept the {ON_FILE} on file: this run's 5250.0 us (5200.0 to 5300.0) is slower"),
+        (
+            (4800, 5050),
+            32,
+            f"kept the {ON_FILE} on file: this run's 4925.0 us (4800.0 to 5050.0) is indistinguishable from it",
+        ),
+    ],
+)
+def test_overlapped_is_judged_by_the_time_beside_gemms_whatever_becomes_of_fastest(
+    second: tuple[float, float], num_sms: int, said: str, tmp_path: Path
+) -> None:
+    publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
+    _, done = publishing.publish(overlapping((500, 510), second, num_sms=48), tmp_path)
+    assert done["overlapped"] == said
+    assert done["fastest"].startswith("kept ")
+    assert on_file(tmp_path).picks["overlapped"].dispatch["num_sms"] == num_sms
+    assert best(tmp_path) == (400.0, 410.0)
+
+
+def test_an_overlapped_pick_without_a_time_beside_gemms_gives_way_to_one_with(tmp_path: Path) -> None:
+    timed = overlapping((400, 410), (1, 2))
+    untimed = timed._replace(library=replace(timed.library, overlapped=[]))
+    publishing.publish(untimed, tmp_path)
+    _, done = publishing.publish(untimed, tmp_path)
+    assert done["overlapped"] == "kept: this run has no overlapped time"
+    _, done = publishing.publish(overlapping((400, 410), (5000, 5100), num_sms=48), tmp_path)
+    assert done["overlapped"] == "filed: it has an overlapped time"
+    assert on_file(tmp_path).picks["overlapped"].overlapped_ci95_us == (5000.0, 5100.0)
+
+
+def test_knee_goes_with_fastest_of_which_it_is_a_part(tmp_path: Path) -> None:
+    publishing.publish(taking(400, 410, knee=trip(420, 421, num_sms=24)), tmp_path)
+    publishing.publish(taking(405, 412, knee=trip(411, 411, num_sms=28)), tmp_path)
+    assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 24
+    _, done = publishing.publish(taking(300, 310, knee=trip(315, 316, num_sms=32)), tmp_path)
+    assert done["knee"] == "filed with fastest"
+    assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 32
+
+
+@given(intervals, intervals)
+def test_two_results_that_can_be_told_apart_leave_the_same_in_either_order(
+    tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
+) -> None:
+    left = []
+    for order in ((first, second), (second, first)):
+        folder = tmp_path_factory.mktemp("library")
+        for one in order:
+            publishing.publish(taking(*one), folder)
+        left.append(best(folder))
+    overlap = first[0] <= second[1] and second[0] <= first[1]
+    assert left == ([first, second] if overlap else [min(first, second)] * 2)
+
+
+def test_each_routing_has_a_file_of_its_own(tmp_path: Path) -> None:
+    files = []
+    for routing in ("uniform", "zipf", "grouped", "traces/a b.npy", "TRACES/a/b.npy"):
+        file, done = publishing.publish(routed(routing), tmp_path)
+        assert done["fastest"] == "filed"
+        files.append(file.name)
+        assert load_tuned_config(tmp_path, **ASKED, routing=routing).match == "exact"
+    assert len(set(files)) == 5
+    assert files[0] == Key(**ASKED).file_name() == Key(**ASKED).file_name("uniform")
+    assert "-tokens4096-zipf-" in files[1]
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+@example("../../etc/passwd", "..")
+@example("", "\x00/\n")
+def test_any_gpu_has_a_file_of_its_own_inside_the_folder(gpu: str, deep_ep: str) -> None:
+    key = Key(**ASKED | {"gpu": gpu, "deep_ep": deep_ep})
+    for name in (key.file_name(), key.file_name(gpu)):
+        assert Path(name).name == name
+        assert len(name.encode()) < 255
+        assert name.endswith(".json")
+        assert not name.startswith(".")
+    assert key.file_name() != replace(key, gpu=gpu + "x").file_name()
+
+
+def test_a_library_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "library").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*: File exists"):
+        publishing.publish(ANSWER, tmp_path / "library")
+
+
+def publish_some(first: str, folder: str) -> None:
+    """A fourth of 200 answers, each a bit faster or slower than the others."""
+    for number in range(int(first), 200, 4):
+        low = 1000.0 - 2 * (number * 37 % 200)
+        publishing.publish(taking(low, low + 1), Path(folder))
+
+
+@pytest.mark.slow  # starts four processes
+def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_path: Path) -> None:
+    writers = [subprocess.Popen(calling(publish_some, one, tmp_path), cwd=ROOT) for one in range(4)]
+    seen = []
+    while any(writer.poll() is None for writer in writers):
+        if library.read_all(tmp_path)[0]:
+            seen.append(best(tmp_path)[0])
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert best(tmp_path) == (602.0, 603.0)
+    assert seen == sorted(seen, reverse=True)
+    assert [file.suffix for file in tmp_path.iterdir() if file.name != ".lock"] == [".json"]
+
+
+def test_the_published_library_holds_the_published_runs(published: Unpacked) -> None:
+    runs = {
+        ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
+        ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",
+        ("NVIDIA H200", 4, 7168): "h200x4-ep4-deepseek_v3-{}",
+        ("NVIDIA H200", 4, 2048): "h200x4-ep4-qwen3_30b_a3b-{}",
+    }
+    entries, bad = library.read_all(LIBRARY)
+    assert bad == []
+    keys = [one.key for one in entries.values()]
+    known = {(*run, dtype) for run in runs for dtype in ("bf16", "fp8")}
+    assert {(one.gpu, one.ep, one.hidden, one.dtype) for one in keys} == known
+    for file, entry in entries.items():
+        assert file.name == entry.key.file_name(entry.routing)
+        name = runs[entry.key.gpu, entry.key.ep, entry.key.hidden].format(entry.key.dtype)
+        run = published(name)
+        assert numbers(entry) == numbers(publishing.entry(tuned.read(run / f"RESULTS_EP{entry.key.ep}.json")))

@@ -1,0 +1,1 @@
+"""Results in; RESULTS, Markdown and HTML out."""

@@ -1,0 +1,1 @@
+"""What is measured next, and how shards and the final do it."""

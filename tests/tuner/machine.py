@@ -1,0 +1,175 @@
+"""A simulated cluster, whose true times are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from bench.records import Measured, Op, Point, Record
+from bench.supervisor import Task
+from launcher.analysis.choice import Choice, choose
+from launcher.analysis.measurements import Failure, Measurement, evaluate
+from launcher.analysis.pairs import Pair
+from launcher.config import plan as planning
+from launcher.config.plan import FINAL, Plan
+from launcher.store.table import in_measured_order, record_table
+from launcher.tuner import final, racing, shard
+from launcher.tuner.racing import Arms
+from tests.builders import spec
+
+NODE_OFFSET = 0.015
+DRIFT = 0.03
+NOISE = 0.006
+SPIKE_SHARE, SPIKE = 0.02, 1.5
+VISIT_NOISE = 0.003
+"""Of a config between visits of the sweep, and between process groups of the final, whatever its samples show."""
+
+WHOLE_US = 60.0
+"""What layout, notify and the wait on the CPU add to a dispatch."""
+
+
+def make_plan(
+    *,
+    sms: Sequence[int],
+    chunks: Sequence[int],
+    num_shards: int = 1,
+    seed: int = 1,
+    buffers: Sequence[int] = (256,),
+    **changes: Any,
+) -> Plan:
+    """DeepEP at EP=4 with this grid, nothing overlapped; ``changes`` are of ``search``."""
+    base = spec("workload=small", "workload.num_tokens=256", "search.overlapped=false", "search.own_tuning=false")
+    grid = {"num_sms": list(sms), "nvl_chunk": list(chunks), "nvl_buffer": list(buffers)}
+    wanted = msgspec.structs.replace(base.search, **changes)
+    return planning.make(msgspec.structs.replace(base, grid=grid, num_shards=num_shards, seed=seed, search=wanted))
+
+
+class Machine:
+    """A simulated cluster: every config has a true time, every observation is disturbed as real ones are."""
+
+    def __init__(self, plan: Plan, *, seed: int = 1, default_factor: float | None = None) -> None:
+        """``default_factor``: how much slower the default is than the best config; None: what its knobs say."""
+        self.plan, self.rng = plan, np.random.default_rng(seed)
+        self.truth: dict[str, float] = {}
+        for op, base in ((Op.DISPATCH, 200.0), (Op.COMBINE, 215.0)):
+            for cell in [*plan.anchors, *plan.cells]:
+                if cell.point.op is op:
+                    self.truth[cell.point.label] = base * self._factor(cell.point.knobs)
+            for anchor in plan.anchors:
+                if anchor.point.op is op and default_factor is not None:
+                    least = min(t for label, t in self.truth.items() if f"/{op}/" in label)
+                    self.truth[anchor.point.label] = least * default_factor
+        self.clock = 0
+
+    def _factor(self, knobs: dict[str, int]) -> float:
+        sms, chunk = knobs["num_sms"], knobs["nvl_chunk"]
+        shape = 1 + 0.9 * (64 / sms - 0.5) ** 2 / 4 + 0.25 * np.log(chunk / 10) ** 2
+        return float(shape * (1 + self.rng.uniform(0, 0.02)))
+
+    def true_us(self, point: Point) -> float:
+        if point.op is Op.DISPATCH_FULL:
+            return WHOLE_US + self.true_us(msgspec.structs.replace(point, op=Op.DISPATCH))
+        return self.truth[point.label]
+
+    def measure(self, tasks: Sequence[Task], *, shard_index: int, node: float, group: int) -> list[Record]:
+        """The records of some tasks in a row, in one process group."""
+        labels = {task.point.label: at for at, task in enumerate(tasks)}
+        noise = self.rng.normal(0, VISIT_NOISE, len(tasks))
+        if shard_index == FINAL:
+            noise = noise[[labels[task.point.label] for task in tasks]]
+        clock = self.clock + np.arange(len(tasks))
+        drift = DRIFT * np.sin(clock / 400 + shard_index)
+        levels = np.array([self.true_us(task.point) for task in tasks]) * np.exp(node + drift + noise)
+        counts = [task.iterations or self.plan.spec.measure.iterations for task in tasks]
+        shape = (len(tasks), max(counts))
+        spikes = np.where(self.rng.random(shape) < SPIKE_SHARE, SPIKE, 1.0)
+        samples = (levels[:, None] * np.exp(self.rng.normal(0, NOISE, shape)) * spikes).round(3).tolist()
+        first, self.clock = self.clock, self.clock + len(tasks)
+        return [
+            Record(
+                point=task.point,
+                point_id=task.point_id,
+                outcome=Measured(samples[at][: counts[at]], []),
+                environment="",
+                started=float(first + at),
+                wall_s=0.0,
+                role=task.role,
+                stage=task.stage,
+                round=task.round,
+                sequence=first + at,
+                group=group,
+                shard=shard_index,
+            )
+            for at, task in enumerate(tasks)
+        ]
+
+    def sweep(self) -> list[Record]:
+        """Shards round by round: the program's own decisions, fed with simulated times."""
+        records: list[Record] = []
+        for index in range(self.plan.spec.num_shards):
+            arms, node = Arms(), self.rng.normal(0, NODE_OFFSET)
+            while wanted := racing.next_round(self.plan, self.plan.shard(index), arms):
+                number, cells = wanted
+                tasks = list(shard.in_order(self.plan, cells, number))
+                for one in self.measure(tasks, shard_index=index, node=node, group=0):
+                    records.append(one)
+                    arms.add(one)
+        return records
+
+    def final(self, swept: Iterable[Record]) -> list[Record]:
+        """Each group in the program's own order."""
+        node, records = self.rng.normal(0, NODE_OFFSET), []
+        for number, points in final.contestants(self.plan, Arms(swept)).rounds(self.plan):
+            tasks = final.in_order(self.plan, points, number)
+            records += self.measure(tasks, shard_index=FINAL, node=node, group=number)
+        return records
+
+    def run(self) -> list[Record]:
+        swept = self.sweep()
+        return swept + self.final(swept)
+
+    def round_trip(self, pair: Pair) -> float:
+        return self.truth[pair.dispatch.point.label] + self.truth[pair.combine.point.label]
+
+    def best(self) -> float:
+        by_sms: dict[int, dict[Op, float]] = {}
+        for cell in [*self.plan.anchors, *self.plan.cells]:
+            ops = by_sms.setdefault(cell.point.knobs["num_sms"], {})
+            ops[cell.point.op] = min(ops.get(cell.point.op, np.inf), self.truth[cell.point.label])
+        return min(sum(ops.values()) for ops in by_sms.values() if len(ops) == 2)
+
+
+def judged(plan: Plan, records: Sequence[Record]) -> tuple[list[Measurement], list[Failure]]:
+    return evaluate(plan, in_measured_order(record_table(records)), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
+
+
+def chosen(plan: Plan, records: Sequence[Record]) -> Choice:
+    return choose(plan, judged(plan, records)[0])
+
+
+class Tuned(NamedTuple):
+    """A simulated sweep, and what came of it."""
+
+    machine: Machine
+    choice: Choice
+
+    def regret_of(self, pair: Pair) -> float:
+        """How much slower it truly is than the best there is."""
+        return self.machine.round_trip(pair) / self.machine.best() - 1
+
+    @property
+    def covers(self) -> bool:
+        assert self.choice.default is not None
+        assert self.choice.optimal is not None
+        assert self.choice.verdict is not None
+        truth = self.machine.round_trip(self.choice.default) / self.machine.round_trip(self.choice.optimal)
+        return self.choice.verdict.ci95.low <= truth <= self.choice.verdict.ci95.high
+
+
+def tuned(seed: int, *, default_factor: float, **grid: Any) -> Tuned:
+    plan = make_plan(seed=seed, **grid)
+    machine = Machine(plan, seed=seed, default_factor=default_factor)
+    return Tuned(machine, chosen(plan, machine.run()))
