@@ -1,35 +1,4 @@
-"""Compares two runs point by point, and fails when the second is worse: for CI, or after an upgrade.
-
-  python -m launcher.compare A B [--tolerance SHARE] [--allow-missing] [--unlike-hardware] [--json | --markdown]
-
-A (before) and B (after) are run folders, or RESULTS_EP<n>.json. Shown are the facts in which they differ, worst first
-each point with both medians and their ratio B/A with its 95 % interval, and what both runs picked.
-
-  slower, faster    by significantly more than the tolerance, 0.02 unless given. Tested at 5 % for all points together:
-                    of 100 comparisons of equal runs at most 5 say so of any point, however many points there are.
-  same              neither could be shown
-  unstable          the samples scatter too much to say anything, on one side at least, and no final measured it again
-  failed in B       the point failed in B, be it in one of its visits, and never in A; `failed in A` is the reverse
-  missing in B      A measured it, B has neither a time nor a failure, and it must have: each dispatch and combine of
-                    A's final, or of all of A where A has no final. What only a final's choice brings is `only in A`.
-
-B is worse when a point is slower in it, or failed in it. Where both runs measured points in the fresh process groups of
-a final, only these, and the pair that each run chose, make B worse by being slower. What else one set of processes
-measured (the sweep, the passes beside GEMMs) is shown. Where A has a final, B needs a whole one. What is missing does
-not pass, since a slower point could hide there; --allow-missing judges by what is there.
-
-Runs that differ in EP, workload, backend, shared GPUs or in being dry are not compared, since their points mean
-different things. Unlike hardware is refused without --unlike-hardware. Two dry runs are compared: no measurements of
-DeepEP, which is said.
-
-For example:
-  python -m launcher.compare outputs/before outputs/after
-  python -m launcher.compare outputs/before outputs/after --markdown >> "$GITHUB_STEP_SUMMARY"
-  python -m launcher.compare h100/RESULTS_EP4.json h200/RESULTS_EP4.json --unlike-hardware --json
-
-Exit status: 0 nothing is worse; 1 B is worse; 2 refused, nothing compared; 3 nothing is worse, but B lacks points or a
-final.
-"""
+"""The command that compares two runs: python -m launcher.compare A B; see --help."""
 
 from __future__ import annotations
 
@@ -38,59 +7,103 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
+from launcher import errors
 
-from launcher.comparison import render, run
-from launcher.comparison.compare import compare
-from launcher.errors import FAILURE, MISSING, OK, USAGE, Parser, UserError
+MANUAL = """\
+deepep-compare - compare two runs point by point, and fail if the second is worse: for CI, or after an upgrade
+
+Usage
+  python -m launcher.compare A B [--tolerance SHARE] [--allow-missing] [--unlike-hardware] [--json | --markdown]
+  deepep-compare               the same, where the package is installed
+
+Arguments
+  A                  the run before: a run folder, or a RESULTS_EP<n>.json
+  B                  the run after
+
+Options
+  --tolerance SHARE  differences up to this share of the time are accepted; 0.02 without this option
+  --allow-missing    judge B by the points that it has
+  --unlike-hardware  compare in spite of unlike hardware, which is refused otherwise
+  --json             print JSON
+  --markdown         print Markdown, as for $GITHUB_STEP_SUMMARY
+  -h, --help         print this page
+  --version          print the version
+
+Description
+  Prints the facts in which the runs differ, each point (worst first) with both medians and their ratio B/A with its
+  95 % CI, and the picks of both runs. The verdict on a point is one of
+
+  slower, faster     significantly, by more than the tolerance. The 5 % level holds for all points together: of 100
+                     comparisons of equal runs, at most 5 call any point slower or faster, however many points there are
+  same               no significant difference
+  unstable           in A or B the samples scatter too much, and no final measured the point again
+  failed in B        the point failed in B at least once, and never in A; `failed in A` is the reverse
+  missing in B       B has neither a time nor a failure for a point that it must have: every dispatch and combine of A's
+                     final, or of all of A if A has no final. Points that come only with the choice of a final are
+                     `only in A`
+
+  B is worse if a point is slower in B, or failed in B. If both runs have a final, a slower point counts only if both
+  finals measured it in fresh process groups, or if one run chose it as optimal. The other points (the sweep and the
+  overlapped passes, each from one set of processes) are shown and do not count. If A has a final, B needs a complete
+  one. Missing points do not pass: a slower point could hide there.
+
+  Runs that differ in EP, workload, backend or shared GPUs, or of which only one is a dry run, are refused: their points
+  mean different things. Two dry runs are compared, with a note that they do not measure DeepEP.
+
+Exit status
+  0  nothing is worse
+  1  B is worse
+  2  usage: refused, nothing was compared
+  3  nothing is worse, but B lacks points or a final
+
+Examples
+  python -m launcher.compare outputs/before outputs/after
+  python -m launcher.compare outputs/before outputs/after --markdown >> "$GITHUB_STEP_SUMMARY"
+  python -m launcher.compare h100/RESULTS_EP4.json h200/RESULTS_EP4.json --unlike-hardware --json
+
+See also
+  docs/METHODOLOGY.md; api.compare in docs/API.md
+"""
 
 _TOLERANCE = 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or "-h" in given or "--help" in given:
-        print(__doc__)
-        return OK if given else USAGE
-    try:
-        options = _parsed(given)
-        a, b = run.read(options.a), run.read(options.b)
-        found = compare(a, b, tolerance=options.tolerance, unlike_hardware=options.unlike_hardware)
-    except UserError as error:
-        error.show()
-        return USAGE
+    """Runs the command line; the exit status."""
+    return errors.run(lambda: MANUAL, _compare, arguments, needs_arguments=True)
+
+
+def _compare(given: list[str]) -> int:
+    options = _parse(given)
+
+    import msgspec
+
+    from launcher.comparison import render, run
+    from launcher.comparison.compare import compare
+
+    a, b = run.read(options.a), run.read(options.b)
+    comparison = compare(a, b, tolerance=options.tolerance, unlike_hardware=options.unlike_hardware)
     if options.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+        print(msgspec.json.format(msgspec.json.encode(comparison), indent=1).decode())
     else:
-        print(render.github(found) if options.markdown else render.plain(found), end="")
-    if found.worse:
-        return FAILURE
-    return MISSING if found.missing and not options.allow_missing else OK
+        print(render.github(comparison) if options.markdown else render.plain(comparison), end="")
+    if comparison.worse:
+        return errors.FAILURE
+    return errors.MISSING if comparison.missing and not options.allow_missing else errors.OK
 
 
-def _parsed(given: list[str]) -> argparse.Namespace:
-    parser = Parser("launcher.compare")
-    parser.add_argument("a", type=Path)
-    parser.add_argument("b", type=Path)
-    parser.add_argument("--tolerance", type=float, default=_TOLERANCE)
+def _parse(given: list[str]) -> argparse.Namespace:
+    parser = errors.Parser("launcher.compare")
+    parser.add_argument("a", metavar="A", type=Path)
+    parser.add_argument("b", metavar="B", type=Path)
+    parser.add_argument("--tolerance", metavar="SHARE", type=float, default=_TOLERANCE)
     parser.add_argument("--allow-missing", action="store_true")
     parser.add_argument("--unlike-hardware", action="store_true")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
-    found = parser.parse_args(given)
-    if not 0 <= found.tolerance < 1:
-        raise UserError(
-            f"--tolerance must be at least 0 and below 1, got {found.tolerance:g}", hint="0.02 is two percent"
-        )
-    return found
-
-
-def command() -> None:
-    """The console script."""
-    sys.exit(main())
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(main())

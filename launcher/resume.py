@@ -1,36 +1,66 @@
-"""Completes a run with the command that began it: python -m launcher.resume RUN [key=value ...].
-
-Measures only what has no record. Further arguments are added to the command, hydra.launcher.partition=other for one.
-"""
+"""The command that completes a run: python -m launcher.resume RUN; see --help."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config.arguments import drop_removed
-from launcher.errors import OK, USAGE, UserError
-from launcher.store.run_folder import RunFolder
+from launcher import errors
+
+MANUAL = """\
+deepep-resume - complete a run with the command that started it
+
+Usage
+  python -m launcher.resume RUN [key=value ...]
+  deepep-resume                the same, where the package is installed
+
+Arguments
+  RUN         a run folder, outputs/<time>-<id>
+  key=value   added to the command of the run, as for launcher.sweep
+
+Options
+  -h, --help  print this page
+  --version   print the version
+
+Description
+  Measures only what has no record yet, then writes the report. The command comes from RUN/run.json. What a key changes
+  must not change the plan: a larger search.budget_s and all of hydra.launcher.* are fine, another grid is refused.
+
+Exit status
+  0    every planned point has a result
+  1    any other failure
+  2    usage: refused, nothing was started
+  3    points are missing, or a search is incomplete
+  130  interrupted
+
+Examples
+  python -m launcher.resume outputs/20261123-000120-a1b2c3
+  python -m launcher.resume outputs/20261123-000120-a1b2c3 search.budget_s=120
+  python -m launcher.resume outputs/20261123-000120-a1b2c3 hydra.launcher.partition=other
+
+See also
+  python -m launcher.sweep --help, python -m launcher.status RUN, docs/SLURM.md
+"""
 
 
-def main() -> None:
-    """Replaces the command line by the run's own and hands over to launcher.sweep."""
-    given = sys.argv[1:]
-    if not given or given[0] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(OK if given else USAGE)
-    try:
-        command = RunFolder.open(Path(given[0])).manifest().command
-    except UserError as error:
-        error.show()
-        sys.exit(USAGE)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status."""
+    return errors.run(lambda: MANUAL, _resume, arguments, needs_arguments=True)
+
+
+def _resume(given: list[str]) -> int:
+    from launcher.config.arguments import drop_removed, quote
+    from launcher.store.run_folder import RunFolder
+    from launcher.sweep import sweep
+
+    run, *more = given
+    if run.startswith("-"):
+        errors.Parser("launcher.resume").error(f"unrecognized arguments: {run}")
+    command = RunFolder.open(Path(run)).manifest().command
     kept = [argument for argument in drop_removed(command[1:]) if not argument.startswith(("run=", "outputs="))]
-    escaped = given[0].replace("\\", "\\\\").replace("'", "\\'")
-    sys.argv[1:] = [*kept, f"run='{escaped}'", *given[1:]]
-    from launcher import sweep
-
-    sweep.main()
+    return sweep([*kept, f"run={quote(run)}", *more])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

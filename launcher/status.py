@@ -1,8 +1,4 @@
-"""Shows how a run stands, from its files and from Slurm: python -m launcher.status RUN [--json].
-
-Works at any time, on any machine that sees the folder; without Slurm the states come from the files alone.
-Exit status: 0 shown, 2 usage.
-"""
+"""The command that shows how a run stands: python -m launcher.status RUN; see --help."""
 
 from __future__ import annotations
 
@@ -10,40 +6,67 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-from rich.console import Console
+from launcher import errors
 
-from launcher.errors import OK, USAGE, UserError
-from launcher.jobs import run_status
-from launcher.store.records_file import refuse_packed
-from launcher.store.run_folder import RunFolder
+MANUAL = """\
+deepep-status - show how a run stands, from its files and from Slurm
+
+Usage
+  python -m launcher.status RUN [--json]
+  deepep-status                the same, where the package is installed
+
+Arguments
+  RUN         a run folder, outputs/<time>-<id>
+
+Options
+  --json      print the status as JSON
+  -h, --help  print this page
+  --version   print the version
+
+Description
+  Shows each shard with its state, job, node and points, and what is left. Works at any time, on any machine that sees
+  the folder; without Slurm, the states come from the files alone.
+
+Exit status
+  0  the status was printed
+  2  usage: the arguments are wrong, or RUN cannot be read
+
+Examples
+  python -m launcher.status outputs/20261123-000120-a1b2c3
+  python -m launcher.status outputs/20261123-000120-a1b2c3 --json
+
+See also
+  python -m launcher.resume RUN completes a run, python -m launcher.aggregate RUN writes its report
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    paths = [argument for argument in given if not argument.startswith("-")]
-    if "-h" in given or "--help" in given or len(paths) != 1:
-        print(__doc__)
-        return OK if paths or "--help" in given or "-h" in given else USAGE
-    try:
-        folder = RunFolder.open(Path(paths[0]))
-        refuse_packed(folder)
-        now = run_status.run_status(folder, folder.plan())
-    except UserError as error:
-        error.show()
-        return USAGE
-    if "--json" in given:
-        print(msgspec.json.format(msgspec.json.encode(now), indent=1).decode())
+    """Runs the command line; the exit status."""
+    return errors.run(lambda: MANUAL, _show, arguments, needs_arguments=True)
+
+
+def _show(given: list[str]) -> int:
+    parser = errors.Parser("launcher.status")
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(given)
+
+    import msgspec
+    from rich.console import Console
+
+    from launcher.jobs import run_status
+    from launcher.store.records_file import refuse_packed
+    from launcher.store.run_folder import RunFolder
+
+    folder = RunFolder.open(options.run)
+    refuse_packed(folder)
+    status = run_status.run_status(folder, folder.plan())
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(status), indent=1).decode())
     else:
-        Console(highlight=False).print(run_status.table(now))
-    return OK
-
-
-def command() -> None:
-    """The console script."""
-    sys.exit(main())
+        Console(highlight=False).print(run_status.table(status))
+    return errors.OK
 
 
 if __name__ == "__main__":
-    command()
+    sys.exit(main())

@@ -1,82 +1,56 @@
-"""The command that finds the best config: python -m launcher.sweep -m; see --help."""
+"""The command that finds the best config: python -m launcher.sweep; see --help."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.config import arguments, manual
-from launcher.jobs import prepare
+from launcher import errors
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from launcher.config.compose import Composed
 
 
-_INTERRUPTED = 130
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status."""
+    return errors.run(_page, sweep, arguments)
 
 
-def main() -> None:
-    """Runs the command line. Exit status: see launcher.errors."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(manual.page())
-        return
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+def _page() -> str:
+    from launcher.config import manual
 
-    from launcher.config import job_options, schema
-    from launcher.config.arguments import complete_arguments, make_output_folder, one_line_message
-    from launcher.errors import USAGE, UserError
-
-    schema.register()
-    job_options.register()
-    try:
-        sys.argv[1:] = complete_arguments(sys.argv[1:])
-        make_output_folder(sys.argv[1:])
-    except UserError as error:
-        error.show()
-        sys.exit(USAGE)
-    statuses: list[int] = []
-
-    def job(config: DictConfig) -> None:
-        """One composed configuration under Hydra's basic launcher."""
-        statuses.append(_in_a_row(config))
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that its words can become one line
-    try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name="sweep")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        UserError(one_line_message(error), hint="--help lists groups, choices and keys").show()
-        sys.exit(USAGE)
-    sys.exit(max(statuses, default=0))
+    return manual.page()
 
 
-def _in_a_row(config: DictConfig) -> int:
-    from hydra.core.hydra_config import HydraConfig
+def sweep(given: Sequence[str]) -> int:
+    """Measures, or submits, every sweep of these arguments; the exit status. UserError when one is refused."""
+    from launcher.config import arguments, compose
 
+    given = arguments.complete_arguments(arguments.parse_flags("launcher.sweep", given))
+    arguments.make_output_folder(given)
+    return compose.run("sweep", given, lambda every: max(map(_measure, every), default=errors.OK))
+
+
+def _measure(composed: Composed) -> int:
+    """One sweep on this machine."""
     from launcher.config import schema
-    from launcher.errors import OK, USAGE, UserError
-    from launcher.jobs import inline
+    from launcher.jobs import inline, prepare
 
-    given = HydraConfig.get().overrides
-    try:
-        spec, options = schema.spec_from(config)
-        command = arguments.command_line(given.task, given.hydra)
-        plan, folder = prepare.prepare(spec, options, local=True, command=command)
-        prepare.print_caveats(plan)
-        if folder is not None:
-            print(f"run folder: {folder.path}", file=sys.stderr)
-            return inline.execute(plan, folder, options)
+    spec, options = schema.spec_from(composed.config)
+    plan, folder = prepare.prepare(spec, options, local=True, command=composed.command)
+    prepare.print_caveats(plan)
+    if folder is None:
         print(prepare.describe(plan))
+        return errors.OK
+    print(f"run folder: {folder.path}", file=sys.stderr)
+    try:
+        return inline.execute(plan, folder, options)
     except KeyboardInterrupt:
-        print("interrupted; what was measured is kept: python -m launcher.resume with the run folder", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
-    except UserError as error:
-        error.show()
-        raise SystemExit(USAGE) from None
-    return OK
+        resume = f"python -m launcher.resume {shlex.quote(str(folder.path))}"
+        raise KeyboardInterrupt(f"interrupted; all measurements so far are kept. Complete the run: {resume}") from None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

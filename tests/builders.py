@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from hydra import compose, initialize_config_module
 from hypothesis import strategies as st
 
 from bench import records
@@ -36,6 +35,7 @@ from bench.workload import Workload
 from launcher.analysis.results import Results
 from launcher.config import plan, schema
 from launcher.config.arguments import complete_arguments
+from launcher.config.compose import compose
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
 from launcher.report import findings, html_report, optimal_configs, summary
@@ -91,11 +91,8 @@ def small_workload(**changes: Any) -> Workload:
 @functools.cache
 def spec(*overrides: str) -> Spec:
     """The Spec of a command line, defaults from conf/, nothing of this machine in it."""
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return schema.spec_from(
-            compose("sweep", overrides=complete_arguments(["hardware=h200", "backend=deepep", *overrides]))
-        )[0]
+    completed = complete_arguments(["hardware=h200", "backend=deepep", *overrides])
+    return schema.spec_from(compose("sweep", completed))[0]
 
 
 def deepep_plan(**changes: Any) -> Plan:

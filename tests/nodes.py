@@ -48,18 +48,12 @@ ZEROS: dict[str, int | None] = {**dict.fromkeys(COUNTED, 0), "links_up": 18}
 @functools.cache
 def spec(*overrides: str) -> Spec:
     """Four H200s, DeepEP, the thresholds as they stand in the configuration; or what the overrides say."""
-    from hydra import compose, initialize_config_module
-
-    from launcher.config import schema
+    from launcher.config.compose import compose
     from launcher.validation import config
     from launcher.validation.run import resolve
 
-    schema.register()
     config.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        values, _ = from_config(
-            compose("validate", overrides=list(overrides) or ["hardware=h200", "backend=deepep", "gpus=4"])
-        )
+    values, _ = from_config(compose("validate", overrides or ["hardware=h200", "backend=deepep", "gpus=4"]))
     return resolve.for_jobs(values)
 
 

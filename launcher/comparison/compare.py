@@ -123,6 +123,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
 def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
     """Compares B with A. UserError for runs of different things, and for unlike hardware unless that is allowed."""
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
     check_same(a, b)
     hardware = hardware_differences(a, b)
     if hardware and not unlike_hardware:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.nvml import gpus
-from launcher.errors import UserError
+from launcher.errors import Parser, UserError
 
 REMOVED = {
     "block_iterations": "it is fixed at 10",
@@ -25,27 +25,64 @@ _SMALL = ("workload=small", "grid=smoke", "measure=quick", "search.rounds=2", "s
 """The toy workload of a dry run: four processes on two cores take minutes for a real one."""
 
 _MACHINE_KEYS = ("hardware", "backend", "hydra/launcher")
-_ASKING = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion", "-i", "--info")
+_ASKING = ("--hydra-help", "--shell-completion", "--info")
 """Flags that measure nothing."""
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 _ADDABLE = ("grid.", "hydra")
 """Prefixes of keys that the schema does not list: knobs of a backend, and Hydra's own."""
 
-_NUMBER_CHOICE = re.compile(r"^(\+?ep)=(\d+(?:,\d+)*)$")
+_CHOICE = re.compile(r"^(\+?(?:hardware|ep|workload|grid|measure|search|backend))=(\w+(?:,\w+)*)$")
+"""A choice of a group, or several."""
 
 
-def complete_arguments(arguments: Sequence[str]) -> list[str]:
+def parse_flags(module: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's flags in front, as Hydra needs them. UserError for a flag that Hydra does not know.
+
+    -m is implied: it gives way to a flag that asks for something else. ``module`` as in ``python -m module``.
+    """
+    parser = Parser(module)
+    parser.add_argument("--multirun", "-m", action="store_true")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--run", "-r", action="store_true")
+    mode.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    mode.add_argument("--info", "-i", nargs="?", const="all", choices=_INFO)
+    mode.add_argument("--shell-completion", "-sc", action="store_true")
+    mode.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--config-dir", "-cd")
+    options, overrides = parser.parse_known_args(arguments)
+    unknown = [argument for argument in overrides if argument.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.resolve and not options.cfg:
+        parser.error("--resolve needs --cfg")
+    if any((options.run, options.cfg, options.info, options.shell_completion, options.hydra_help)):
+        options.multirun = False
+    flags = []
+    for name, value in vars(options).items():
+        if value:
+            flag = "-m" if name == "multirun" else f"--{name.replace('_', '-')}"
+            flags += [flag] if value is True else [flag, value]
+    return flags + overrides
+
+
+def complete_arguments(arguments: Sequence[str], toy: Sequence[str] = _SMALL) -> list[str]:
     """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs a toy workload.
 
-    The toy workload fills only the groups that the arguments leave open, and only if they choose neither hardware,
-    backend nor launcher. UserError as in ``check_keys``.
+    ``toy`` fills only the groups that the arguments leave open, and only if they choose neither hardware, backend nor
+    launcher. UserError as in ``check_keys``.
     """
     check_keys(arguments)
     quoted = [_quote_choice(argument) for argument in arguments]
     keys = {_key(argument) for argument in arguments}
     if keys & {*_MACHINE_KEYS, *_ASKING} or gpus.inventory():
         return quoted
-    return quoted + [override for override in _SMALL if _key(override) not in keys]
+    return quoted + [override for override in toy if _key(override) not in keys]
 
 
 def check_keys(arguments: Sequence[str]) -> None:
@@ -80,8 +117,10 @@ def make_output_folder(arguments: Sequence[str]) -> None:
 
 
 def one_line_message(error: Exception) -> str:
-    """An error of Hydra or OmegaConf as one line, with its cause and without advice to add keys."""
-    message = " ".join(str(error).split()).partition(" To append to your config")[0].rstrip(".")
+    """An error of Hydra or OmegaConf as one line with its cause, without its search path and its advice to add keys."""
+    message = " ".join(str(error).split())
+    for addition in (" To append to your config", " Config search path:"):
+        message = message.partition(addition)[0].rstrip(".")
     for key in REMOVED:
         if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
             file = re.match(r"In '[^']*': ", message)
@@ -102,6 +141,12 @@ def command_line(overrides: Sequence[str] = (), hydra_overrides: Sequence[str] =
     return ["deepep-sweep", "-m", *kept, *overrides]
 
 
+def quote(value: object) -> str:
+    """A value that Hydra takes as it stands, whatever characters it has."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def _key(argument: str) -> str:
     """The key of ``KEY=VALUE``, ``+KEY=VALUE`` or ``~KEY``."""
     return argument.partition("=")[0].lstrip("+~")
@@ -113,7 +158,8 @@ def _removed_message(key: str) -> str:
 
 def _quote_choice(argument: str) -> str:
     """``ep=2`` as ``ep='2'``: Hydra takes a bare number for an integer, and no integer for the name of a choice."""
-    match = _NUMBER_CHOICE.match(argument)
+    match = _CHOICE.match(argument)
     if not match:
         return argument
-    return f"{match[1]}=" + ",".join(f"'{number}'" for number in match[2].split(","))
+    choices = [f"'{choice}'" if choice.isdigit() else choice for choice in match[2].split(",")]
+    return f"{match[1]}={','.join(choices)}"

@@ -1,12 +1,7 @@
-"""Writes the reference of all configuration, from the comments of the schema and the files of conf/.
+"""The manual page of launcher.sweep, and the reference of all configuration: docs/CONFIGS.md.
 
-  python -m launcher.config.manual [FILE]
-
-It is Markdown: for each part of launcher.sweep and launcher.validate a table of keys with type, default and meaning,
-for each group a table of its choices with values and source. Without FILE it goes to stdout; `make docs` writes it to
-docs/CONFIGS.md. What `launcher.sweep --help` prints comes from here too; no Hydra is imported, to be quick.
-
-Exit status: 0 written; 2 refused.
+Both come from the comments of the schema and the files of conf/. They are read as text: no Hydra is imported, and
+``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -20,50 +15,90 @@ from typing import Any
 import msgspec
 import yaml
 
-from launcher import ROOT
-from launcher.errors import OK, USAGE, UserError
+from launcher import ROOT, errors
+from launcher.errors import UserError
 from launcher.text import code, table, text
 
 _GROUPS = ("hardware", "ep", "workload", "grid", "measure", "search", "backend")
-_WIDTH = 30
 
-_HEAD = """\
-deepep-sweep - find the best DeepEP configuration of a machine by measuring it
+MANUAL = """\
+launcher.config.manual - write the reference of all configuration
 
 Usage
-  python -m launcher.sweep [-m] [group=choice ...] [key=value ...]
-  deepep-sweep             the same, with shell completion: eval "$(deepep-sweep -sc install=bash)"
+  python -m launcher.config.manual [FILE]
 
-Examples
-  python -m launcher.sweep -m                            this machine; a dry run where it has no GPU
-  python -m launcher.sweep -m ep=2 workload.dtype=fp8    two GPUs, FP8 dispatch
-  python -m launcher.sweep -m grid=full ep=8             more configs, eight GPUs
-  python -m launcher.sweep -m hydra/launcher=submitit_slurm hardware=h200 shard.count=4   under Slurm
-  python -m launcher.sweep -m dry_run=true hardware=h200 backend=deepep   what would be measured
-  python -m launcher.sweep -m run=outputs/RUN            complete an interrupted run
+Arguments
+  FILE        where to write it; stdout without this argument
+
+Options
+  -h, --help  print this page
+  --version   print the version
+
+Description
+  The reference is Markdown. It has a table for each part of the configuration of launcher.sweep and launcher.validate
+  (key, type, default, meaning) and a table for each group (choices, values, source). `make docs` writes it to
+  docs/CONFIGS.md.
+
+Exit status
+  0  written
+  2  refused
+"""
+
+_HEAD = """\
+deepep-sweep - find the best DeepEP configuration for your GPUs by measuring it
+
+Usage
+  python -m launcher.sweep [group=choice ...] [key=value ...]
+  deepep-sweep                 the same, where the package is installed
+
+Options
+  --cfg job         print the configuration and stop
+  -m                implied; accepted as in other Hydra programs
+  -sc install=bash  print the shell completion: eval "$(deepep-sweep -sc install=bash)"
+  -h, --help        print this page
+  --version         print the version
+
+Description
+  Plans the points of a grid, measures them round by round, measures the best again in fresh processes, and writes a
+  report. Every timed config is first checked for correctness. On a machine without GPUs, unless hardware, backend or
+  hydra/launcher is given, a small dry run on CPUs tests the whole path.
+
+  Failed points are results: the report lists them. A list of values, ep=2,4, is one sweep per value.
+"""
+
+_KNOBS = """\
+  Values of one knob in the grid, for both operations or for each.
+    grid.KNOB=[8,16], grid.KNOB={dispatch:[8,16],combine:[8]}
 """
 
 _TAIL = """\
-Notes
-  -m is implied; --cfg job (without -m) prints the configuration. Failed points are results: they are listed, and make
-  the exit status 3 only with strict=true. Without GPU, hardware, backend and launcher named, a small dry run is made.
-
 Exit status
-  0  every planned point has a result     2  usage: the plan was refused, nothing was started
-  3  points are missing, or a search was cut  1  anything else; 130 it was interrupted here
+  0    every planned point has a result
+  1    any other failure
+  2    usage: the plan was refused, nothing was started
+  3    points are missing, or a search is incomplete; with strict=true, also if a point failed
+  130  interrupted; python -m launcher.resume RUN continues
 
 Files
-  outputs/<time>-<id>/OPTIMAL_CONFIGS.md       the report, whose path is all that goes to stdout
+  outputs/<time>-<id>/OPTIMAL_CONFIGS.md       the report; its path is the only output on stdout
   outputs/<time>-<id>/RESULTS_EP<n>.json       the same for programs (docs/results.schema.json)
   outputs/<time>-<id>/shards/*/records.jsonl   every raw sample (docs/RECORDS.md)
 
+Examples
+  python -m launcher.sweep                               this machine; a dry run without GPUs
+  python -m launcher.sweep ep=2 workload.dtype=fp8       two GPUs, FP8 dispatch
+  python -m launcher.sweep grid=full ep=8                more configs, eight GPUs
+  python -m launcher.sweep hydra/launcher=submitit_slurm hardware=h200 shard.count=4   under Slurm, in four jobs
+  python -m launcher.sweep dry_run=true hardware=h200 backend=deepep   print the plan for another machine
+  python -m launcher.sweep run=outputs/RUN               complete the run of the same command
+
 See also
-  python -m launcher.status RUN, launcher.aggregate RUN, launcher.resume RUN; README.md, docs/METHODOLOGY.md
+  python -m launcher.status RUN, launcher.resume RUN, launcher.aggregate RUN; README.md, docs/CONFIGS.md, docs/SLURM.md
 """
 
 
 class ConfigKey(msgspec.Struct, frozen=True):
-    """One configuration key: its type and default as written in the schema, and the comment beside it."""
+    """One configuration key: type and default as written in the schema, and the comment behind them."""
 
     name: str
     type: str
@@ -72,15 +107,15 @@ class ConfigKey(msgspec.Struct, frozen=True):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """The keys of one dataclass. ``prefix`` is what stands before each name on the command line."""
+    """The keys of one dataclass. ``prefix`` precedes each name on the command line."""
 
     prefix: str
     title: str
     keys: list[ConfigKey]
 
 
-_SAID = ("name", "source")
-"""Keys of a group's file that repeat its name, or its first line."""
+_REPEATED = ("name", "source")
+"""Keys of a group's file that repeat its name or its first line."""
 
 _EMPTY = {"list": "[]", "dict": "{}"}
 _CONSTANTS = {"None": "null", "True": "true", "False": "false"}
@@ -96,7 +131,7 @@ SWEEP = (
     ("config/schema.py", "BackendConf", "backend."),
     ("config/job_options.py", "SubmititConf", "hydra.launcher."),
 )
-"""File, class and prefix of what launcher.sweep can be told."""
+"""File, class and prefix of each part of launcher.sweep's configuration."""
 
 VALIDATE = (
     ("validation/config.py", "ValidateConf", ""),
@@ -104,11 +139,11 @@ VALIDATE = (
     ("validation/config.py", "LimitsConf", "limits."),
     ("validation/config.py", "ThresholdsConf", "thresholds."),
 )
-"""The same of launcher.validate; it shares hardware, workload, measure, backend and hydra.launcher with the sweep."""
+"""The same for launcher.validate. It shares hardware, workload, measure, backend and hydra.launcher with the sweep."""
 
 
 def sections(classes: Sequence[tuple[str, str, str]] = SWEEP) -> list[Section]:
-    """Every key, read from the source of the schema."""
+    """Every key, from the source text of the schema."""
     return [_section(ROOT / "launcher" / file, name, prefix) for file, name, prefix in classes]
 
 
@@ -116,9 +151,9 @@ def _section(file: Path, name: str, prefix: str) -> Section:
     source = file.read_text()
     lines = source.splitlines()
     tree = ast.parse(source)
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    schema = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     keys = []
-    for node in found.body:
+    for node in schema.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.target.id[0] == "_":
             continue
         kind = ast.unparse(node.annotation)
@@ -127,12 +162,12 @@ def _section(file: Path, name: str, prefix: str) -> Section:
         default = "" if node.value is None else _default(node.value)
         _, _, comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")
         keys.append(ConfigKey(prefix + node.target.id, kind, default, comment))
-    return Section(prefix, (ast.get_docstring(found) or "").split("\n")[0], keys)
+    return Section(prefix, (ast.get_docstring(schema) or "").split("\n")[0], keys)
 
 
 def _default(value: ast.expr) -> str:
     if isinstance(value, ast.Call):
-        factory = next(one.value for one in value.keywords if one.arg == "default_factory")
+        factory = next(keyword.value for keyword in value.keywords if keyword.arg == "default_factory")
         return ast.unparse(factory.body) if isinstance(factory, ast.Lambda) else _EMPTY[ast.unparse(factory)]
     return _CONSTANTS.get(ast.unparse(value), ast.unparse(value).strip("'\""))
 
@@ -143,15 +178,19 @@ def choices(group: str) -> list[str]:
 
 
 def page() -> str:
-    """The whole manual page."""
+    """The manual page of launcher.sweep."""
     lines = [_HEAD, "Groups (group=choice)"]
     lines += [f"  {group:<16}{', '.join(choices(group))}" for group in _GROUPS]
     lines += [f"  {'hydra/launcher':<16}basic, submitit_slurm, submitit_local{_sites()}", "", "Keys (key=value)"]
     for section in sections():
+        settings = [f"{key.name}={key.default}" for key in section.keys]
+        width = max(map(len, settings))
         lines.append(f"  {section.title}")
-        lines += [f"    {key.name + '=' + key.default:<{_WIDTH}}  {key.comment}".rstrip() for key in section.keys]
-    lines += ["    grid.KNOB=[...]                 values of a knob, or {dispatch: [...], combine: [...]}", "", _TAIL]
-    return "\n".join(lines)
+        lines += [
+            f"    {setting:<{width}}  {key.comment}".rstrip()
+            for setting, key in zip(settings, section.keys, strict=True)
+        ]
+    return "\n".join([*lines, _KNOBS, _TAIL])
 
 
 def _sites() -> str:
@@ -163,15 +202,15 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `make docs` from the schema and the files of conf/. `key=value` on the command line sets a key,",
-        "`group=choice` a whole group. Defaults are those of the schema; the choice of a group sets its own.",
+        "Written by `make docs` from the schema and the files of conf/. On the command line, `key=value` sets one key,",
+        "`group=choice` a whole group. The defaults are those of the schema; the choice of a group may set others.",
         "",
         "## python -m launcher.sweep",
         "",
         *(line for section in sections() for line in _keys(section)),
         "## python -m launcher.validate",
         "",
-        "Besides these it takes `hardware`, `workload`, `measure`, `backend` and `hydra.launcher`, as above.",
+        "It also takes `hardware`, `workload`, `measure`, `backend` and `hydra.launcher`, as above.",
         "",
         *(line for section in sections(VALIDATE) for line in _keys(section)),
     ]
@@ -192,52 +231,45 @@ def _keys(section: Section) -> list[str]:
 def _group(group: str) -> list[str]:
     files = {choice: (ROOT / "conf" / group / f"{choice}.yaml").read_text() for choice in choices(group)}
     values: dict[str, dict[str, Any]] = {choice: yaml.safe_load(content) for choice, content in files.items()}
-    names = [name for name in dict.fromkeys(name for one in values.values() for name in one) if name not in _SAID]
+    names = [name for name in dict.fromkeys(name for keys in values.values() for name in keys) if name not in _REPEATED]
     cells = [
         [code(choice), *(_value(values[choice].get(name, "")) for name in names), text(content.partition("\n")[0][2:])]
         for choice, content in files.items()
     ]
-    taken = {command: _chosen(command).get(group) for command in ("sweep", "validate")}
-    taken_by = ", ".join(f"`{choice}` in launcher.{command}" for command, choice in taken.items() if choice)
-    lines = [f"### {group}", "", f"Without a choice it is {taken_by}.", ""]
+    defaults = {command: _default_choices(command).get(group) for command in ("sweep", "validate")}
+    listed = ", ".join(f"`{choice}` in launcher.{command}" for command, choice in defaults.items() if choice)
+    lines = [f"### {group}", "", f"Default: {listed}.", ""]
     return lines + table(("choice", *names, "what"), cells)
 
 
 def _value(value: object) -> str:
-    """As it would stand on the command line."""
+    """The value as on the command line."""
     return code(msgspec.json.encode(value).decode().replace('"', "")) if value != "" else ""
 
 
-def _chosen(command: str) -> dict[str, str]:
-    """The choice of each group that a command takes by itself."""
+def _default_choices(command: str) -> dict[str, str]:
+    """The choice of each group that a command makes by default."""
     defaults = yaml.safe_load((ROOT / "conf" / f"{command}.yaml").read_text())["defaults"]
-    return {group: choice for one in defaults if isinstance(one, dict) for group, choice in one.items()}
+    return {group: choice for entry in defaults if isinstance(entry, dict) for group, choice in entry.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "-h" in given or "--help" in given:
-        print(__doc__)
-        return OK
-    try:
-        _write(given)
-    except UserError as error:
-        error.show()
-        return USAGE
-    return OK
+    """Runs the command line; the exit status."""
+    return errors.run(lambda: MANUAL, _write, arguments)
 
 
-def _write(given: list[str]) -> None:
-    if len(given) > 1:
-        raise UserError(f"takes one file, got {' '.join(given)}", hint="python -m launcher.config.manual --help")
-    if not given:
+def _write(given: list[str]) -> int:
+    parser = errors.Parser("launcher.config.manual")
+    parser.add_argument("file", metavar="FILE", nargs="?", type=Path)
+    file: Path | None = parser.parse_args(given).file
+    if file is None:
         print(reference(), end="")
-        return
+        return errors.OK
     try:
-        Path(given[0]).write_text(reference())
+        file.write_text(reference())
     except OSError as error:
-        raise UserError(f"cannot write {given[0]}: {error.strerror}") from None
+        raise UserError(f"cannot write {file}: {error.strerror}") from None
+    return errors.OK
 
 
 if __name__ == "__main__":

@@ -17,23 +17,35 @@ from launcher.tuner import final, shard
 
 def execute(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Measures the points that lack records, reports, and prints the path of the report; the exit status."""
-    extend_budget(plan, folder)
-    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
-    started = [_attempt(folder, index) for index in indices]
-    if options.shard_index is None and plan.has_final and all(started):
-        started.append(_attempt(folder, FINAL))
+    failures = measure(plan, folder, options)
     status = report(folder, options)
     print(folder.report_file)
-    return status if all(started) or status != OK else FAILURE
+    return status if not failures or status != OK else FAILURE
 
 
-def _attempt(folder: RunFolder, index: int) -> bool:
-    """One attempt at a shard, or at the final; False, with the reason on stderr, if its ranks cannot be started."""
+def measure(plan: Plan, folder: RunFolder, options: Options, *, quiet: bool = False) -> list[str]:
+    """Measures the points that lack records; for each shard whose ranks cannot be started, the reason.
+
+    Progress and reasons go to stderr, unless ``quiet``.
+    """
+    extend_budget(plan, folder, quiet=quiet)
+    indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
+    failures = [failure for index in indices if (failure := _attempt(folder, index, quiet=quiet))]
+    if options.shard_index is None and plan.has_final and not failures:
+        final_failure = _attempt(folder, FINAL, quiet=quiet)
+        failures += [final_failure] if final_failure else []
+    return failures
+
+
+def _attempt(folder: RunFolder, index: int, *, quiet: bool) -> str | None:
+    """One attempt at a shard, or at the final; the reason if its ranks cannot be started, also on stderr."""
     try:
         with begin_attempt(folder, index) as attempt:
-            is_complete = final.run(folder) if index == FINAL else shard.run(folder, index)
+            is_complete = final.run(folder, quiet=quiet) if index == FINAL else shard.run(folder, index, quiet=quiet)
             attempt.outcome = "complete" if is_complete else "spent"
     except StartError as error:
-        print(f"error: {'final' if index == FINAL else f'shard {index}'}: {error}", file=sys.stderr)
-        return False
-    return True
+        failure = f"{'final' if index == FINAL else f'shard {index}'}: {error}"
+        if not quiet:
+            print(f"error: {failure}", file=sys.stderr)
+        return failure
+    return None

@@ -29,10 +29,19 @@ class PlannedRun(NamedTuple):
     folder: RunFolder | None
 
 
-def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str], in_jobs: bool = False) -> PlannedRun:
+def prepare(
+    spec: Spec,
+    options: Options,
+    *,
+    local: bool,
+    command: Sequence[str],
+    in_jobs: bool = False,
+    quiet: bool = False,
+) -> PlannedRun:
     """Plans the sweep, and makes its run folder or opens the one to complete. UserError if it cannot run.
 
     ``local``: this machine measures. ``in_jobs``: other processes measure, with the run's own copy of the code.
+    ``quiet``: prints no note.
     """
     plan = planning.make(hardware.resolve(spec, local=local, dry_run=options.dry_run))
     index = options.shard_index
@@ -42,19 +51,19 @@ def prepare(spec: Spec, options: Options, *, local: bool, command: Sequence[str]
         return PlannedRun(plan, None)
     path = Path(options.run) if options.run else None
     if path is not None and (path / "run.json").exists():
-        return PlannedRun(plan, _reopen(path, plan, options, in_jobs=in_jobs))
+        return PlannedRun(plan, _reopen(path, plan, options, in_jobs=in_jobs, quiet=quiet))
     if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run={path} exists and is not a run folder", hint="name a run folder, or a path that is free")
     return PlannedRun(plan, RunFolder.create(plan, outputs=Path(options.outputs), path=path, command=list(command)))
 
 
-def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool) -> RunFolder:
+def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: bool) -> RunFolder:
     """The folder of an earlier command. UserError if other code or another configuration began the run."""
     folder = RunFolder.open(path)
     refuse_packed(folder)
     runs_copy = in_jobs and folder.code.is_dir()  # jobs run the code that the run began with
     begun, code = folder.manifest().revision, code_digest()
-    if not runs_copy and begun.code != code and not _allows_other_code(options):
+    if not runs_copy and begun.code != code and not _allows_other_code(options, quiet=quiet):
         raise UserError(
             f"{path} was begun by other code of this program ({begun.commit or begun.code}) than this, {code}",
             hint="resume it with that version; allow_other_code=true where the change touches no measurement",
@@ -67,9 +76,9 @@ def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool) -> RunFo
     return folder
 
 
-def _allows_other_code(options: Options) -> bool:
+def _allows_other_code(options: Options, *, quiet: bool) -> bool:
     """Whether the options let this code complete the run; ``allow_mixed`` did so in earlier versions."""
-    if options.allow_mixed and not options.allow_other_code:
+    if options.allow_mixed and not options.allow_other_code and not quiet:
         print(
             "note: allow_mixed=true also resumes with other code; allow_other_code=true is the option for that",
             file=sys.stderr,
@@ -77,11 +86,12 @@ def _allows_other_code(options: Options) -> bool:
     return options.allow_other_code or options.allow_mixed
 
 
-def extend_budget(plan: Plan, folder: RunFolder) -> None:
-    """Writes this command's budget into the folder, if it differs from the one that the run had."""
+def extend_budget(plan: Plan, folder: RunFolder, *, quiet: bool = False) -> None:
+    """Writes this command's budget into the folder, if it differs from the one that the run had; prints the change."""
     before, now = folder.plan().spec.search.budget_s, plan.spec.search.budget_s
     if now != before:
         folder.write_plan(plan)
+    if now != before and not quiet:
         texts = ["none" if budget_s is None else f"{budget_s:g} s" for budget_s in (before, now)]
         print(f"search.budget_s: {texts[0]} before, {texts[1]} from now on", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from multiprocessing.process import BaseProcess
 
 from launcher.analysis import results
@@ -109,7 +110,8 @@ def _start_drawing(folder: RunFolder, part: Results) -> BaseProcess | None:
 
 
 def _draw(folder: RunFolder, part: Results) -> None:
-    """Imports Matplotlib here, because that takes a second."""
+    """Imports Matplotlib here, because that takes a second. Ctrl-C reaches the parent too, which reports it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from launcher.report import plots
 
     for name, svg in plots.draw(part).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -71,7 +72,8 @@ def read_records(folder: RunFolder) -> tuple[RunRecords, list[Damaged]]:
     files = _files(folder)
     read = partial(_read_records, folder)
     if sum(file.stat().st_size for file in files) > _LARGE_BYTES:
-        with ProcessPoolExecutor(max_workers=_READERS) as pool:
+        ends_on_ctrl_c = (signal.SIGINT, signal.SIG_DFL)  # the parent reports it
+        with ProcessPoolExecutor(_READERS, initializer=signal.signal, initargs=ends_on_ctrl_c) as pool:
             parts = list(pool.map(read, files, chunksize=max(1, len(files) // (4 * _READERS))))
     else:
         parts = [read(file) for file in files]

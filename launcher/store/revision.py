@@ -1,12 +1,10 @@
-"""The code that runs: its commit, its digest, its version, and the copy that jobs run."""
+"""The code that runs: its commit, its digest, and the copy that jobs run."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -14,7 +12,6 @@ import msgspec
 from bench import records
 from launcher import ROOT
 
-_NAME = "deepep-sweep"
 _PROJECT = "pyproject.toml"
 _PACKAGES = ("bench", "launcher", "conf")
 
@@ -49,18 +46,6 @@ def code_digest() -> str:
         file for package in _PACKAGES for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".yaml")
     )
     return records.digest([[str(file.relative_to(ROOT)), file.read_text()] for file in files])
-
-
-def read_version() -> str:
-    """The version of the program: from the checkout that runs, else from the installation; "unknown" without either."""
-    checkout = ROOT / _PROJECT
-    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
-    if project.get("name") == _NAME:
-        return str(project["version"])
-    try:
-        return importlib.metadata.version(_NAME)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def snapshot_code(to: Path) -> None:

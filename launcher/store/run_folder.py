@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from bench import records
+from launcher import read_version
 from launcher.config.plan import FINAL, Plan
 from launcher.errors import UserError
 from launcher.store.files import create_unique_folder, read_json, write_json
-from launcher.store.revision import Revision, read_revision, read_version
+from launcher.store.revision import Revision, read_revision
 
 FORMAT_VERSION = 1
 """Version of the run folder. A newer folder is refused by name; history in docs/RECORDS.md."""

@@ -45,7 +45,7 @@ class Schedule(NamedTuple):
             yield num_groups + number, self.overlapped + self.gemms
 
 
-def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never) -> bool:
+def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, quiet: bool = False) -> bool:
     """Measures the incomplete rounds; whether all are complete now. True also where there is nothing to compare.
 
     Raises bench.supervisor.StartError when the ranks cannot be started.
@@ -57,7 +57,7 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never) -> 
     rounds = _incomplete(plan, schedule, records)
     if not rounds:
         return True
-    with open_appender(folder, FINAL) as appender, ShardProgress(name="final") as progress:
+    with open_appender(folder, FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
         budget_s = shard.left_s(plan, earlier, share=shard.FINAL_SHARE)
         progress.note(f"final: {shard.first_step(plan, budget_s)}")
         supervisor = shard.supervise(plan, folder, FINAL, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)

@@ -17,12 +17,12 @@ _LINE_EVERY_S = 5.0
 class ShardProgress:
     """Counts the points of one shard and prints each failure when it happens."""
 
-    def __init__(self, *, name: str) -> None:
-        """``name`` begins every line."""
+    def __init__(self, *, name: str, quiet: bool = False) -> None:
+        """``name`` begins every line; ``quiet`` prints none."""
         self._name, self._step = name, ""
         self._total = self._done = self._failed = 0
         self._began = self._printed = time.monotonic()
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -32,7 +32,7 @@ class ShardProgress:
             TextColumn("left"),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task(name, total=None, failed=0)
 
@@ -65,7 +65,7 @@ class ShardProgress:
 
     def _print(self) -> None:
         self._printed = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal or self._console.quiet:
             return
         left_s = (self._printed - self._began) / max(self._done, 1) * (self._total - self._done)
         print(

@@ -28,7 +28,7 @@ def never() -> bool:
     return False
 
 
-def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never) -> bool:
+def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop = never, quiet: bool = False) -> bool:
     """Measures the missing points of a shard until ``stop`` returns True; whether the shard is complete now.
 
     Raises bench.supervisor.StartError when the ranks cannot be started.
@@ -44,7 +44,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
         return True
     name = f"shard {index}"
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
-    with open_appender(folder, index) as appender, ShardProgress(name=name) as progress:
+    with open_appender(folder, index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
         budget_s = left_s(plan, earlier, share=share)
         progress.note(f"{name}: {first_step(plan, budget_s)}")
         supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)

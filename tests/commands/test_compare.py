@@ -211,7 +211,7 @@ def test_what_a_final_need_not_choose_is_not_missing(pair: tuple[Document, Docum
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["A.json"], "the following arguments are required: b"),
+        (["A.json"], "the following arguments are required: B"),
         (["A.json", "C.json"], "C.json is not a run folder: it has no run.json"),
         (
             ["A.json", "bad.json"],
@@ -221,9 +221,9 @@ def test_what_a_final_need_not_choose_is_not_missing(pair: tuple[Document, Docum
             ["A.json", "newer.json"],
             "newer.json has schema deepep-sweep/results/3, this program reads up to deepep-sweep/results/2",
         ),
-        (["A.json", "A.json", "--tolerance", "1"], "--tolerance must be at least 0 and below 1, got 1"),
-        (["A.json", "A.json", "--tolerance", "-0.1"], "--tolerance must be at least 0 and below 1, got -0.1"),
-        (["A.json", "A.json", "--tolerance", "nan"], "--tolerance must be at least 0 and below 1, got nan"),
+        (["A.json", "A.json", "--tolerance", "1"], "tolerance must be at least 0 and below 1, got 1"),
+        (["A.json", "A.json", "--tolerance", "-0.1"], "tolerance must be at least 0 and below 1, got -0.1"),
+        (["A.json", "A.json", "--tolerance", "nan"], "tolerance must be at least 0 and below 1, got nan"),
         (["A.json", "A.json", "--tolerance", "x"], "argument --tolerance: invalid float value: 'x'"),
         (["A.json", "A.json", "--json", "--markdown"], "argument --markdown: not allowed with argument --json"),
         (["A.json", "A.json", "--tol", "0"], "unrecognized arguments: --tol 0"),
@@ -259,5 +259,12 @@ def test_two_dry_runs_are_compared_and_said_to_be_no_measurements(run_module: Co
 def test_help_is_the_manual_page(run_module: Command) -> None:
     process = run_module("launcher.compare", "--help")
     assert (process.returncode, process.stderr) == (0, "")
-    for word in ("--tolerance", "--unlike-hardware", "--allow-missing", "--json", "0 nothing is worse; 1 B is worse"):
+    for word in (
+        "--tolerance",
+        "--unlike-hardware",
+        "--allow-missing",
+        "--json",
+        "0  nothing is worse",
+        "1  B is worse",
+    ):
         assert word in process.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,10 @@ def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: di
     assert process.wait(timeout=60) == 130
     (folder,) = [RunFolder.open(path.parent).path for path in tmp_path.glob("*/run.json")]
     assert f"run folder: {folder}\n" in said
-    assert said[-1].startswith("interrupted; what was measured is kept: ")
+    assert said[-1] == (
+        "interrupted; all measurements so far are kept. Complete the run: "
+        f"python -m launcher.resume {shlex.quote(str(folder))}\n"
+    )
     assert "Traceback" not in "".join(said)
 
 

@@ -16,6 +16,7 @@ import msgspec
 import pynvml
 
 from bench.faults import Fault
+from launcher import read_version
 from launcher.store import revision
 from launcher.store.files import Appender
 from launcher.text import utc
@@ -172,7 +173,7 @@ class Suite:
             backend=self._spec.backend,
             num_gpus=self._spec.gpus,
             dry_run=self._spec.on_cpu,
-            program=revision.read_version(),
+            program=read_version(),
             revision=revision.read_revision(),
             suite_runs=suite_runs,
             faults=self._faults,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from launcher import read_version
 from launcher.errors import UserError
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
-from launcher.store import revision
 from launcher.store.files import write_atomic
 from launcher.validation import reference
 from launcher.validation.codes import EXIT_UNKNOWN, EXIT_USAGE, NodeVerdict, Status, exit_status
@@ -124,7 +124,7 @@ def _write_reference(fleet: Fleet, file: Path, when: str) -> None:
         for row in fleet.rows
         if row.result is not None and row.verdict in (NodeVerdict.PASS, NodeVerdict.WARN) and not row.result.faults
     ]
-    learned = reference.learn(good, learned=when, program=revision.read_version())
+    learned = reference.learn(good, learned=when, program=read_version())
     try:
         write_atomic(file, msgspec.json.format(msgspec.json.encode(learned), indent=1) + b"\n")
     except OSError as error:
