@@ -46,9 +46,8 @@ class Run:
     def configs(self, pick: str = "fastest") -> Configs:
         """Keyword arguments of ``deep_ep.Config`` for dispatch and combine. Error if there is nothing to deploy."""
         from launcher.deploy import tuned
-        from launcher.store import results_file
 
-        return tuned.configs(tuned.read(results_file.locate(self.folder)).pair(pick))
+        return tuned.configs(tuned.read(self.folder).pair(pick))
 
     @property
     def report(self) -> Path:
@@ -59,24 +58,19 @@ class Run:
 
     def status(self) -> RunStatus:
         """How far each shard is. Error if its records are packed."""
-        from launcher.jobs.run_status import run_status
-        from launcher.store.records_file import refuse_packed
-        from launcher.store.run_folder import RunFolder
+        from launcher.jobs import run_status
 
-        folder = RunFolder.open(self.folder)
-        refuse_packed(folder)
-        return run_status(folder, folder.plan())
+        return run_status.read(self.folder)
 
 
 def plan(*overrides: str) -> Plan:
     """What a sweep with these overrides would measure on this machine; nothing is started or written."""
     from msgspec.structs import replace
 
-    from launcher.jobs import prepare
+    from launcher.config import planning
 
     spec, options, _ = _compose(overrides)
-    planned, _ = prepare.prepare(spec, replace(options, dry_run=True), local=True, command=[])
-    return planned
+    return planning.plan_sweep(spec, replace(options, dry_run=True), local=True)
 
 
 def sweep(*overrides: str, outputs: str | os.PathLike[str] | None = None) -> Run:
@@ -86,18 +80,17 @@ def sweep(*overrides: str, outputs: str | os.PathLike[str] | None = None) -> Run
     completes a run. Failed points are results. Error if the plan is refused, or if ranks do not start; then what was
     measured is in the run folder that ``hint`` names.
     """
+    from launcher.config import planning
     from launcher.config.arguments import quote
     from launcher.jobs import inline, prepare
-    from launcher.report.writer import aggregate
 
     given = [*overrides, *([] if outputs is None else [f"outputs={quote(os.fspath(outputs))}"])]
     spec, options, command = _compose(given)
     if options.dry_run:
         raise Error("dry_run=true measures nothing", hint="api.plan gives the plan")
-    planned, folder = prepare.prepare(spec, options, local=True, command=command, quiet=True)
-    assert folder is not None
-    failures = inline.measure(planned, folder, options, quiet=True)
-    aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
+    planned = planning.plan_sweep(spec, options, local=True)
+    folder = prepare.prepare(planned, options, command=command, quiet=True)
+    failures = inline.measure_and_report(planned, folder, options)
     if failures:
         raise Error("; ".join(failures), hint=f"the run folder is {folder.path}")
     return Run(folder.path)

@@ -1,4 +1,4 @@
-"""What all commands share: exit statuses, errors of one line, and the frame from arguments to an exit status.
+"""What all commands share: exit statuses, errors of one line, the frame of a command, the program's folder and version.
 
 --help waits for every import here: this module takes nothing but the standard library.
 """
@@ -12,9 +12,13 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn, TextIO
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn, TextIO
 
-from launcher import read_version
+ROOT: Final = Path(__file__).resolve().parents[1]
+"""The folder of bench, launcher, conf and hydra_plugins: a checkout, a job's copy of the code, or site-packages."""
+
+_NAME = "deepep-sweep"
 
 OK, FAILURE, USAGE, MISSING = 0, 1, 2, 3
 """Exit statuses: nothing is missing; any other failure; refused before anything started; points are missing."""
@@ -154,3 +158,18 @@ def _flush(statuses: Statuses) -> int | None:
             continue
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status
+
+
+def read_version() -> str:
+    """The version of the program: from the checkout that runs, else from the installation; "unknown" without either."""
+    import importlib.metadata
+    import tomllib
+
+    checkout = ROOT / "pyproject.toml"
+    project = tomllib.loads(checkout.read_text()).get("project", {}) if checkout.is_file() else {}
+    if project.get("name") == _NAME:
+        return str(project["version"])
+    try:
+        return importlib.metadata.version(_NAME)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

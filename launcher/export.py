@@ -74,7 +74,6 @@ def _export(given: list[str]) -> int:
     from launcher.deploy.exporting import export
     from launcher.deploy.formats import EXPORTS
     from launcher.deploy.tuned import PICKS
-    from launcher.store import results_file
 
     if options.to is not None and options.to not in EXPORTS:
         hint = "without --to all are written"
@@ -82,7 +81,7 @@ def _export(given: list[str]) -> int:
     if options.pick not in PICKS:
         raise UserError(f"--pick must be one of {', '.join(PICKS)}, got {options.pick}")
     names = list(EXPORTS) if options.to is None else [options.to]
-    files = export(results_file.locate(options.run), names=names, pick=options.pick)
+    files = export(options.run, names=names, pick=options.pick)
     print("\n".join(map(str, files)))
     return errors.OK
 

@@ -67,9 +67,8 @@ def _publish(given: list[str]) -> int:
 
     from launcher.deploy import tuned
     from launcher.deploy.publishing import publish
-    from launcher.store import results_file
 
-    file, outcomes = publish(tuned.read(results_file.locate(options.run)), options.library)
+    file, outcomes = publish(tuned.read(options.run), options.library)
     for pick, outcome in outcomes.items():
         print(f"{pick}: {outcome}", file=sys.stderr)
     print(file)

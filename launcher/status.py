@@ -55,12 +55,8 @@ def _show(given: list[str]) -> int:
     from rich.console import Console
 
     from launcher.jobs import run_status
-    from launcher.store.records_file import refuse_packed
-    from launcher.store.run_folder import RunFolder
 
-    folder = RunFolder.open(options.run)
-    refuse_packed(folder)
-    status = run_status.run_status(folder, folder.plan())
+    status = run_status.read(options.run)
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(status), indent=1).decode())
     else:

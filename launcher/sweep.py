@@ -35,15 +35,16 @@ def sweep(given: Sequence[str]) -> int:
 
 def _measure(composed: Composed) -> int:
     """One sweep on this machine."""
-    from launcher.config import schema
+    from launcher.config import planning, schema
     from launcher.jobs import inline, prepare
 
     spec, options = schema.spec_from(composed.config)
-    plan, folder = prepare.prepare(spec, options, local=True, command=composed.command)
+    plan = planning.plan_sweep(spec, options, local=True)
     prepare.print_caveats(plan)
-    if folder is None:
+    if options.dry_run:
         print(prepare.describe(plan))
         return errors.OK
+    folder = prepare.prepare(plan, options, command=composed.command)
     print(f"run folder: {folder.path}", file=sys.stderr)
     try:
         return inline.execute(plan, folder, options)

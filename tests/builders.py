@@ -33,7 +33,7 @@ from bench.records import (
 )
 from bench.workload import Workload
 from launcher.analysis.results import Results
-from launcher.config import plan, schema
+from launcher.config import planning, schema
 from launcher.config.arguments import complete_arguments
 from launcher.config.compose import compose
 from launcher.config.plan import Plan, Planned
@@ -99,7 +99,7 @@ def deepep_plan(**changes: Any) -> Plan:
     """DeepEP at EP=4 on H200s with a small layer; 3 num_sms x 2 nvl_chunk for each operation."""
     grid = {"num_sms": [16, 24, 32], "nvl_chunk": [8, 12], "nvl_buffer": [256]}
     base = spec("workload=small", "workload.num_tokens=256", "search.own_tuning=false", "search.final_groups=0")
-    return plan.make(msgspec.structs.replace(base, **({"grid": grid} | changes)))
+    return planning.make(msgspec.structs.replace(base, **({"grid": grid} | changes)))
 
 
 def noisy(median_us: float, *, count: int = 30) -> list[float]:

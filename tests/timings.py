@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.records import Environment, Host, Line, Measured, Record, Stage, Traffic, encode
-from launcher.config import plan as planning
+from launcher.config import planning
 from launcher.config.plan import Plan, Planned
 from launcher.store.run_folder import RunFolder
 from tests.builders import spec

@@ -19,9 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher import ROOT
 from launcher.config import arguments, job_options, schema
-from launcher.errors import OK, UserError
+from launcher.errors import OK, ROOT, UserError
 
 _CONF = str(ROOT / "conf")
 _VERSION_BASE = "1.3"

@@ -10,9 +10,8 @@ import yaml
 
 from bench.nvml import gpus
 from bench.records import Gpu
-from launcher import ROOT
 from launcher.config.schema import Hardware, Spec
-from launcher.errors import UserError
+from launcher.errors import ROOT, UserError
 
 _GROUP = ROOT / "conf" / "hardware"
 

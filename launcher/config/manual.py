@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from launcher import ROOT, errors
-from launcher.errors import UserError
+from launcher import errors
+from launcher.errors import ROOT, UserError
 from launcher.text import code, table, text
 
 _GROUPS = ("hardware", "ep", "workload", "grid", "measure", "search", "backend")

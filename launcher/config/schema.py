@@ -13,6 +13,7 @@ import msgspec
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from bench.faults import Fault
 from bench.records import Dtype
 from bench.workload import Workload
 from launcher.errors import UserError
@@ -220,23 +221,10 @@ def register() -> None:
 
 def spec_from(config: DictConfig) -> tuple[Spec, Options]:
     """The frozen values of a composed config. UserError for a malformed value."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     shard = plain["shard"]
     plain |= {"backend": plain["backend"]["name"], "num_shards": shard["count"], "shard_index": shard["index"]}
-    objective = plain["search"]["objective"]
-    if not _is_objective(objective):
-        raise UserError(
-            f"search.objective must be one of {', '.join(OBJECTIVES)}, or weights of dispatch and combine that are not "
-            f"negative and not all 0, got {objective}",
-            hint="search.objective={dispatch:2,combine:1}",
-        )
-    if plain["workload"]["dtype"] not in list(Dtype):
-        raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {plain['workload']['dtype']}")
-    for name, group in plain.items():
-        for key, value in group.items() if isinstance(group, dict) else ():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name!s}.{key} must be a number, got {value}")
+    _check_values(plain)
     try:
         return msgspec.convert(plain, Spec), msgspec.convert(plain, Options)
     except msgspec.ValidationError as error:
@@ -245,6 +233,28 @@ def spec_from(config: DictConfig) -> tuple[Spec, Options]:
             hint="a knob takes a list, grid.nvl_chunk=[8,16], or one for each operation, "
             "grid.nvl_chunk={dispatch:[8],combine:[16]}",
         ) from None
+
+
+def _check_values(plain: dict[str, Any]) -> None:
+    """UserError for a value that has the right type and no meaning."""
+    objective, dtype = plain["search"]["objective"], plain["workload"]["dtype"]
+    if not _is_objective(objective):
+        raise UserError(
+            f"search.objective must be one of {', '.join(OBJECTIVES)}, or weights of dispatch and combine that are not "
+            f"negative and not all 0, got {objective}",
+            hint="search.objective={dispatch:2,combine:1}",
+        )
+    if dtype not in list(Dtype):
+        raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {dtype}")
+    for name, group in plain.items():
+        for key, value in group.items() if isinstance(group, dict) else ():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name!s}.{key} must be a number, got {value}")
+    for text in plain["faults"]:
+        try:
+            Fault.parse(text)
+        except ValueError as error:
+            raise UserError(f"faults: {error}") from None
 
 
 def _is_objective(value: object) -> bool:

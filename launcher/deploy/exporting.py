@@ -9,11 +9,16 @@ from launcher.deploy import tuned
 from launcher.deploy.formats import render
 from launcher.deploy.tuned import TunedResults
 from launcher.errors import UserError
+from launcher.store import results_file
 from launcher.store.files import write_atomic
 
 
-def export(results: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
-    """Writes the exports of a RESULTS file and returns their paths. UserError when it has nothing to deploy."""
+def export(path: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
+    """Writes the exports of a run folder, or of a RESULTS file, beside its RESULTS file; their paths.
+
+    UserError when it has nothing to deploy.
+    """
+    results = results_file.locate(path)
     answer = tuned.read(results)
     texts = render(answer, pick=pick, names=names)
     for warning in warnings(answer):

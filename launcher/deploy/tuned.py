@@ -72,8 +72,9 @@ def configs(pair: SavedPair) -> Configs:
     return {name: config_arguments(operation.knobs) for name, operation in pair.operations.items()}
 
 
-def read(file: Path) -> TunedResults:
-    """The answer in a RESULTS file. UserError when it cannot be read, or must not be deployed."""
+def read(path: Path) -> TunedResults:
+    """The answer in a run folder or a RESULTS file. UserError when it cannot be read, or must not be deployed."""
+    file = results_file.locate(path)
     results = results_file.read(file)
     if results.dry_run:
         raise UserError(f"{file} is a dry run: it measured no DeepEP", hint="sweep on a machine with GPUs and deep_ep")

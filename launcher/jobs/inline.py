@@ -9,7 +9,7 @@ from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
 from launcher.jobs.prepare import extend_budget
-from launcher.report.writer import report
+from launcher.report.writer import aggregate, report
 from launcher.store.attempts import begin_attempt
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
@@ -21,6 +21,13 @@ def execute(plan: Plan, folder: RunFolder, options: Options) -> int:
     status = report(folder, options)
     print(folder.report_file)
     return status if not failures or status != OK else FAILURE
+
+
+def measure_and_report(plan: Plan, folder: RunFolder, options: Options) -> list[str]:
+    """As ``execute``, printing nothing; for each shard whose ranks cannot be started, the reason."""
+    failures = measure(plan, folder, options, quiet=True)
+    aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
+    return failures
 
 
 def measure(plan: Plan, folder: RunFolder, options: Options, *, quiet: bool = False) -> list[str]:

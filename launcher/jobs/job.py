@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 
 from bench.records import Role
-from launcher import ROOT
 from launcher.config.plan import FINAL, shard_name
+from launcher.errors import ROOT
 from launcher.jobs import accounting
 from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE, TERMINATED
 from launcher.report.writer import aggregate

@@ -1,4 +1,4 @@
-"""From a Spec to a checked plan and its run folder, and the plan in words."""
+"""The run folder of a plan, and the plan in words."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from launcher.config import hardware
-from launcher.config import plan as planning
 from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS, Plan
-from launcher.config.schema import Options, Spec
+from launcher.config.schema import Options
 from launcher.errors import UserError
 from launcher.store.records_file import refuse_packed
 from launcher.store.revision import code_digest
@@ -22,39 +19,19 @@ _MAX_LINES = 20
 """Shards, and refused cells, that ``describe`` lists one by one."""
 
 
-class PlannedRun(NamedTuple):
-    """A checked plan and its run folder; no folder for a dry run."""
-
-    plan: Plan
-    folder: RunFolder | None
-
-
 def prepare(
-    spec: Spec,
-    options: Options,
-    *,
-    local: bool,
-    command: Sequence[str],
-    in_jobs: bool = False,
-    quiet: bool = False,
-) -> PlannedRun:
-    """Plans the sweep, and makes its run folder or opens the one to complete. UserError if it cannot run.
+    plan: Plan, options: Options, *, command: Sequence[str], in_jobs: bool = False, quiet: bool = False
+) -> RunFolder:
+    """Makes the run folder of a plan, or opens the one to complete. UserError if that cannot be.
 
-    ``local``: this machine measures. ``in_jobs``: other processes measure, with the run's own copy of the code.
-    ``quiet``: prints no note.
+    ``in_jobs``: other processes measure, with the run's own copy of the code. ``quiet``: prints no note.
     """
-    plan = planning.make(hardware.resolve(spec, local=local, dry_run=options.dry_run))
-    index = options.shard_index
-    if index is not None and not 0 <= index < plan.spec.num_shards:
-        raise UserError(f"shard.index must lie in 0..{plan.spec.num_shards - 1} (shard.count), got {index}")
-    if options.dry_run:
-        return PlannedRun(plan, None)
     path = Path(options.run) if options.run else None
     if path is not None and (path / "run.json").exists():
-        return PlannedRun(plan, _reopen(path, plan, options, in_jobs=in_jobs, quiet=quiet))
+        return _reopen(path, plan, options, in_jobs=in_jobs, quiet=quiet)
     if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"run={path} exists and is not a run folder", hint="name a run folder, or a path that is free")
-    return PlannedRun(plan, RunFolder.create(plan, outputs=Path(options.outputs), path=path, command=list(command)))
+    return RunFolder.create(plan, outputs=Path(options.outputs), path=path, command=list(command))
 
 
 def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: bool) -> RunFolder:

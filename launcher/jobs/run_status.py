@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from pathlib import Path
 
 import msgspec
 from rich.table import Table
@@ -13,7 +14,7 @@ from launcher.config.plan import FINAL, Plan
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
 from launcher.store.attempts import read_attempts, read_shard_attempts
-from launcher.store.records_file import read_progress
+from launcher.store.records_file import read_progress, refuse_packed
 from launcher.store.run_folder import RunFolder
 from launcher.store.submissions import Submission, read_submissions
 
@@ -69,6 +70,13 @@ class RunStatus(msgspec.Struct, frozen=True):
         left = "" if self.time_left_s is None else f", about {self.time_left_s:.0f} s left"
         silent = "; Slurm does not answer" if self.slurm_silent else ""
         return f"{self.done}/{self.planned} points, {self.failed} failures; shards: {shards}{left}{silent}"
+
+
+def read(path: Path) -> RunStatus:
+    """The status of the run in a folder. UserError if there is none, or if its records are packed."""
+    folder = RunFolder.open(path)
+    refuse_packed(folder)
+    return run_status(folder, folder.plan())
 
 
 def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None = None) -> RunStatus:

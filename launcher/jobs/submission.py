@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from launcher.config import arguments
 from launcher.config.job_options import SubmititConf
 from launcher.config.plan import FINAL, Plan
+from launcher.config.planning import plan_sweep
 from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import FAILURE, OK, USAGE, UserError
 from launcher.jobs import local, sbatch, slurm, waiting, watch
 from launcher.jobs.job import run_aggregate, run_final, run_shard
-from launcher.jobs.prepare import PlannedRun, describe, extend_budget, prepare, print_caveats
+from launcher.jobs.prepare import describe, extend_budget, prepare, print_caveats
 from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
@@ -68,23 +69,22 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
 def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[str]], settings: SubmititConf) -> int:
     waiting.check_on_interrupt(settings)
     _check_signal_delay(settings)
-    is_local = settings.cluster == "local"
-    if not is_local and not any(options.dry_run for _, options in specs):
+    is_local, is_dry = settings.cluster == "local", any(options.dry_run for _, options in specs)
+    if not is_local and not is_dry:
         slurm.require()
-    runs = [
-        (prepare(spec, options, local=is_local, command=command, in_jobs=True), options)
-        for (spec, options), command in zip(specs, commands, strict=True)
-    ]
-    for run, _ in runs:
-        print_caveats(run.plan)
-    if any(options.dry_run for _, options in runs):
-        for run, options in runs:
-            print(describe(run.plan))
-            print(format_scripts(run.plan, settings, options))
+    plans = [(plan_sweep(spec, options, local=is_local), options) for spec, options in specs]
+    for plan, _ in plans:
+        print_caveats(plan)
+    if is_dry:
+        for plan, options in plans:
+            print(describe(plan))
+            print(format_scripts(plan, settings, options))
         return OK
-    if is_local:
-        return max(local.run(run.plan, run.folder, options) for run, options in runs if run.folder)
-    return _submit_all(runs, settings)
+    runs = [
+        (plan, prepare(plan, options, command=command, in_jobs=True), options)
+        for (plan, options), command in zip(plans, commands, strict=True)
+    ]
+    return max(local.run(*run) for run in runs) if is_local else _submit_all(runs, settings)
 
 
 def _check_signal_delay(settings: SubmititConf) -> None:
@@ -97,12 +97,11 @@ def _check_signal_delay(settings: SubmititConf) -> None:
         )
 
 
-def _submit_all(runs: Sequence[tuple[PlannedRun, Options]], settings: SubmititConf) -> int:
+def _submit_all(runs: Sequence[tuple[Plan, RunFolder, Options]], settings: SubmititConf) -> int:
     """Submits every run, or none, then waits for each in turn; the highest exit status."""
     submissions: list[Submission] = []
-    folders = [(run.plan, run.folder, options) for run, options in runs if run.folder]
     try:
-        for plan, folder, options in folders:
+        for plan, folder, options in runs:
             submissions += submit(plan, folder, settings, options)
     except BaseException as error:
         slurm.cancel(submission.array_id for submission in submissions)
@@ -110,7 +109,7 @@ def _submit_all(runs: Sequence[tuple[PlannedRun, Options]], settings: SubmititCo
             raise
         print("interrupted; all submitted jobs are cancelled", file=sys.stderr)
         return FAILURE
-    return max(_follow(folder, options, settings) for _, folder, options in folders)
+    return max(_follow(folder, options, settings) for _, folder, options in runs)
 
 
 def _follow(folder: RunFolder, options: Options, settings: SubmititConf) -> int:

@@ -22,7 +22,7 @@ from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
 from launcher.store.revision import Revision
 from launcher.store.run_folder import RunFolder
-from launcher.store.versions import Version, read_version, refuse_newer
+from launcher.store.versions import Version, read_schema, refuse_newer
 
 SCHEMA: Final = "deepep-sweep/results/2"
 LIBRARY_DEFAULT: Final = "library"
@@ -334,7 +334,7 @@ def decode(file: Path, content: bytes) -> SavedResults:
     try:
         _check_format(file, content)
         refuse_newer(str(file), content, known=SCHEMA)
-        if read_version(content)[1] == Version.parse(SCHEMA):
+        if read_schema(content)[1] == Version.parse(SCHEMA):
             return msgspec.json.decode(content, type=SavedResults)
         return msgspec.convert(_upgraded(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -347,7 +347,7 @@ def _upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_format(file: Path, content: bytes) -> None:
     """UserError for JSON of another format."""
-    written, known = read_version(content)[1], Version.parse(SCHEMA)
+    written, known = read_schema(content)[1], Version.parse(SCHEMA)
     if written is None or known is None or written.format != known.format or written.major < 1:
         raise UserError(f"{file} is not a RESULTS file: its schema is not {SCHEMA}", hint="RUN/RESULTS_EP4.json is one")
 

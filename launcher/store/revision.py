@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from bench import records
-from launcher import ROOT
+from launcher.errors import ROOT
 
 _PROJECT = "pyproject.toml"
 _PACKAGES = ("bench", "launcher", "conf")

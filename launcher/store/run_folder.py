@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 
 from bench import records
-from launcher import read_version
 from launcher.config.plan import FINAL, Plan
-from launcher.errors import UserError
+from launcher.errors import UserError, read_version
 from launcher.store.files import create_unique_folder, read_json, write_json
 from launcher.store.revision import Revision, read_revision
 

@@ -26,7 +26,7 @@ class _Versioned(msgspec.Struct, frozen=True):
     schema: str = ""
 
 
-def read_version(content: bytes) -> tuple[str, Version | None]:
+def read_schema(content: bytes) -> tuple[str, Version | None]:
     """The ``schema`` member of a JSON object, as text and parsed. msgspec.DecodeError when there is no object."""
     schema = msgspec.json.decode(content, type=_Versioned).schema
     return schema, Version.parse(schema)
@@ -34,7 +34,7 @@ def read_version(content: bytes) -> tuple[str, Version | None]:
 
 def refuse_newer(name: str, content: bytes, *, known: str) -> None:
     """UserError where ``content`` has a newer major version than ``known``. ``name`` is that of the file."""
-    schema, written = read_version(content)
+    schema, written = read_schema(content)
     newest = Version.parse(known)
     if written is not None and newest is not None and written.format == newest.format and written > newest:
         raise UserError(

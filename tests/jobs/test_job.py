@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import plan
+from launcher.config import planning
 from launcher.config.plan import Plan
 from launcher.errors import FAILURE
 from launcher.jobs import job, sbatch
@@ -36,7 +36,7 @@ job.{job.run_shard.__name__}(sys.argv[1], 0, True)
 @pytest.mark.slow  # runs a shard in a process of its own
 def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_path: Path):
     small = ("hardware=cpu", "backend=alltoall", "workload=small", "grid=smoke", "measure=quick")
-    folder = RunFolder.create(plan.make(spec(*small)), outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
+    folder = RunFolder.create(planning.make(spec(*small)), outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
 
     def tried() -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", OUT_OF_TIME, str(folder.path)]

@@ -13,7 +13,7 @@ from bench.supervisor import Task
 from launcher.analysis.choice import Choice, choose
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.pairs import Pair
-from launcher.config import plan as planning
+from launcher.config import planning
 from launcher.config.plan import FINAL, Plan
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing, shard

@@ -16,7 +16,7 @@ from bench.records import (
     Measured,
     Op,
 )
-from launcher.config import plan
+from launcher.config import planning
 from launcher.config.plan import FINAL
 from launcher.store.records_file import open_appender, read_shard_records
 from launcher.store.run_folder import RunFolder
@@ -77,7 +77,9 @@ class StopAfter:
 @STARTS_RANKS
 @pytest.mark.parametrize("index", [0, FINAL])
 def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: Path, index: int) -> None:
-    folder = RunFolder.create(plan.make(spec(*SWEEP, "search.final_groups=2")), outputs=tmp_path, path=None, command=[])
+    folder = RunFolder.create(
+        planning.make(spec(*SWEEP, "search.final_groups=2")), outputs=tmp_path, path=None, command=[]
+    )
     run: Callable[..., bool] = final.run if index == FINAL else partial(shard.run, index=0)
     if index == FINAL:
         assert shard.run(folder, 0)
@@ -95,7 +97,7 @@ def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: 
 @STARTS_RANKS
 def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp_path: Path) -> None:
     settings = ("search.final_groups=2", "faults=['exception@0:dispatch_full/bf16/num_slices=2']")
-    folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
+    folder = RunFolder.create(planning.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert shard.run(folder, 0)
     assert final.run(folder)
     whole = [one for one in read_shard_records(folder, FINAL) if one.point.op is Op.DISPATCH_FULL]
@@ -109,6 +111,6 @@ def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp
 def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
     patient = ("measure.deadline_s=30", "measure.startup_s=30")
     settings = ("search.final_groups=0", "search.budget_s=8", *patient, "faults=['hang@0:num_slices=']")
-    folder = RunFolder.create(plan.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
+    folder = RunFolder.create(planning.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert not shard.run(folder, 0)
     assert not [one for one in read_shard_records(folder, 0) if isinstance(one.outcome, Failed)]

@@ -16,7 +16,7 @@ import msgspec
 import pynvml
 
 from bench.faults import Fault
-from launcher import read_version
+from launcher.errors import read_version
 from launcher.store import revision
 from launcher.store.files import Appender
 from launcher.text import utc

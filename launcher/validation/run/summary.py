@@ -9,8 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import read_version
-from launcher.errors import UserError
+from launcher.errors import UserError, read_version
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState, SlurmSilentError
 from launcher.store.files import write_atomic
