@@ -87,7 +87,7 @@ def test_the_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: Path) 
 
 
 def test_the_installed_code_runs_and_not_that_of_the_checkout(script: Script, environment: Path) -> None:
-    root = script("python", "-P", "-c", "import launcher; print(launcher.ROOT)").stdout.strip()
+    root = script("python", "-P", "-c", "from launcher import errors; print(errors.ROOT)").stdout.strip()
     assert Path(root).is_relative_to(environment)
 
 
