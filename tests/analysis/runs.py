@@ -161,7 +161,7 @@ def chosen(**changes: Any) -> Results:
 
 
 def beside_gemms(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> list[Overlap]:
-    """Pairs by num_sms, with what each pass beside GEMMs took; the pair alone takes 100 us."""
+    """Pairs by num_sms, with the overlapped time of each pass; isolated, the pair takes 100 us."""
     found = []
     for num_sms, times in passes.items():
         mean = float(np.exp(np.log(times).mean()))

@@ -1,4 +1,4 @@
-"""Which pair is the best beside GEMMs, and how sure that is."""
+"""Which pair is the best overlapped with GEMMs, and how sure that is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs at their power cap: what comes and goes with it must not decide which config runs best beside GEMMs."""
+"""GPUs at their power cap: what comes and goes with it must not decide which config runs best overlapped with GEMMs."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ OUTCOMES = {
 def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
     outcome: str | None, tmp_path: Path
 ) -> None:
-    """Every point has a record; what lacks are later rounds, or the passes beside GEMMs."""
+    """Every point has a record; what lacks are later rounds, or the overlapped passes."""
     folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
     with open_appender(folder, 0) as appender:
         for line in LINES:
