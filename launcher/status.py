@@ -60,7 +60,10 @@ def _show(given: list[str]) -> int:
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(status), indent=1).decode())
     else:
-        Console(highlight=False).print(run_status.table(status))
+        console = Console(highlight=False)
+        with console.capture() as capture:  # rich itself would exit with 1 where nobody reads
+            console.print(run_status.table(status))
+        print(capture.get(), end="")
     return errors.OK
 
 

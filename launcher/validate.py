@@ -138,8 +138,11 @@ def _report(given: list[str]) -> int:
 
 def _quote(argument: str) -> str:
     """``nodes=gpu[1-4]`` as ``nodes='gpu[1-4]'``: a shell removes the quotes that Hydra needs; a path likewise."""
+    from launcher.config.arguments import quote
+
     key, equals, value = argument.partition("=")
-    return f"{key}='{value}'" if key in ("nodes", "report") and equals and value[:1] not in ("'", '"') else argument
+    is_bare = key in ("nodes", "report") and equals and value[:1] not in ("'", '"')
+    return f"{key}={quote(value)}" if is_bare else argument
 
 
 def _validate_here(configs: Sequence[DictConfig]) -> int:

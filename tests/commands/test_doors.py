@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT
 
 COMMANDS = ("sweep", "resume", "status", "aggregate", "export", "publish", "compare", "validate")
@@ -149,9 +150,10 @@ def test_a_reader_that_has_gone_leaves_no_traceback(
     assert (process.returncode, process.stdout) == (3 if name == "validate" else 141, "")
 
 
-def test_results_that_nobody_reads_leave_no_traceback(start: Start, unread: int) -> None:
+def test_results_that_nobody_reads_leave_no_traceback(start: Start, unread: int, folder: RunFolder) -> None:
     run = str(RESULTS.parent)
     for name, *arguments in (
+        ("status", str(folder.path)),
         ("compare", run, run),
         ("compare", run, run, "--json"),
         ("publish", run),
