@@ -53,8 +53,9 @@ Description
 Exit status
   0  nothing is worse
   1  B is worse
-  2  usage: refused, nothing was compared
+  2  usage: refused, nothing was compared; or the output could not be written
   3  nothing is worse, but B lacks points or a final
+  130  interrupted
 
 Examples
   python -m launcher.compare outputs/before outputs/after
@@ -66,11 +67,13 @@ See also
 """
 
 _TOLERANCE = 0.02
+_STATUSES = errors.Statuses(unwritten=errors.USAGE)
+"""1 means that B is worse, which an output that cannot be written must not say."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status."""
-    return errors.run(lambda: MANUAL, _compare, arguments, needs_arguments=True)
+    return errors.run(lambda: MANUAL, _compare, arguments, needs_arguments=True, statuses=_STATUSES)
 
 
 def _compare(given: list[str]) -> int:
@@ -102,7 +105,12 @@ def _parse(given: list[str]) -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
     form.add_argument("--markdown", action="store_true")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if not 0 <= options.tolerance < 1:
+        raise errors.UserError(
+            f"--tolerance must be at least 0 and below 1, got {options.tolerance:g}", hint="0.02 is two percent"
+        )
+    return options
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -64,6 +65,8 @@ class Statuses(NamedTuple):
 
 _STATUSES = Statuses()
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
 
 def run(
     page: Callable[[], str],
@@ -89,6 +92,10 @@ def run(
         broken = _flush(statuses) or (statuses.unread if _is_unread() else None)
         if broken is not None and isinstance(error, (OSError, SystemExit)):  # rich exits where it cannot write
             return broken
+        if isinstance(error, OSError) and error.errno in _FULL and _is_full():
+            UserError(f"cannot write the output: {error.strerror}").show()
+            _discard(sys.stdout)
+            return statuses.unwritten
         if crashed is None:
             raise
         status = crashed()
@@ -143,8 +150,22 @@ def _is_unread() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def _is_full() -> bool:
+    """Whether stdout takes no more, as on a full disk: an error of a file's writer says nothing of stdout."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError as error:
+        return error.errno in _FULL
+    return False
+
+
+def _discard(stream: TextIO) -> None:
+    """Sends what a stream still holds nowhere: Python would complain when it ends, and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _flush(statuses: Statuses) -> int | None:
-    """None once all output is written, else a status. Python would complain when it ends, and exit with 120."""
+    """None once all output is written, else a status."""
     status = None
     for stream in _streams():
         try:
@@ -156,7 +177,7 @@ def _flush(statuses: Statuses) -> int | None:
             status = statuses.unwritten
         else:
             continue
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _discard(stream)
     return status
 
 

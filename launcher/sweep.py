@@ -30,7 +30,7 @@ def sweep(given: Sequence[str]) -> int:
 
     given = arguments.complete_arguments(arguments.parse_flags("launcher.sweep", given))
     arguments.make_output_folder(given)
-    return compose.run("sweep", given, lambda every: max(map(_measure, every), default=errors.OK))
+    return compose.run("sweep", given, _measure)
 
 
 def _measure(composed: Composed) -> int:
@@ -40,11 +40,12 @@ def _measure(composed: Composed) -> int:
 
     spec, options = schema.spec_from(composed.config)
     plan = planning.plan_sweep(spec, options, local=True)
-    prepare.print_caveats(plan)
     if options.dry_run:
+        prepare.print_caveats(plan)
         print(prepare.describe(plan))
         return errors.OK
     folder = prepare.prepare(plan, options, command=composed.command)
+    prepare.print_caveats(plan)
     print(f"run folder: {folder.path}", file=sys.stderr)
     try:
         return inline.execute(plan, folder, options)

@@ -119,7 +119,14 @@ def _run(given: list[str]) -> int:
 
     given = arguments.complete_arguments([_quote(argument) for argument in given], toy=_QUICK)
     arguments.make_output_folder(given)
-    return compose.run("validate", given, lambda every: _validate_here([composed.config for composed in every]))
+    configs: list[DictConfig] = []
+
+    def collect(composed: compose.Composed) -> int:
+        """Keeps it: all are checked before the first is measured."""
+        configs.append(composed.config)
+        return errors.OK
+
+    return compose.run("validate", given, collect) or _validate_here(configs)
 
 
 def _report(given: list[str]) -> int:

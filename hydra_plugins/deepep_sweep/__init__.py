@@ -24,6 +24,7 @@ class SubmititLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Launches a sweep or a validation for each configuration. Exits unless the status is 0."""
+        from launcher.config.compose import LauncherExit, running_command
         from launcher.config.job_options import SubmititConf
         from launcher.jobs import submission
         from launcher.validation.run import on_slurm
@@ -35,8 +36,8 @@ class SubmititLauncher(Launcher):
         configs = [
             self._context.config_loader.load_sweep_config(self._config, list(overrides)) for overrides in job_overrides
         ]
-        launch = on_slurm.launch if self._config.hydra.job.config_name == "validate" else submission.launch
+        launch = on_slurm.launch if running_command() == "validate" else submission.launch
         status = launch(configs, SubmititConf(**settings))
         if status:
-            raise SystemExit(status)
+            raise LauncherExit(status)
         return []

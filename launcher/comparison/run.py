@@ -14,7 +14,7 @@ from bench.records import Dtype, Op, Point
 from bench.workload import Workload
 from launcher.errors import UserError
 from launcher.store import results_file
-from launcher.store.results_file import SavedLibrary, SavedMeasurement, SavedPair, SavedResults
+from launcher.store.results_file import LIBRARY_DEFAULT, SavedLibrary, SavedMeasurement, SavedPair, SavedResults
 from launcher.text import knobs_text, one_line
 
 _MUST_AGREE = ("ep", "shared_gpus", "dry_run")
@@ -84,7 +84,9 @@ def compared_run(file: Path, results: SavedResults) -> ComparedRun:
 
 
 def _picks(library: SavedLibrary) -> dict[str, Pick]:
-    pairs = {"default": library.default, "optimal": library.optimal, _OVERLAPPED: library.picks.get(_OVERLAPPED)}
+    pairs = {"default": library.default}
+    pairs |= {f"default of {name}": pair for name, pair in library.defaults.items() if name != LIBRARY_DEFAULT}
+    pairs |= {"optimal": library.optimal, _OVERLAPPED: library.picks.get(_OVERLAPPED)}
     picks = {name: _pick(pair) for name, pair in pairs.items() if pair is not None}
     overlapped = pairs[_OVERLAPPED]
     if overlapped is not None:
@@ -124,7 +126,8 @@ def facts(run: ComparedRun) -> dict[str, str]:
     values["hosts.hostname"] = ", ".join(sorted({host.hostname for host in hosts}))
     values["hosts.gpu_uuids"] = ", ".join(sorted({uuid for host in hosts for uuid in host.gpu_uuids}))
     values["hosts.python"] = ", ".join(sorted({host.python for host in hosts}))
-    values |= {f"hardware.{name}": value for name, value in msgspec.to_builtins(results.hardware).items()}
+    hardware = msgspec.to_builtins(results.hardware)
+    values |= {f"hardware.{name}": value for name, value in hardware.items() if name != "peak_gb_per_s"}  # derived
     values |= {f"revision.{name}": value for name, value in msgspec.to_builtins(results.revision).items()}
     values |= {"workload.name": results.workload.name, "command": shlex.join(results.command)}
     return {name: "unknown" if value is None else str(value) for name, value in values.items()}

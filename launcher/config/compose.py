@@ -24,6 +24,7 @@ from launcher.errors import OK, ROOT, UserError
 
 _CONF = str(ROOT / "conf")
 _VERSION_BASE = "1.3"
+_running = ["sweep"]
 
 
 class Composed(NamedTuple):
@@ -71,25 +72,44 @@ def _user_errors(name: str) -> Iterator[None]:
         raise UserError(arguments.one_line_message(error), hint=hint) from None
 
 
-def run(name: str, given: Sequence[str], body: Callable[[list[Composed]], int]) -> int:
-    """The exit status of a command line that Hydra reads: that of ``body``, or of the launcher that submitted jobs.
+class LauncherExit(SystemExit):
+    """Ends a command with the exit status of a launcher that ran its jobs elsewhere."""
 
-    ``body`` gets every configuration that this process has to run. UserError when Hydra refuses an argument.
+
+def run(name: str, given: Sequence[str], body: Callable[[Composed], int]) -> int:
+    """The exit status of a command line that Hydra reads: the highest of ``body``, or that of a launcher.
+
+    Hydra calls ``body`` for each configuration that this process has to run, in a job of its own, where
+    ``hydra.job.env_set``, ``chdir`` and callbacks are in force. UserError when Hydra refuses an argument, or from
+    ``body``; then no further configuration is run.
     """
     schema.register()
     job_options.register()
     sys.argv[1:] = given  # where Hydra and arguments.command_line read them
-    composed: list[Composed] = []
+    statuses: list[int] = []
+    refusals: list[UserError] = []
+    _running[:] = [name]
 
-    def collect(config: DictConfig) -> None:
-        """Hydra's basic launcher calls it for each configuration."""
+    def job(config: DictConfig) -> None:
+        """Hydra's basic launcher calls it for each configuration, and a launcher of ours never."""
         overrides = HydraConfig.get().overrides
-        composed.append(Composed(config, arguments.command_line(overrides.task, overrides.hydra)))
+        try:
+            statuses.append(body(Composed(config, arguments.command_line(overrides.task, overrides.hydra))))
+        except UserError as error:
+            refusals.append(error)
+            raise LauncherExit from None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
     try:
         with _user_errors(name):
-            hydra.main(version_base=_VERSION_BASE, config_path=_CONF, config_name=name)(collect)()
-    except SystemExit as end:
+            hydra.main(version_base=_VERSION_BASE, config_path=_CONF, config_name=name)(job)()
+    except LauncherExit as end:
+        if refusals:
+            raise refusals[0] from None
         return end.code if isinstance(end.code, int) else OK
-    return body(composed)
+    return max(statuses, default=OK)
+
+
+def running_command() -> str:
+    """The name of the command whose line Hydra reads now, ``sweep`` or ``validate``, for the launchers."""
+    return _running[0]

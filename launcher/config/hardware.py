@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+from pathlib import Path
 
 import msgspec
 import yaml
@@ -94,7 +96,7 @@ def _refuse_missing_gpus(spec: Spec) -> None:
 def resolve_backend(name: str, hardware: Hardware, *, local: bool, dry_run: bool = False) -> str:
     """The named backend, or for ``auto`` the one that this hardware can run. UserError as in ``resolve``."""
     on_gpu = hardware.name != "cpu"
-    is_importable = dry_run or importlib.util.find_spec("deep_ep") is not None
+    is_importable = dry_run or _is_importable("deep_ep")
     if name == "deepep" and not on_gpu:
         raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
     if name == "deepep" and local and not is_importable:
@@ -108,3 +110,14 @@ def resolve_backend(name: str, hardware: Hardware, *, local: bool, dry_run: bool
     if not local:
         raise UserError("backend=auto found no GPU", hint="backend=alltoall tests the path on CPUs")
     return "alltoall"
+
+
+def _is_importable(name: str) -> bool:
+    """Whether ranks can import a package. They do not look in the working directory, which ``python -m`` does."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return False
+    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    search_path = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    here = Path.cwd()
+    return here in search_path or not all(Path(place).resolve().parent in (here, here / name) for place in places)

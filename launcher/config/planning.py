@@ -48,6 +48,7 @@ def make(spec: Spec) -> Plan:
     check_spec(spec)
     check_workload(backend, facts)
     anchors = _defaults(spec, backend, Role.ANCHOR)
+    candidates = _candidates(spec, backend, facts)
     grid = [(op, knobs, Role.GRID) for op in _PAIR for knobs in _cells(spec, backend, op)]
     tuning = [(op, knobs, Role.UPSTREAM) for op in _PAIR for knobs in backend.own_tuning(op) if spec.search.own_tuning]
     allowed, refused = [], []
@@ -57,7 +58,7 @@ def make(spec: Spec) -> Plan:
             refused.append(Refused(op, knobs, violations))
         else:
             allowed.append(_candidate(spec, backend, op, knobs, role))
-    cells = _distinct([*_candidates(spec, backend, facts), *allowed], without=anchors)
+    cells = _distinct([*candidates, *allowed], without=anchors)
     if refused and not any(cell.role is Role.GRID for cell in cells):
         first = refused[0].violations[0]
         raise UserError(f"every cell of the grid is refused; the first: {first}", hint=first.hint)

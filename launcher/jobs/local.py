@@ -28,7 +28,7 @@ _DAY_MIN = 24 * 60
 def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Measures each shard that lacks points in a process of its own, then reports here; the exit status."""
     extend_budget(plan, folder)
-    snapshot_code(folder.code)
+    snapshot_code(folder.code, renew=options.allow_other_code)
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
     incomplete = [index for index in indices if not shard.is_complete(plan, folder, index)]
     has_final = plan.has_final and options.shard_index is None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS, Plan
+from launcher.config.plan import FINALISTS_PER_GROUP, NOT_A_MEASUREMENT, SHARED_GPUS, Plan
 from launcher.config.schema import Options
 from launcher.errors import UserError
 from launcher.store.records_file import refuse_packed
-from launcher.store.revision import code_digest
+from launcher.store.revision import can_run_jobs, code_digest
 from launcher.store.run_folder import RunFolder
 from launcher.text import knobs_text
 
@@ -38,12 +39,17 @@ def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: b
     """The folder of an earlier command. UserError if other code or another configuration began the run."""
     folder = RunFolder.open(path)
     refuse_packed(folder)
-    runs_copy = in_jobs and folder.code.is_dir()  # jobs run the code that the run began with
-    begun, code = folder.manifest().revision, code_digest()
-    if not runs_copy and begun.code != code and not _allows_other_code(options, quiet=quiet):
+    has_copy = in_jobs and folder.code.is_dir()  # jobs run the code that the run began with
+    if has_copy:
+        _check_copy(folder, options)
+    else:
+        _check_code(folder, options, quiet=quiet)
+    num_finalists = folder.earlier_options().finalists_per_group
+    if num_finalists != FINALISTS_PER_GROUP:
         raise UserError(
-            f"{path} was begun by other code of this program ({begun.commit or begun.code}) than this, {code}",
-            hint="resume it with that version; allow_other_code=true where the change touches no measurement",
+            f"{path} was planned with search.finalists_per_group={num_finalists}, which this version fixes at "
+            f"{FINALISTS_PER_GROUP}",
+            hint="resume it with the version that began it, which run.json names",
         )
     if folder.plan().id != plan.id:  # an id of its plan.json by this version: options come and go
         raise UserError(
@@ -51,6 +57,27 @@ def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: b
             hint=f"repeat its own command, which run.json names, with run={path}",
         )
     return folder
+
+
+def _check_copy(folder: RunFolder, options: Options) -> None:
+    """UserError if the run's copy of the code is of a version whose jobs this one cannot start."""
+    if not can_run_jobs(folder.code) and not options.allow_other_code:
+        run = shlex.quote(str(folder.path.resolve()))
+        raise UserError(
+            f"{folder.path} was begun by an earlier version, whose jobs this one cannot start",
+            hint=f"resume it with its own code: cd {run}/code && python -m launcher.resume {run}; "
+            "allow_other_code=true completes it with this version",
+        )
+
+
+def _check_code(folder: RunFolder, options: Options, *, quiet: bool) -> None:
+    """UserError if other code of this program began the run."""
+    begun, code = folder.manifest().revision, code_digest()
+    if begun.code != code and not _allows_other_code(options, quiet=quiet):
+        raise UserError(
+            f"{folder.path} was begun by other code of this program ({begun.commit or begun.code}) than this, {code}",
+            hint="resume it with that version; allow_other_code=true where the change touches no measurement",
+        )
 
 
 def _allows_other_code(options: Options, *, quiet: bool) -> bool:

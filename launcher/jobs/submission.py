@@ -73,18 +73,25 @@ def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[s
     if not is_local and not is_dry:
         slurm.require()
     plans = [(plan_sweep(spec, options, local=is_local), options) for spec, options in specs]
-    for plan, _ in plans:
-        print_caveats(plan)
     if is_dry:
-        for plan, options in plans:
-            print(describe(plan))
-            print(format_scripts(plan, settings, options))
-        return OK
+        return _preview(plans, settings)
     runs = [
         (plan, prepare(plan, options, command=command, in_jobs=True), options)
         for (plan, options), command in zip(plans, commands, strict=True)
     ]
+    for plan, _ in plans:
+        print_caveats(plan)
     return max(local.run(*run) for run in runs) if is_local else _submit_all(runs, settings)
+
+
+def _preview(plans: Sequence[tuple[Plan, Options]], settings: SubmititConf) -> int:
+    """Prints every plan with its sbatch scripts; nothing is submitted."""
+    for plan, _ in plans:
+        print_caveats(plan)
+    for plan, options in plans:
+        print(describe(plan))
+        print(format_scripts(plan, settings, options))
+    return OK
 
 
 def _check_signal_delay(settings: SubmititConf) -> None:
@@ -228,7 +235,7 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Optio
     with lock_submissions(folder):
         _refuse_running(folder)
         extend_budget(plan, folder)
-        snapshot_code(folder.code)
+        snapshot_code(folder.code, renew=options.allow_other_code)
         missing = find_missing(plan, folder, options)
         try:
             for array in plan_jobs(plan, folder, missing, settings, options):

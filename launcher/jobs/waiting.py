@@ -15,7 +15,7 @@ from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 8.0
-"""The pause between two looks doubles while no job changes its state."""
+"""The pause between two looks doubles while no job changes its state, except on a terminal."""
 
 _LOST_AFTER = 5
 """Looks in a row at which Slurm does not know how a job ended, before that job counts as over."""
@@ -55,7 +55,7 @@ def wait(look: Callable[[], S], render: Callable[[S], RenderableType]) -> S:
     every 15 s.
     """
     pause_s, states, num_lost = _FIRST_PAUSE_S, "", 0
-    with _display(render) as show:
+    with _display(render) as (show, longest_pause_s):
         while True:
             status = look()
             show(status)
@@ -63,7 +63,7 @@ def wait(look: Callable[[], S], render: Callable[[S], RenderableType]) -> S:
                 return status
             num_lost = num_lost + 1 if status.is_over else 0
             is_quiet = status.states == states and not num_lost
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if is_quiet else _FIRST_PAUSE_S
+            pause_s = min(2 * pause_s, longest_pause_s) if is_quiet else _FIRST_PAUSE_S
             states = status.states
             time.sleep(pause_s)
 
@@ -88,13 +88,14 @@ def should_cancel(settings: SubmititConf) -> bool:
 
 
 @contextlib.contextmanager
-def _display(render: Callable[[S], RenderableType]) -> Iterator[Callable[[S], None]]:
+def _display(render: Callable[[S], RenderableType]) -> Iterator[tuple[Callable[[S], None], float]]:
+    """How a status is shown, and the longest pause between two: on a terminal somebody watches the points."""
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            yield lambda status: live.update(render(status))
+            yield lambda status: live.update(render(status)), _FIRST_PAUSE_S
         return
-    yield _LinePrinter().show
+    yield _LinePrinter().show, _LONGEST_PAUSE_S
 
 
 class _LinePrinter:

@@ -67,10 +67,10 @@ def _library(results: Results) -> SavedLibrary:
     """The answer for the library of this run."""
     choice, name = results.choice, results.plan.spec.backend
     versions = {} if results.environment is None else results.environment.versions
-    packages = [package for package in BACKENDS[name].packages if package != "torch"]
+    package = next(package for package in BACKENDS[name].packages if package != "torch")
     return SavedLibrary(
         name=name,
-        version=next((versions[package] for package in packages if package in versions), None),
+        version=versions.get(package),
         defaults={} if choice.default is None else {LIBRARY_DEFAULT: _pair(choice.default)},
         optimal=_pair_or_none(choice.optimal),
         worst=_pair_or_none(choice.worst),

@@ -42,6 +42,19 @@ _OF_LIBRARY = (
     *("backend", "default", "optimal", "worst", "tied", "verdict", "speedup_over_default"),
     *("pareto", "best_per_shared", "picks", "own_tuning", "overlapped"),
 )
+_ABSENT: Plain = {
+    "started": None,
+    "ended": None,
+    "revision": {"commit": None, "dirty": None, "code": "unknown"},
+    "hardware": {"name": "unknown"},
+    "hosts": [],
+    "cost": {"wall_s": 0.0, "busy_s": 0.0, "startup_s": 0.0},
+    "traffic_tokens": [],
+    "failures": [],
+    "missing": [],
+}
+"""For members that exports and the library never needed: a trimmed file of the old format still loads."""
+
 _PACKAGE = {"deepep": "deep_ep", "alltoall": "nccl"}
 """Where a library's version stands among the versions of the environment."""
 
@@ -58,11 +71,15 @@ def upgrade(document: Mapping[str, Any]) -> Plain:
 
 def _upgrade(document: Mapping[str, Any]) -> Plain:
     kept = {name: value for name, value in document.items() if name not in _OF_LIBRARY}
-    return kept | {
-        "libraries": [_library(document)],
-        "baselines": [_measurement(value) for value in document["baselines"]],
-        "measurements": [_measurement(value) for value in document["measurements"]],
-    }
+    return (
+        _ABSENT
+        | kept
+        | {
+            "libraries": [_library(document)],
+            "baselines": [_measurement(value) for value in document.get("baselines", [])],
+            "measurements": [_measurement(value) for value in document.get("measurements", [])],
+        }
+    )
 
 
 def _library(document: Mapping[str, Any]) -> Plain:
@@ -70,17 +87,17 @@ def _library(document: Mapping[str, Any]) -> Plain:
     return {
         "name": document["backend"],
         "version": versions.get(_PACKAGE.get(document["backend"], "")),
-        "defaults": {} if document["default"] is None else {"library": _pair(document["default"])},
+        "defaults": {} if document.get("default") is None else {"library": _pair(document.get("default"))},
         "optimal": _pair(document["optimal"]),
-        "worst": _pair(document["worst"]),
-        "tied": [_pair(value) for value in document["tied"]],
+        "worst": _pair(document.get("worst")),
+        "tied": [_pair(value) for value in document.get("tied", [])],
         "verdict": document["verdict"],
-        "speedup_over_default": document["speedup_over_default"],
-        "pareto": [_pair(value) for value in document["pareto"]],
-        "best_per_shared": [_pair(value) for value in document["best_per_shared"]],
+        "speedup_over_default": document.get("speedup_over_default"),
+        "pareto": [_pair(value) for value in document.get("pareto", [])],
+        "best_per_shared": [_pair(value) for value in document.get("best_per_shared", [])],
         "picks": {name: _pair(value) for name, value in document["picks"].items()},
-        "own_tuning": _pair(document["own_tuning"]),
-        "overlapped": [_overlap(value) for value in document["overlapped"]],
+        "own_tuning": _pair(document.get("own_tuning")),
+        "overlapped": [_overlap(value) for value in document.get("overlapped", [])],
     }
 
 

@@ -14,6 +14,7 @@ from launcher.errors import ROOT
 
 _PROJECT = "pyproject.toml"
 _PACKAGES = ("bench", "launcher", "conf")
+_JOB_MODULES = ("launcher/jobs/job.py", "launcher/validation/run/node_jobs.py")
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -40,21 +41,30 @@ def read_revision() -> Revision:
     return Revision(commit, dirty, code)
 
 
-def code_digest() -> str:
-    """A hash over names and contents of the Python and YAML files of bench, launcher and conf."""
+def code_digest(root: Path = ROOT) -> str:
+    """A hash over names and contents of the Python and YAML files of bench, launcher and conf below ``root``."""
     files = sorted(
-        file for package in _PACKAGES for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".yaml")
+        file for package in _PACKAGES for file in (root / package).rglob("*") if file.suffix in (".py", ".yaml")
     )
-    return records.digest([[str(file.relative_to(ROOT)), file.read_text()] for file in files])
+    return records.digest([[str(file.relative_to(root)), file.read_text()] for file in files])
 
 
-def snapshot_code(to: Path) -> None:
+def can_run_jobs(code: Path) -> bool:
+    """Whether a copy of the code has the modules whose functions this version submits as jobs."""
+    return all((code / module).is_file() for module in _JOB_MODULES)
+
+
+def snapshot_code(to: Path, *, renew: bool = False) -> None:
     """Copies the packages that a job needs: a node runs the code of the submission, whatever changes here later.
 
-    An existing copy is kept: a resumed run must not mix two versions of the program.
+    An existing copy is kept: a resumed run must not mix two versions of the program. With ``renew`` a copy of other
+    code gets a number behind its name, and makes way.
     """
     if to.is_dir():
-        return
+        if not renew or code_digest(to) == code_digest():
+            return
+        number = 1 + len(list(to.parent.glob(f"{to.name}.*")))
+        to.rename(to.with_name(f"{to.name}.{number}"))
     ignore = shutil.ignore_patterns("__pycache__")
     partial = to.with_name(f".{to.name}.{os.getpid()}")
     for package in (*_PACKAGES, "hydra_plugins"):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench import records
-from launcher.config.plan import FINAL, Plan
+from launcher.config.plan import FINAL, FINALISTS_PER_GROUP, Plan
 from launcher.errors import UserError, read_version
 from launcher.store.files import create_unique_folder, read_json, write_json
 from launcher.store.revision import Revision, read_revision
@@ -30,6 +30,20 @@ class Manifest(msgspec.Struct, frozen=True):
     plan_id: str
     timing: int = 1
     """bench.records.TIMING of the program; older versions did not write it."""
+
+
+class EarlierOptions(msgspec.Struct, frozen=True):
+    """Options of earlier versions that decided which points a run measures, with the values that hold now."""
+
+    finalists_per_group: int = FINALISTS_PER_GROUP
+
+
+class _EarlierSpec(msgspec.Struct, frozen=True):
+    search: EarlierOptions
+
+
+class _EarlierPlan(msgspec.Struct, frozen=True):
+    spec: _EarlierSpec
 
 
 class RunFolder:
@@ -113,6 +127,10 @@ class RunFolder:
     def manifest(self) -> Manifest:
         """The origin of the run: command, code and plan."""
         return read_json(self.manifest_file, Manifest)
+
+    def earlier_options(self) -> EarlierOptions:
+        """The options in plan.json that this version does not have any more."""
+        return read_json(self.plan_file, _EarlierPlan).spec.search
 
     def plan(self) -> Plan:
         """The plan of the run."""

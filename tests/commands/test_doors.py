@@ -165,10 +165,13 @@ def test_results_that_nobody_reads_leave_no_traceback(start: Start, unread: int,
         assert not re.search("Traceback|Exception|Error", process.stderr)
 
 
-def test_a_full_disk_behind_stdout_is_an_error_in_one_line(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("words", "status"), [("aggregate --help", 1), ("compare RUN RUN", 2), ("compare RUN RUN --json", 2)]
+)
+def test_a_full_disk_behind_stdout_is_an_error_in_one_line(words: str, status: int, start: Start) -> None:
     with Path("/dev/full").open("w") as full:
-        process = start("aggregate", "--help", stdout=full)
-    assert process.returncode == 1
+        process = start(*words.replace("RUN", str(RESULTS.parent)).split(), stdout=full)
+    assert process.returncode == status
     assert process.stderr == "error: cannot write the output: No space left on device\n"
 
 

@@ -106,7 +106,7 @@ def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: 
     assert library["verdict"]["ci95"][0] <= library["verdict"]["ratio"] <= library["verdict"]["ci95"][1]
     said = (folder / "OPTIMAL_CONFIGS.md").read_text()
     ending = "spent search.budget_s before its search was complete; resume with a larger one"
-    assert f"{ending}.** This is the best answer so" in said
+    assert f"{ending}.** These are the best configs so far" in said
 
     resumed = run_module("launcher.resume", str(folder), "search.budget_s=32")
     assert resumed.returncode in (0, 3), resumed.stderr

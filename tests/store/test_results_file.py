@@ -80,7 +80,8 @@ def test_a_run_of_two_libraries_is_compared_exported_and_published_by_name(tmp_p
     file.write_bytes(results_file.encode(two_libraries()))
     assert results_file.read(file) == two_libraries()
     picks = compared_run(file, results_file.read(file)).picks
-    assert list(picks) == [f"{name} {pick}" for name in ("deepep_v2", "deepep") for pick in PICKS]
+    second = ["deepep_v2 default", "deepep_v2 default of vllm", "deepep_v2 optimal", "deepep_v2 overlapped"]
+    assert list(picks) == [*second, *(f"deepep {pick}" for pick in PICKS)]
     assert compare.main([str(file), str(file)]) == 0
     exports = exporting.export(file, names=["shim"])
     assert "'num_sms': 128" in exports[0].read_text()

@@ -51,6 +51,9 @@ class Suite:
         self._node = node or socket.gethostname()
         self._started, self._began = time.time(), time.monotonic()
         self._faults = select_faults(spec.faults, self._node)
+        of_ranks = [text for text in self._faults if parse_kind(text) not in (*MACHINE_FAULTS, DIE)]
+        self._rank_faults = [Fault.parse(text) for text in of_ranks]
+        self._deadly_phases = {text.split(":", 1)[1] for text in self._faults if parse_kind(text) == DIE}
         self._readings = self._inject_faults(readings or Nvml())
         self._suite_runs: list[SuiteRun] = []
 
@@ -59,14 +62,6 @@ class Suite:
         if not faults:
             return readings
         return FaultyReadings(readings, faults, num_gpus=self._spec.gpus, hardware=self._spec.hardware)
-
-    @property
-    def _rank_faults(self) -> list[Fault]:
-        return [Fault.parse(text) for text in self._faults if parse_kind(text) not in (*MACHINE_FAULTS, DIE)]
-
-    @property
-    def _deadly_phases(self) -> set[str]:
-        return {text.split(":", 1)[1] for text in self._faults if parse_kind(text) == DIE}
 
     def run(self) -> Node:
         """The node with its verdict, as written to NODE.json."""

@@ -14,6 +14,7 @@ from rich.spinner import Spinner
 from launcher.errors import UserError
 from launcher.jobs import slurm, waiting
 from launcher.jobs.slurm import JobState, SlurmSilentError
+from launcher.store.revision import can_run_jobs
 from launcher.validation.run import node_jobs
 from launcher.validation.run.folder import Order, Skip, ValidationFolder
 from launcher.validation.run.lanes import Lanes
@@ -110,6 +111,8 @@ class _Watch:
         order = self._order
         if order.deadline is None or time.time() > order.deadline:
             return  # the new job could not begin in time
+        if not can_run_jobs(self._folder.code):
+            return  # an earlier version began the run, and its copy of the code does not know our jobs
         old, new = order.jobs[node], node_jobs.submit_node(self._folder, order, node)
         try:
             is_withdrawn = slurm.withdraw(old)
