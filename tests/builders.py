@@ -32,10 +32,9 @@ from bench.records import (
     Traffic,
 )
 from bench.workload import Workload
+from launcher import api
 from launcher.analysis.results import Results
-from launcher.config import planning, schema
-from launcher.config.arguments import complete_arguments
-from launcher.config.compose import compose
+from launcher.config import planning
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
 from launcher.report import findings, html_report, optimal_configs, summary
@@ -90,9 +89,8 @@ def small_workload(**changes: Any) -> Workload:
 
 @functools.cache
 def spec(*overrides: str) -> Spec:
-    """The Spec of a command line, defaults from conf/, nothing of this machine in it."""
-    completed = complete_arguments(["hardware=h200", "backend=deepep", *overrides])
-    return schema.spec_from(compose("sweep", completed))[0]
+    """The Spec of a sweep on H200s with DeepEP, or of what the overrides say; nothing of this machine is in it."""
+    return api.plan("hardware=h200", "backend=deepep", *overrides).spec
 
 
 def deepep_plan(**changes: Any) -> Plan:
