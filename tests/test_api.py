@@ -119,6 +119,7 @@ def test_a_sweep_prints_nothing_and_returns_its_run(
     assert run.report.read_text().startswith("**This is a dry run")
 
 
+@pytest.mark.slow
 def test_a_budget_that_changes_is_not_printed_either(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
