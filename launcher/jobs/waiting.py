@@ -25,7 +25,7 @@ _LINE_EVERY_S = 15.0
 _ON_INTERRUPT = ("ask", "detach", "cancel")
 
 
-class Status(Protocol):
+class WaitStatus(Protocol):
     """The state of all jobs at one look."""
 
     @property
@@ -45,7 +45,7 @@ class Status(Protocol):
         """The status in one line."""
 
 
-S = TypeVar("S", bound=Status)
+S = TypeVar("S", bound=WaitStatus)
 
 
 def wait(look: Callable[[], S], render: Callable[[S], RenderableType]) -> S:
@@ -104,7 +104,7 @@ class _LinePrinter:
     def __init__(self) -> None:
         self._states, self._printed = "", 0.0
 
-    def show(self, status: Status) -> None:
+    def show(self, status: WaitStatus) -> None:
         now = time.monotonic()
         if status.states != self._states or now - self._printed > _LINE_EVERY_S:
             self._states, self._printed = status.states, now

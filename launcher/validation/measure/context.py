@@ -26,7 +26,7 @@ _DRIVER_SHARE = 0.5
 T = TypeVar("T")
 
 
-class Context:
+class SuiteContext:
     """One suite run in progress. ``suite_run`` holds the results so far; each new result replaces it.
 
     ``is_usable``: whether ranks can run here at all. ``sink`` gets every raw line.

@@ -6,7 +6,7 @@ import time
 
 from bench.nvml.counters import Counters
 from launcher.validation.measure.clock import Clock
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 
 _THROTTLED_SHARE = 0.01
 """A GPU counts as throttled if it was for more than this share of the suite run."""
@@ -19,7 +19,7 @@ _THROTTLE = {
 }
 
 
-def read_counters(context: Context, clock: Clock) -> str | None:
+def read_counters(context: SuiteContext, clock: Clock) -> str | None:
     """Notes the counters, why each GPU was throttled, and XID errors."""
     context.end_group()
     after = context.query_driver(clock, context.readings.counters)

@@ -24,7 +24,7 @@ class CountedRun(NamedTuple):
     wrong: str | None
 
 
-class Traffic(NamedTuple):
+class LinkTraffic(NamedTuple):
     """One GPU's traffic in one direction: the name of its counter, and the tokens of one call."""
 
     gpu: int
@@ -67,11 +67,11 @@ def count_bytes(
     return CountedRun(link_bytes, wrong[0] if wrong else None)
 
 
-def _list_traffic(op: Op, order: list[int], tokens: list[list[int]]) -> Iterator[Traffic]:
+def _list_traffic(op: Op, order: list[int], tokens: list[list[int]]) -> Iterator[LinkTraffic]:
     """Every GPU's traffic out and in. Tokens that stay on their GPU cross no link."""
     for rank, gpu in enumerate(order):
         leaving = sum(tokens[rank]) - tokens[rank][rank]
         arriving = sum(row[rank] for row in tokens) - tokens[rank][rank]
         sent, received = (arriving, leaving) if op is Op.COMBINE else (leaving, arriving)
-        yield Traffic(gpu, "out", "nvlink_tx_kib", sent)
-        yield Traffic(gpu, "in", "nvlink_rx_kib", received)
+        yield LinkTraffic(gpu, "out", "nvlink_tx_kib", sent)
+        yield LinkTraffic(gpu, "in", "nvlink_rx_kib", received)

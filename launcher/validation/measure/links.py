@@ -10,7 +10,7 @@ import msgspec
 
 from bench import protocol
 from launcher.validation.measure.clock import Clock
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 from launcher.validation.measure.peaks import gpu_peak, pair_peak
 from launcher.validation.node import Rate
 
@@ -19,7 +19,7 @@ _CPU_ALLTOALL_MIB = (1, 4)
 _BLOCKS, _BLOCK_ITERATIONS, _WARMUP = 5, 3, 2
 
 
-def measure_pairs(context: Context, clock: Clock) -> str | None:
+def measure_pairs(context: SuiteContext, clock: Clock) -> str | None:
     """Copies between each pair of GPUs in both directions, by copy engine and by kernel; every byte is compared."""
     if context.spec.on_cpu:
         return "this machine has no GPUs, hence no links"
@@ -29,7 +29,7 @@ def measure_pairs(context: Context, clock: Clock) -> str | None:
     return None
 
 
-def _measure_pair(context: Context, clock: Clock, engine: str, source: int, target: int) -> None:
+def _measure_pair(context: SuiteContext, clock: Clock, engine: str, source: int, target: int) -> None:
     order, size = context.order, context.spec.copy_mib * _MIB
     where = f"gpu{order[source]}>gpu{order[target]}"
     peak = pair_peak(context, order[source], order[target])
@@ -45,7 +45,7 @@ def _measure_pair(context: Context, clock: Clock, engine: str, source: int, targ
     )
 
 
-def measure_all_to_all(context: Context, clock: Clock) -> str | None:
+def measure_all_to_all(context: SuiteContext, clock: Clock) -> str | None:
     """All-to-alls of each size; every byte is compared."""
     ranks = context.spec.gpus
     for size_mib in _CPU_ALLTOALL_MIB if context.spec.on_cpu else context.spec.alltoall_mib:
@@ -69,7 +69,7 @@ def _slowest_us(responses: list[protocol.Moved]) -> list[float]:
 
 
 def _move(
-    context: Context,
+    context: SuiteContext,
     clock: Clock,
     request: protocol.Copy | protocol.Exchange,
     rate: Rate,

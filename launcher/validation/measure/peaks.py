@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 
 
-def pair_peak(context: Context, gpu: int, other: int) -> float | None:
+def pair_peak(context: SuiteContext, gpu: int, other: int) -> float | None:
     """The peak between two GPUs."""
     links = context.readings.pair_links(gpu, other) or context.spec.hardware.num_links
     return _multiply(links, _link_rate(context))
 
 
-def gpu_peak(context: Context) -> float | None:
+def gpu_peak(context: SuiteContext) -> float | None:
     """The peak of one GPU. On a mesh, links to GPUs that take no part do not count."""
     environment = context.suite_run.environment
     links = (environment.num_links if environment is not None else None) or context.spec.hardware.num_links
@@ -20,7 +20,7 @@ def gpu_peak(context: Context) -> float | None:
     return _multiply(min(links, between) if links and between else links, _link_rate(context))
 
 
-def _link_rate(context: Context) -> float | None:
+def _link_rate(context: SuiteContext) -> float | None:
     """Payload of one link, from the hardware file. NVML reports the signalling rate, 26.6 GB/s for a payload of 25."""
     environment = context.suite_run.environment
     by_nvml = environment.link_gb_per_s if environment is not None else None

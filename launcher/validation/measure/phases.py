@@ -8,7 +8,7 @@ from collections.abc import Callable
 from bench.group import RankError
 from bench.supervisor import StartError
 from launcher.validation.measure.clock import Clock, OutOfTimeError
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 from launcher.validation.measure.counters import read_counters
 from launcher.validation.measure.links import measure_all_to_all, measure_pairs
 from launcher.validation.measure.preflight import take_stock
@@ -17,7 +17,7 @@ from launcher.validation.measure.speed import measure_speed
 from launcher.validation.measure.tokens import check_correctness
 from launcher.validation.node import Phase, SuiteRun, Trouble
 
-_BODIES: dict[str, Callable[[Context, Clock], str | None]] = {
+_BODIES: dict[str, Callable[[SuiteContext, Clock], str | None]] = {
     "preflight": take_stock,
     "pairs": measure_pairs,
     "alltoall": measure_all_to_all,
@@ -28,7 +28,9 @@ _BODIES: dict[str, Callable[[Context, Clock], str | None]] = {
 """Each notes its results in the context, and returns why it was skipped, or None."""
 
 
-def run_phases(context: Context, *, checkpoint: Callable[[SuiteRun], None], say: Callable[[str], None]) -> SuiteRun:
+def run_phases(
+    context: SuiteContext, *, checkpoint: Callable[[SuiteRun], None], say: Callable[[str], None]
+) -> SuiteRun:
     """Every phase in turn. A phase that fails does not keep the next one from trying.
 
     ``checkpoint`` gets the suite run before and after each phase, ``say`` one line about each.
@@ -46,7 +48,7 @@ def run_phases(context: Context, *, checkpoint: Callable[[SuiteRun], None], say:
     return context.suite_run
 
 
-def _run_phase(context: Context, name: str, body: Callable[[Context, Clock], str | None]) -> Phase:
+def _run_phase(context: SuiteContext, name: str, body: Callable[[SuiteContext, Clock], str | None]) -> Phase:
     """How the phase ended."""
     began = time.monotonic()
     num_troubles = len(context.suite_run.troubles)
@@ -59,7 +61,7 @@ def _run_phase(context: Context, name: str, body: Callable[[Context, Clock], str
     return Phase(name, "skipped" if reason else "done", reason or "", wall_s)
 
 
-def _try_phase(context: Context, name: str, body: Callable[[Context, Clock], str | None]) -> str | None:
+def _try_phase(context: SuiteContext, name: str, body: Callable[[SuiteContext, Clock], str | None]) -> str | None:
     """Why the phase was skipped, None if it was not. A failure that ends it is noted as trouble."""
     if context.is_driver_silent:
         return "the driver does not respond"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from launcher.validation.measure.clock import Clock
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 
 
-def take_stock(context: Context, clock: Clock) -> str | None:
+def take_stock(context: SuiteContext, clock: Clock) -> str | None:
     """Notes what NVML shows. The other phases do not run if GPUs are missing or in use."""
     spec = context.spec
     preflight = context.query_driver(clock, context.readings.preflight)

@@ -11,7 +11,7 @@ from bench import workload
 from bench.records import Measured, Op, Point, Record
 from bench.supervisor import Task
 from launcher.validation.measure.clock import Clock, OutOfTimeError
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 from launcher.validation.measure.link_bytes import count_bytes
 from launcher.validation.measure.peaks import gpu_peak
 from launcher.validation.measure.tokens import make_task, measure_tasks
@@ -21,7 +21,7 @@ Tokens = list[list[int]]
 """How many tokens each rank sends to each rank."""
 
 
-def measure_speed(context: Context, clock: Clock) -> str | None:
+def measure_speed(context: SuiteContext, clock: Clock) -> str | None:
     """Blocks of dispatch and combine, then of GEMMs; then the bytes on the links, if NVML counts them."""
     spec = context.spec
     tokens = workload.token_matrix(spec.workload, num_ranks=spec.gpus)
@@ -41,7 +41,7 @@ def measure_speed(context: Context, clock: Clock) -> str | None:
 class _Repetitions:
     """The repetitions of each operation so far, and the rates that follow from them."""
 
-    def __init__(self, context: Context, tokens: Tokens) -> None:
+    def __init__(self, context: SuiteContext, tokens: Tokens) -> None:
         self._context, self._tokens = context, tokens
         self._records: dict[Op, list[Record]] = defaultdict(list)
 
@@ -84,7 +84,7 @@ class _Repetitions:
         return f"{layer.num_tokens}x{layer.hidden} {layer.num_experts}/{layer.num_topk} {layer.routing}"
 
 
-def _blocks(context: Context, repetitions: _Repetitions) -> Iterator[Task]:
+def _blocks(context: SuiteContext, repetitions: _Repetitions) -> Iterator[Task]:
     """Dispatch and combine in turn, then GEMMs: these heat the GPUs to their power cap, which would slow the others.
 
     If the blocks scatter, as many again follow.
@@ -100,7 +100,7 @@ def _blocks(context: Context, repetitions: _Repetitions) -> Iterator[Task]:
                     yield make_task(context, op, spec.workload.dtype, block=extension * spec.blocks + block)
 
 
-def _count_link_bytes(context: Context, clock: Clock, tokens: Tokens) -> None:
+def _count_link_bytes(context: SuiteContext, clock: Clock, tokens: Tokens) -> None:
     spec = context.spec
     counts: list[LinkBytes] = []
     for op in (Op.DISPATCH, Op.COMBINE):

@@ -26,7 +26,7 @@ from launcher.validation.config import Spec
 from launcher.validation.judge.confirmation import confirm_findings
 from launcher.validation.judge.headline import Headline, choose_headline, drain_reason
 from launcher.validation.judge.layers import LAYERS, find_certain_faults, judge_suite_run
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 from launcher.validation.measure.phases import run_phases
 from launcher.validation.measure.readings import FaultyReadings, Nvml, Readings
 from launcher.validation.node import Node, SuiteRun
@@ -97,7 +97,7 @@ class Suite:
         return self._write(msgspec.structs.replace(node, complete=True, findings=findings, layers=layers))
 
     def _run_phases(self, appender: Appender, order: list[int], earlier: list[SuiteRun]) -> SuiteRun:
-        context = Context(
+        context = SuiteContext(
             self._spec,
             order,
             number=len(earlier),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from bench.records import Dtype, Environment, Failed, FailureKind, Line, Op, Record, Role, SelfCheck, digest
 from bench.supervisor import Effort, Supervisor, Task
 from launcher.validation.measure.clock import Clock
-from launcher.validation.measure.context import Context
+from launcher.validation.measure.context import SuiteContext
 from launcher.validation.node import Trouble
 
 BLOCK_ITERATIONS = 10
@@ -17,7 +17,7 @@ BLOCK_ITERATIONS = 10
 _CHECK_ITERATIONS = 3
 
 
-def check_correctness(context: Context, clock: Clock) -> str | None:
+def check_correctness(context: SuiteContext, clock: Clock) -> str | None:
     """Compares every token of dispatch and combine, in BF16 and FP8, with the oracle."""
     context.end_group()
     for dtype in (Dtype.BF16, Dtype.FP8):
@@ -29,13 +29,15 @@ def check_correctness(context: Context, clock: Clock) -> str | None:
     return None
 
 
-def make_task(context: Context, op: Op, dtype: Dtype, *, block: int = 0, iterations: int | None = None) -> Task:
+def make_task(context: SuiteContext, op: Op, dtype: Dtype, *, block: int = 0, iterations: int | None = None) -> Task:
     """One repetition of the operation."""
     point = context.point(op, dtype)
     return Task(point, digest(point, context.spec.workload), Role.ANCHOR, round=block, iterations=iterations)
 
 
-def measure_tasks(context: Context, clock: Clock, phase: str, dtype: Dtype, tasks: Iterable[Task]) -> Iterator[Record]:
+def measure_tasks(
+    context: SuiteContext, clock: Clock, phase: str, dtype: Dtype, tasks: Iterable[Task]
+) -> Iterator[Record]:
     """The record of each task, up to the first that fails; a task may depend on the records before it.
 
     Notes the results of the self-test, and the failure. OutOfTimeError if the limit ended the tasks.
@@ -61,14 +63,14 @@ def measure_tasks(context: Context, clock: Clock, phase: str, dtype: Dtype, task
     clock.left_s()  # raises if the limit ended the tasks
 
 
-def _name_gpu(context: Context, failed: Failed) -> str:
+def _name_gpu(context: SuiteContext, failed: Failed) -> str:
     """The message with the GPU in place of the rank."""
     if failed.rank is None:
         return failed.message
     return failed.message.replace(f"rank {failed.rank}:", f"gpu{context.order[failed.rank]}:", 1)
 
 
-def _note_line(context: Context, line: Line, phase: str, dtype: Dtype) -> None:
+def _note_line(context: SuiteContext, line: Line, phase: str, dtype: Dtype) -> None:
     context.sink(line)
     if isinstance(line, Environment) and context.suite_run.environment is None:
         context.note(environment=line)
