@@ -33,7 +33,7 @@ import msgspec
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_LOG_TAIL_BYTES = 2000
+LOG_TAIL_BYTES = 2000
 _MAX_MESSAGE_BYTES = 1 << 18
 _KILL_GRACE_S = 5.0
 _UNKNOWN_STATUS = 256
@@ -203,7 +203,7 @@ class Forkserver:
 
     def _log_tail(self) -> str:
         self._process.wait(timeout=5)
-        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
         return self._log.read().decode(errors="replace").strip() or f"exit status {self._process.returncode}"
 
 

@@ -18,7 +18,6 @@ import msgspec
 from bench import forkserver, protocol
 from bench.records import Failed, FailureKind
 
-_LOG_TAIL_BYTES = 2000
 _STACK_FRAMES = 5
 _DUMP_GRACE_S = 0.3
 _TERM_GRACE_S = 0.5
@@ -72,7 +71,7 @@ class Rank:
         """The end of what this process wrote to its log, at most 2000 bytes."""
         with self.log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, file.tell() - _LOG_TAIL_BYTES))
+            file.seek(max(self._log_start, file.tell() - forkserver.LOG_TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
 
 
@@ -188,7 +187,7 @@ class Group:
                     message=response.message,
                     phase=phase,
                     rank=rank.index,
-                    last_words=response.traceback[-_LOG_TAIL_BYTES:],
+                    last_words=response.traceback[-forkserver.LOG_TAIL_BYTES :],
                 )
             )
         return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from bench.supervisor import StartError
-from launcher.config.plan import FINAL, Plan
+from launcher.config.plan import FINAL, Plan, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
 from launcher.jobs.prepare import extend_budget
@@ -51,7 +51,7 @@ def _attempt(folder: RunFolder, index: int, *, quiet: bool) -> str | None:
             is_complete = final.run(folder, quiet=quiet) if index == FINAL else shard.run(folder, index, quiet=quiet)
             attempt.outcome = "complete" if is_complete else "spent"
     except StartError as error:
-        failure = f"{'final' if index == FINAL else f'shard {index}'}: {error}"
+        failure = f"{shard_name(index)}: {error}"
         if not quiet:
             print(f"error: {failure}", file=sys.stderr)
         return failure

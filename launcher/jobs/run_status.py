@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from launcher.config.plan import FINAL, Plan
 from launcher.jobs import slurm
-from launcher.jobs.slurm import JobState, SlurmSilentError
+from launcher.jobs.slurm import JobState
 from launcher.store.attempts import read_attempts, read_shard_attempts
 from launcher.store.records_file import read_progress, refuse_packed
 from launcher.store.run_folder import RunFolder
@@ -112,10 +111,9 @@ def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None 
 
 def _job_states(submissions: list[Submission]) -> tuple[dict[str, JobState], bool]:
     """The states that Slurm knows, and whether it is silent about jobs that were submitted."""
-    if slurm.is_available():
-        with contextlib.suppress(SlurmSilentError):
-            return slurm.query_jobs(job for submission in submissions for job in submission.jobs), False
-    return {}, bool(submissions)
+    if not slurm.is_available():
+        return {}, bool(submissions)
+    return slurm.try_query_jobs(job for submission in submissions for job in submission.jobs)
 
 
 def _state_of(kind: str, submissions: list[Submission], states: dict[str, JobState]) -> str:

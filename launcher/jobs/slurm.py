@@ -100,6 +100,14 @@ def query_jobs(jobs: Iterable[str]) -> dict[str, JobState]:
     return {job: states[job] for job in ids & states.keys()}
 
 
+def try_query_jobs(jobs: Iterable[str]) -> tuple[dict[str, JobState], bool]:
+    """As ``query_jobs``, and False; no state, and True, if the controller does not answer."""
+    try:
+        return query_jobs(jobs), False
+    except SlurmSilentError:
+        return {}, True
+
+
 def query_alive(arrays: Iterable[str]) -> list[str]:
     """The jobs and array tasks of these arrays that are not over. SlurmSilentError if Slurm does not answer."""
     ids = set(arrays)

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 
 from launcher.errors import UserError
 from launcher.jobs import slurm, waiting
-from launcher.jobs.slurm import JobState, SlurmSilentError
+from launcher.jobs.slurm import JobState
 from launcher.store.revision import can_run_jobs
 from launcher.validation.run import node_jobs
 from launcher.validation.run.folder import Order, Skip, ValidationFolder
@@ -59,12 +59,12 @@ class _Watch:
     def look(self) -> NodesStatus:
         """The status now. Requeues the jobs that block their lanes."""
         order = self._order
-        states, is_silent = _job_states(order)
+        states, is_silent = slurm.try_query_jobs(order.jobs.values())
         self._states |= {job: state.state for job, state in states.items()}
         alive = [job for job in order.jobs.values() if job in states and not states[job].is_over]
         is_late = order.until is not None and time.time() > order.until
         is_over = is_late or not (alive or is_silent)
-        is_known = is_late or len(self._ended()) + len(alive) == len(order.jobs)
+        is_known = is_late or len(self._ended_jobs()) + len(alive) == len(order.jobs)
         line = self._line() + ("; Slurm does not answer" if is_silent else "")
         if not is_over:
             self._requeue_blocking(states)
@@ -72,14 +72,14 @@ class _Watch:
 
     def finish(self, *, is_late: bool) -> None:
         """Cancels the jobs that are left, and notes how each job ended."""
-        slurm.cancel(set(self._order.jobs.values()) - self._ended())
+        slurm.cancel(set(self._order.jobs.values()) - self._ended_jobs())
         if is_late:
             self._states |= {job: "DEADLINE" for job, state in self._states.items() if state == "PENDING"}
         order = _skip_lost(self._order, self._states)
         states = {job: state for job, state in self._states.items() if job in set(order.jobs.values())}
         self._folder.note(msgspec.structs.replace(order, states=states))
 
-    def _ended(self) -> set[str]:
+    def _ended_jobs(self) -> set[str]:
         return {job for job in self._order.jobs.values() if self._states.get(job) in slurm.ENDED}
 
     def _line(self) -> str:
@@ -125,14 +125,6 @@ class _Watch:
         print(f"{node} is busy and goes behind the other nodes of its lane: job {new} replaces {old}", file=sys.stderr)
         self._order = msgspec.structs.replace(order, jobs=order.jobs | {node: new})
         self._folder.note(self._order)
-
-
-def _job_states(order: Order) -> tuple[dict[str, JobState], bool]:
-    """The states that Slurm knows, and whether it is silent."""
-    try:
-        return slurm.query_jobs(order.jobs.values()), False
-    except SlurmSilentError:
-        return {}, True
 
 
 def _skip_lost(order: Order, states: dict[str, str]) -> Order:
