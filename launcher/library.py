@@ -158,15 +158,21 @@ def load_tuned_config(
     entries, unreadable = read_all(folder)
     for error in unreadable:
         warnings.warn(f"{error}; it is left out", RuntimeWarning, stacklevel=2)
+    nearest = _find_nearest(entries, key, routing, pick)
+    if nearest is None:
+        raise NotTunedError(_explain_miss(key, pick, folder, list(entries.values()), unreadable))
+    file, entry = nearest
+    tuned = entry.picks[pick]
+    return Loaded(tuned.dispatch, tuned.combine, _match(key, routing, entry), entry, file)
+
+
+def _find_nearest(entries: dict[Path, Entry], key: Key, routing: str, pick: str) -> tuple[Path, Entry] | None:
+    """The file and entry that fit the key best, the newest of equals; None if none fits."""
     fitting = [
         (file, entry) for file, entry in entries.items() if entry.key.same_but_tokens(key) and pick in entry.picks
     ]
-    if not fitting:
-        raise NotTunedError(_nothing(key, pick, folder, list(entries.values()), unreadable))
     newest_first = sorted(fitting, key=lambda item: item[1].measured, reverse=True)
-    file, entry = min(newest_first, key=lambda item: _distance(key, routing, item[1]))
-    tuned = entry.picks[pick]
-    return Loaded(tuned.dispatch, tuned.combine, _match(key, routing, entry), entry, file)
+    return min(newest_first, key=lambda item: _distance(key, routing, item[1]), default=None)
 
 
 def _distance(key: Key, routing: str, entry: Entry) -> tuple[bool, bool, float]:
@@ -190,7 +196,7 @@ def _match(key: Key, routing: str, entry: Entry) -> str:
     return "; ".join(differences) or "exact"
 
 
-def _nothing(key: Key, pick: str, folder: Path, entries: list[Entry], unreadable: list[BadFileError]) -> str:
+def _explain_miss(key: Key, pick: str, folder: Path, entries: list[Entry], unreadable: list[BadFileError]) -> str:
     known = sorted({f"{entry.key} ({', '.join(entry.picks)})" for entry in entries})
     left_out = f"; left out: {'; '.join(map(str, unreadable))}" if unreadable else ""
     return f"no tuned config for {key} ({pick}); {folder} has {'; '.join(known) or 'nothing'}{left_out}"
@@ -207,7 +213,7 @@ def read_all(library: Path) -> tuple[dict[Path, Entry], list[BadFileError]]:
     return entries, unreadable
 
 
-class _Versioned(msgspec.Struct, frozen=True):
+class _Versioned(msgspec.Struct, frozen=True):  # as in launcher.store.versions, which this module must not import
     schema: str = ""
 
 

@@ -12,6 +12,8 @@ from bench.records import Op
 from bench.rules import INT32_LIMIT, Facts, Knob, Violation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bench.backends.sessions.session import Context, Session
     from bench.records import Point
 
@@ -86,44 +88,7 @@ class DeepEP:
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Rules of the kernels, the buffer and the GPU; see Backend."""
-        sms, chunk, buffer = knobs["num_sms"], knobs["nvl_chunk"], knobs["nvl_buffer"]
-        hidden_bytes = 2 * facts.workload.hidden
-        violations = []
-
-        def refuse(key: str, rule: str, value: object, hint: str) -> None:
-            violations.append(Violation(key=f"grid.{key}", rule=rule, value=str(value), hint=hint))
-
-        if sms < 2 or sms % 2:
-            refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "choose an even number")
-        if facts.num_sms is not None and sms > facts.num_sms:
-            refuse(
-                "num_sms", f"be at most {facts.num_sms}, the SMs of the GPU", sms, "the cooperative launch would fail"
-            )
-        if chunk < 1 or chunk >= buffer:
-            refuse("nvl_chunk", f"lie in 1..{buffer - 1} (below nvl_buffer={buffer})", chunk, "DeepEP asserts this")
-        elif op is Op.COMBINE and buffer < chunk + COMBINE_MARGIN:
-            refuse(
-                "nvl_buffer",
-                f"be at least nvl_chunk + {COMBINE_MARGIN} = {chunk + COMBINE_MARGIN} for combine",
-                buffer,
-                "DeepEP does not check it: combine hangs and the CUDA context is lost",
-            )
-        if sms // 2 * facts.num_ranks * buffer * facts.workload.hidden >= INT32_LIMIT:
-            refuse(
-                "nvl_buffer",
-                "keep channels * ranks * nvl_buffer * hidden below 2^31",
-                buffer,
-                "an int of DeepEP's kernels overflows",
-            )
-        needed = buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=hidden_bytes)
-        if facts.memory_bytes is not None and needed > MEMORY_SHARE * facts.memory_bytes:
-            refuse(
-                "nvl_buffer",
-                f"take at most {MEMORY_SHARE:.0%} of the GPU's memory",
-                f"{buffer} ({needed / 1e9:.1f} GB)",
-                "choose a smaller nvl_buffer or fewer SMs",
-            )
-        return violations
+        return [*_sm_violations(knobs, facts), *_chunk_violations(op, knobs), *_buffer_violations(knobs, facts)]
 
     def workload_violations(self, facts: Facts) -> list[Violation]:
         """Limits on ranks, experts, top-k and hidden size; DeepEP asserts them or traps in its kernels."""
@@ -162,3 +127,40 @@ class DeepEP:
         from bench.backends.sessions.deepep import DeepEPSession
 
         return DeepEPSession(context, points)
+
+
+def _refuse(knob: str, rule: str, value: object, hint: str) -> Violation:
+    return Violation(key=f"grid.{knob}", rule=rule, value=str(value), hint=hint)
+
+
+def _sm_violations(knobs: dict[str, int], facts: Facts) -> Iterator[Violation]:
+    sms = knobs["num_sms"]
+    if sms < 2 or sms % 2:
+        yield _refuse("num_sms", "be even and at least 2 (DeepEP pairs SMs)", sms, "choose an even number")
+    if facts.num_sms is not None and sms > facts.num_sms:
+        rule = f"be at most {facts.num_sms}, the SMs of the GPU"
+        yield _refuse("num_sms", rule, sms, "the cooperative launch would fail")
+
+
+def _chunk_violations(op: Op, knobs: dict[str, int]) -> Iterator[Violation]:
+    chunk, buffer = knobs["nvl_chunk"], knobs["nvl_buffer"]
+    if chunk < 1 or chunk >= buffer:
+        rule = f"lie in 1..{buffer - 1} (below nvl_buffer={buffer})"
+        yield _refuse("nvl_chunk", rule, chunk, "DeepEP asserts this")
+    elif op is Op.COMBINE and buffer < chunk + COMBINE_MARGIN:
+        rule = f"be at least nvl_chunk + {COMBINE_MARGIN} = {chunk + COMBINE_MARGIN} for combine"
+        yield _refuse(
+            "nvl_buffer", rule, buffer, "DeepEP does not check it: combine hangs and the CUDA context is lost"
+        )
+
+
+def _buffer_violations(knobs: dict[str, int], facts: Facts) -> Iterator[Violation]:
+    buffer, hidden = knobs["nvl_buffer"], facts.workload.hidden
+    if knobs["num_sms"] // 2 * facts.num_ranks * buffer * hidden >= INT32_LIMIT:
+        rule = "keep channels * ranks * nvl_buffer * hidden below 2^31"
+        yield _refuse("nvl_buffer", rule, buffer, "an int of DeepEP's kernels overflows")
+    needed = buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=2 * hidden)
+    if facts.memory_bytes is not None and needed > MEMORY_SHARE * facts.memory_bytes:
+        rule = f"take at most {MEMORY_SHARE:.0%} of the GPU's memory"
+        value = f"{buffer} ({needed / 1e9:.1f} GB)"
+        yield _refuse("nvl_buffer", rule, value, "choose a smaller nvl_buffer or fewer SMs")

@@ -43,7 +43,6 @@ class Results(msgspec.Struct, frozen=True):
     final_groups: int
     num_uncorrected: int
     tokens: list[list[int]]
-    peak_gb_per_s: float | None
     choice: Choice
     baselines: list[Measurement]
     measurements: list[Measurement]
@@ -70,6 +69,11 @@ class Results(msgspec.Struct, frozen=True):
         if verdict is None:
             return None
         return verdict.ratio if verdict.over == "optimal" else 1.0
+
+    @property
+    def peak_gb_per_s(self) -> float | None:
+        """The link peak of one GPU in one direction; None if the hardware file has none."""
+        return self.plan.spec.hardware.peak_gb_per_s
 
     @property
     def lacks_final(self) -> bool:
@@ -102,7 +106,7 @@ def split_by_environment(records: RunRecords) -> list[RunRecords]:
     for line in records.others:
         owner = line.id if isinstance(line, Environment) and line.id in others else names[0]
         others[owner].append(line)
-    return [RunRecords(table.only(index), others[name]) for index, name in zip(order, names, strict=True)]
+    return [RunRecords(table.select_environment(index), others[name]) for index, name in zip(order, names, strict=True)]
 
 
 def build(
@@ -135,7 +139,6 @@ def build(
         final_groups=_final_groups(plan, table),
         num_uncorrected=num_uncorrected(rows),
         tokens=tokens,
-        peak_gb_per_s=plan.spec.hardware.peak_gb_per_s,
         choice=choose(plan, measurements),
         baselines=[measurement for measurement in measurements if measurement.role is Role.BASELINE],
         measurements=measurements,

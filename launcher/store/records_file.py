@@ -77,7 +77,7 @@ def read_records(folder: RunFolder) -> tuple[RunRecords, list[Damaged]]:
             parts = list(pool.map(read, files, chunksize=max(1, len(files) // (4 * _READERS))))
     else:
         parts = [read(file) for file in files]
-    joined = table.concatenated([part.table for part, _ in parts])
+    joined = table.concatenate([part.table for part, _ in parts])
     others = [line for part, _ in parts for line in part.others]
     return RunRecords(joined, others), [line for _, damaged in parts for line in damaged]
 

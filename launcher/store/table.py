@@ -64,7 +64,7 @@ class RecordTable(NamedTuple):
         """The samples of some rows together."""
         return np.concatenate([self.samples[row["first"] : row["first"] + row["count"]] for row in rows])
 
-    def only(self, environment: int) -> RecordTable:
+    def select_environment(self, environment: int) -> RecordTable:
         """The records of one environment."""
         if len(self.environments) == 1:
             return self
@@ -120,7 +120,7 @@ def record_table(records: Sequence[Record]) -> RecordTable:
     rows["first"] = np.cumsum(rows["count"]) - rows["count"]
     rows["rank_ratio"] = np.nan
     for anchor in np.flatnonzero(rows["role"] == ROLES.index(Role.ANCHOR)):
-        rows["rank_ratio"][anchor] = _ratio(outcomes[anchor].rank_median_us)
+        rows["rank_ratio"][anchor] = _slowest_over_fastest(outcomes[anchor].rank_median_us)
     samples = np.array([value for outcome in outcomes for value in outcome.samples_us], dtype=float)
     _summarise(rows, samples)
     compute = {number: outcome.compute_us for number, outcome in enumerate(outcomes) if outcome.compute_us}
@@ -128,7 +128,7 @@ def record_table(records: Sequence[Record]) -> RecordTable:
     return RecordTable(rows, points, list(environments), samples, compute, failed)
 
 
-def _ratio(medians: list[float]) -> float:
+def _slowest_over_fastest(medians: list[float]) -> float:
     return max(medians) / min(medians) if medians and min(medians) > 0 else float("nan")
 
 
@@ -157,7 +157,7 @@ def without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def concatenated(parts: Sequence[RecordTable]) -> RecordTable:
+def concatenate(parts: Sequence[RecordTable]) -> RecordTable:
     """Several tables as one, in their order."""
     point_index: dict[tuple[object, ...], int] = {}
     points: list[Point] = []
