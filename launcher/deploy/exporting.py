@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launcher.deploy import tuned
 from launcher.deploy.formats import render
 from launcher.deploy.tuned import TunedResults
+from launcher.deploy.tuned import read as read_tuned
 from launcher.errors import UserError
 from launcher.store import results_file
 from launcher.store.files import write_atomic
@@ -19,9 +19,9 @@ def export(path: Path, *, names: list[str], pick: str = "fastest") -> list[Path]
     UserError when it has nothing to deploy.
     """
     results = results_file.locate(path)
-    answer = tuned.read(results)
-    texts = render(answer, pick=pick, names=names)
-    for warning in warnings(answer):
+    tuned = read_tuned(results)
+    texts = render(tuned, pick=pick, names=names)
+    for warning in warnings(tuned):
         print(f"note: {warning}", file=sys.stderr)
     return [_write(folder_of(results, pick) / name, text) for name, text in texts.items()]
 
@@ -32,11 +32,11 @@ def folder_of(results: Path, pick: str) -> Path:
     return folder if pick == "fastest" else folder / pick
 
 
-def warnings(answer: TunedResults) -> list[str]:
+def warnings(tuned: TunedResults) -> list[str]:
     """What somebody should know before deploying it, a sentence each."""
-    verdict = answer.verdict
+    verdict = tuned.verdict
     doubts = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
-    return doubts + [f"the run is not whole: {part}" for part in answer.missing_parts]
+    return doubts + [f"the run is not whole: {part}" for part in tuned.missing_parts]
 
 
 def _write(file: Path, text: str) -> Path:

@@ -11,30 +11,29 @@ from typing import NamedTuple
 import msgspec
 
 from launcher import library
-from launcher.deploy import tuned
-from launcher.deploy.tuned import TunedResults
+from launcher.deploy.tuned import TunedResults, configs, provenance
 from launcher.errors import UserError
 from launcher.library import Entry, Key, Tuned
 from launcher.store.files import write_atomic
 
 
-def publish(answer: TunedResults, folder: Path) -> tuple[Path, dict[str, str]]:
+def publish(tuned: TunedResults, folder: Path) -> tuple[Path, dict[str, str]]:
     """Files a whole result. Returns the key's file, and by pick what was done. UserError when it may not be filed."""
-    if answer.missing_parts:
+    if tuned.missing_parts:
         raise UserError(
-            f"only whole runs are published: {answer.missing_parts[0]}",
+            f"only whole runs are published: {tuned.missing_parts[0]}",
             hint="python -m launcher.resume RUN completes it; a final needs search.final_groups",
         )
-    search = answer.results.search
+    search = tuned.results.search
     if not search.is_round_trip:
         raise UserError(
             f"only runs that minimise the round trip are published; this one's search.objective is {search.objective}",
             hint="RUN's exports can be used all the same: python -m launcher.export RUN",
         )
-    new = entry(answer)
+    new = entry(tuned)
     file = folder / new.key.file_name(new.routing)
     try:
-        with _locked(folder):
+        with _hold_lock(folder):
             old = library.read(file) if file.exists() else None
             merged, done = (new, dict.fromkeys(new.picks, "filed")) if old is None else _merge(old, new)
             if merged != old:
@@ -46,40 +45,40 @@ def publish(answer: TunedResults, folder: Path) -> tuple[Path, dict[str, str]]:
     return file, done
 
 
-def entry(answer: TunedResults) -> Entry:
+def entry(tuned: TunedResults) -> Entry:
     """The library's entry for tuned results."""
-    workload = answer.workload
+    workload = tuned.workload
     return Entry(
         schema=library.SCHEMA,
         key=Key(
-            gpu=answer.device,
-            ep=answer.ep,
+            gpu=tuned.device,
+            ep=tuned.ep,
             hidden=workload.hidden,
             num_experts=workload.num_experts,
             num_topk=workload.num_topk,
             num_tokens=workload.num_tokens,
             dtype=str(workload.dtype),
-            deep_ep=answer.deep_ep,
+            deep_ep=tuned.deep_ep,
         ),
         routing=workload.routing,
-        measured=answer.results.ended or "unknown",
-        verdict=answer.verdict.kind,
-        picks={name: _tuned(answer, name) for name in answer.picks},
-        provenance=tuned.provenance(answer, "fastest"),
+        measured=tuned.results.ended or "unknown",
+        verdict=tuned.verdict.kind,
+        picks={name: _make_pick(tuned, name) for name in tuned.picks},
+        provenance=provenance(tuned, "fastest"),
     )
 
 
-def _tuned(answer: TunedResults, pick: str) -> Tuned:
-    pair = answer.pair(pick)
-    overlap = answer.overlap_of(pair)
+def _make_pick(tuned: TunedResults, pick: str) -> Tuned:
+    pair = tuned.pair(pick)
+    overlap = tuned.overlap_of(pair)
     return Tuned(
-        **tuned.configs(pair),
+        **configs(pair),
         round_trip_us=pair.round_trip_us,
         ci95_us=pair.round_trip_ci95_us,
         overlapped_us=None if overlap is None else overlap.makespan_us,
         overlapped_ci95_us=None if overlap is None else overlap.ci95_us,
-        timing=answer.results.timing,
-        provenance=tuned.provenance(answer, pick),
+        timing=tuned.results.timing,
+        provenance=provenance(tuned, pick),
     )
 
 
@@ -137,7 +136,7 @@ def _time(name: str, pick: Tuned) -> _Time | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _hold_lock(folder: Path) -> Iterator[None]:
     """Only one process at a time reads and replaces entries; readers need no lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:

@@ -22,7 +22,7 @@ Configs = dict[str, dict[str, int]]
 
 
 class TunedResults(NamedTuple):
-    """One sweep's answer for DeepEP, of real GPUs that no two ranks shared. ``picks`` always has ``fastest``."""
+    """One sweep's results for DeepEP, of real GPUs that no two ranks shared. ``picks`` always has ``fastest``."""
 
     results: SavedResults
     library: SavedLibrary
@@ -73,7 +73,7 @@ def configs(pair: SavedPair) -> Configs:
 
 
 def read(path: Path) -> TunedResults:
-    """The answer in a run folder or a RESULTS file. UserError when it cannot be read, or must not be deployed."""
+    """What a run folder or a RESULTS file has to deploy. UserError when it cannot be read, or must not be deployed."""
     file = results_file.locate(path)
     results = results_file.read(file)
     if results.dry_run:
