@@ -41,7 +41,7 @@ docs: $(STAMP)
 	$(BIN)/python -c "from pathlib import Path; from launcher import library; from launcher.store import results_file; \
 	  from launcher.validation import node; \
 	  schemas = {'node': node, 'results': results_file, 'library': library}; \
-	  [Path(f'docs/{name}.schema.json').write_bytes(of.schema()) for name, of in schemas.items()]"
+	  [Path(f'docs/{name}.schema.json').write_bytes(module.schema()) for name, module in schemas.items()]"
 
 # Pages, pictures and exports of the published runs, from their records, into outputs/reports.
 published-reports: $(STAMP)

@@ -50,7 +50,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def inject(faults: list[Fault], *, rank: int, label: str) -> None:
-    """Hangs, crashes or raises where a fault matches; callers apply WRONG_TOKEN and SLOW through ``matching``."""
+    """Hangs, crashes or raises where a fault matches; callers apply WRONG_TOKEN and SLOW through ``find_fault``."""
     for fault in faults:
         if fault.rank != rank or fault.match not in label:
             continue
@@ -63,6 +63,6 @@ def inject(faults: list[Fault], *, rank: int, label: str) -> None:
             raise RuntimeError("injected exception")
 
 
-def matching(faults: list[Fault], kind: FaultKind, *, rank: int, label: str) -> Fault | None:
+def find_fault(faults: list[Fault], kind: FaultKind, *, rank: int, label: str) -> Fault | None:
     """The fault of this kind for this rank and point, None without one."""
     return next((fault for fault in faults if fault.kind is kind and fault.rank == rank and fault.match in label), None)

@@ -13,18 +13,18 @@ _MARKUP = re.compile(r"[\\`*\[\]|#~]|(?<!\w)_++|_++(?![^\W_])")
 
 def text(value: object) -> str:
     """A value as one line of literal Markdown text: no markup, no table cell and no link can begin in it."""
-    one_line = " ".join(str(value).split())
-    escaped = _MARKUP.sub(lambda match: re.sub(".", r"\\\g<0>", match[0]), one_line)
+    line = " ".join(str(value).split())
+    escaped = _MARKUP.sub(lambda match: re.sub(".", r"\\\g<0>", match[0]), line)
     escaped = re.sub(r"(?<=www)\.|(?<=:)/(?=/)", r"\\\g<0>", escaped, flags=re.IGNORECASE)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def code(value: object) -> str:
     """A value as inline code that cannot end early; ``table`` escapes pipes."""
-    one_line = " ".join(str(value).split())
-    fence = "`" * (max((len(run) for run in re.findall(r"`+", one_line)), default=0) + 1)
-    pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
-    return f"{fence}{pad}{one_line}{pad}{fence}"
+    line = " ".join(str(value).split())
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", line)), default=0) + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

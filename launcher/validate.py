@@ -87,10 +87,10 @@ _QUICK = ("workload=small", "measure=quick", "blocks=6")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; one of the exit statuses of the manual page, whatever happens."""
-    return errors.run(lambda: MANUAL, _validate, arguments, statuses=_STATUSES, crashed=_crashed)
+    return errors.run(lambda: MANUAL, _validate, arguments, statuses=_STATUSES, crashed=_report_crash)
 
 
-def _crashed() -> int:
+def _report_crash() -> int:
     """A crash of ours, a broken installation too, must not look like a verdict."""
     with contextlib.suppress(OSError):  # a full disk, or nobody who reads
         traceback.print_exc()
@@ -154,12 +154,12 @@ def _quote(argument: str) -> str:
 
 def _validate_here(configs: Sequence[DictConfig]) -> int:
     """Validates this machine by each configuration; all are checked before the first is measured."""
-    from launcher.validation.codes import combined
+    from launcher.validation.codes import combine_statuses
     from launcher.validation.config import from_config
     from launcher.validation.run import on_this_machine, summary
 
     validations = [on_this_machine.prepare(*from_config(config)) for config in configs]
-    return combined([summary.shown(validation) for validation in validations])
+    return combine_statuses([summary.run_validation(validation) for validation in validations])
 
 
 if __name__ == "__main__":

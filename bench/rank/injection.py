@@ -23,7 +23,7 @@ class Injection:
 
     def delay(self, operation: Operation, *, label: str) -> Operation:
         """The operation, held up before it starts if a SLOW fault matches the label."""
-        fault = faults.matching(self._faults, FaultKind.SLOW, rank=self._gpu, label=label)
+        fault = faults.find_fault(self._faults, FaultKind.SLOW, rank=self._gpu, label=label)
         if fault is None:
             return operation
         slow_us = fault.slow_us
@@ -36,7 +36,7 @@ class Injection:
 
     def corrupts(self, label: str) -> bool:
         """Whether a WRONG_TOKEN fault matches the label."""
-        return faults.matching(self._faults, FaultKind.WRONG_TOKEN, rank=self._gpu, label=label) is not None
+        return faults.find_fault(self._faults, FaultKind.WRONG_TOKEN, rank=self._gpu, label=label) is not None
 
     def corrupt(self, tokens: torch.Tensor, *, label: str) -> torch.Tensor:
         """The tokens, the first two swapped if a WRONG_TOKEN fault matches the label."""

@@ -104,7 +104,7 @@ class Oracle:
         return Dispatched((tokens, scales), idx.masked_fill(is_remote, -1), weights.masked_fill(is_remote, 0.0), counts)
 
     @cached_property
-    def combined(self) -> torch.Tensor:
+    def expected_sums(self) -> torch.Tensor:
         """For each token of this rank the FP32 sum over the ranks that it went to [tokens, hidden]."""
         mask = self._in_rank[self.rank]
         total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
@@ -147,7 +147,7 @@ class Oracle:
 
     def check_combine(self, combined: torch.Tensor) -> str | None:
         """Which combined tokens lie further from the FP32 sum than one BF16 rounding, None where none does."""
-        total = self.combined
+        total = self.expected_sums
         if combined.shape != total.shape or combined.dtype is not torch.bfloat16:
             return (
                 f"combined tensor is {combined.dtype} {tuple(combined.shape)}, expected bfloat16 {tuple(total.shape)}"

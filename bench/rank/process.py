@@ -31,7 +31,7 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
         try:
             worker, response = _respond(worker, decoder.decode(line))
         except Exception as error:  # noqa: BLE001  (the rank's edge: every exception becomes a Failed record)
-            response = _raised(error)
+            response = _describe_error(error)
         responses.write(msgspec.json.encode(response) + b"\n")
         responses.flush()
 
@@ -50,7 +50,7 @@ def _respond(worker: Worker | None, request: protocol.Request) -> tuple[Worker |
     return worker, worker.time(request)
 
 
-def _raised(error: Exception) -> protocol.Raised:
+def _describe_error(error: Exception) -> protocol.Raised:
     text = str(error) or type(error).__name__
     is_cuda = isinstance(error, torch.AcceleratorError) or "CUDA" in text
     return protocol.Raised(f"{type(error).__name__}: {text}", is_cuda, traceback.format_exc())

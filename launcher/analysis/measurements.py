@@ -79,11 +79,11 @@ class Failure(msgspec.Struct, frozen=True):
 def evaluate(plan: Plan, table: RecordTable, tokens: list[list[int]]) -> tuple[list[Measurement], list[Failure]]:
     """One measurement of each point with valid times, fastest first for each operation, and every failure.
 
-    A point that ever failed has no measurement, since it cannot be deployed; see ``_excluded``. ``tokens``: how many
+    A point that ever failed has no measurement, since it cannot be deployed; see ``_failed_keys``. ``tokens``: how many
     each rank sends to each other [ranks, ranks].
     """
     failures = _failures(table.failed)
-    excluded = _excluded(table.failed) | {each.point.key for each in failures if each.kind == FailureKind.INCORRECT}
+    excluded = _failed_keys(table.failed) | {each.point.key for each in failures if each.kind == FailureKind.INCORRECT}
     indices = [index for index, point in enumerate(table.points) if point.key in excluded]
     rows = table.rows
     has_samples = rows["count"] > 0
@@ -141,7 +141,7 @@ def _configs(point: Point) -> list[Point]:
     return []
 
 
-def _excluded(failed: Sequence[Record]) -> set[tuple[object, ...]]:
+def _failed_keys(failed: Sequence[Record]) -> set[tuple[object, ...]]:
     """Keys of the points that failed at any time: the search dropped them, so their times would lack the failure.
 
     Isolated GEMMs and the sweep's anchors stay: the other points are judged by them. Their failures are listed.
@@ -224,7 +224,7 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
     scaled_us = rows["median_us"] / _anchor_levels(rows, anchors)
     begins = _starts(rows["point"])
     ends = np.append(begins[1:], len(rows))
-    samples, firsts, lasts = _pooled(table, rows, begins)
+    samples, firsts, lasts = _pool(table, rows, begins)
     relative, spread = _by_size(
         begins,
         ends,
@@ -279,7 +279,7 @@ def _starts(ordered: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
 
-def _pooled(
+def _pool(
     table: RecordTable, rows: Rows, begins: npt.NDArray[np.intp]
 ) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """The samples of the rows in their order; where those of each point begin and end."""

@@ -89,8 +89,8 @@ def groups_of(plan: Plan, measurements: list[Measurement]) -> dict[tuple[int, ..
             ops = groups.setdefault(shared, {Op.DISPATCH: [], Op.COMBINE: [], Op.DISPATCH_FULL: []})
             ops[point.op].append(measurement)
     for ops in groups.values():
-        for of_op in ops.values():
-            of_op.sort(key=lambda measurement: measurement.stage is not Stage.FINAL)
+        for ranking in ops.values():
+            ranking.sort(key=lambda measurement: measurement.stage is not Stage.FINAL)
     return groups
 
 
@@ -137,9 +137,10 @@ def are_slower(comparisons: Sequence[tuple[Times, Times]]) -> list[bool | None]:
     Holm-corrected over all comparisons.
     """
     paired = [sorted(first.keys() & second.keys()) for first, second in comparisons]
-    tested = [at for at, numbers in enumerate(paired) if len(numbers) >= MIN_GROUPS]
+    tested = [index for index, numbers in enumerate(paired) if len(numbers) >= MIN_GROUPS]
     p_values = [
-        paired_slower_p(*([times[number] for number in paired[at]] for times in comparisons[at])) for at in tested
+        paired_slower_p(*([times[number] for number in paired[index]] for times in comparisons[index]))
+        for index in tested
     ]
     verdicts = dict(zip(tested, holm(p_values, alpha=ALPHA).tolist(), strict=True))
-    return [verdicts.get(at) for at in range(len(comparisons))]
+    return [verdicts.get(index) for index in range(len(comparisons))]

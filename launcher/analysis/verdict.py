@@ -81,7 +81,7 @@ def _leave_one_out(candidates: list[dict[int, float]], numbers: list[int]) -> di
         return {}
     logs = np.log([[by_round[number] for number in numbers] for by_round in complete])
     without = logs.sum(axis=1, keepdims=True) - logs
-    return {number: complete[int(without[:, at].argmin())][number] for at, number in enumerate(numbers)}
+    return {number: complete[int(without[:, index].argmin())][number] for index, number in enumerate(numbers)}
 
 
 def _held_out(groups: dict[tuple[int, ...], Ops], optimal: Pair) -> dict[int, float]:
@@ -97,7 +97,8 @@ def _held_out(groups: dict[tuple[int, ...], Ops], optimal: Pair) -> dict[int, fl
     for weight, config in zip(optimal.weights, (optimal.dispatch, optimal.combine), strict=True):
         finalists = [measurement for measurement in ops[config.point.op] if measurement.stage is Stage.FINAL]
         is_fastest = config is min(finalists, key=lambda finalist: finalist.relative)
-        times = _leave_one_out([one.by_round for one in finalists], numbers) if is_fastest else config.by_round
+        candidates = [finalist.by_round for finalist in finalists]
+        times = _leave_one_out(candidates, numbers) if is_fastest else config.by_round
         for number in numbers:
             totals[number] += weight * times[number]
     return totals
@@ -110,7 +111,7 @@ def judge(default: Pair | None, optimal: Pair | None, rival: Rival | None) -> Ve
     if rival is None:
         meaning = "no other pair was measured"
         return Verdict("inconclusive", 1.0, Interval(1.0, 1.0), MARGIN, _basis(optimal), meaning)
-    ratio, interval, basis = _ratio(default, rival)
+    ratio, interval, basis = _default_over_rival(default, rival)
     kind, meaning = _kind(interval, is_best=default.same_configs(optimal))
     return Verdict(kind, ratio, interval, MARGIN, basis, meaning, rival.over)
 
@@ -129,7 +130,7 @@ def _basis(pair: Pair) -> str:
     return "final" if pair.is_final else "sweep"
 
 
-def _ratio(default: Pair, rival: Rival) -> tuple[float, Interval, str]:
+def _default_over_rival(default: Pair, rival: Rival) -> tuple[float, Interval, str]:
     """The ratio default / rival: paired over the final's groups if there are two, else by the sweep's repetitions."""
     times, rival_times = default.by_round(), rival.held_out
     numbers = sorted(times.keys() & rival_times.keys())

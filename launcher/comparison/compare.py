@@ -133,7 +133,7 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         )
     if not (a.seen & b.seen) - (a.failed.keys() & b.failed.keys()):
         raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
-    rows = sorted([*_timed(a, b, tolerance=tolerance), *_untimed(a, b)], key=lambda row: row.order)
+    rows = sorted([*_timed_rows(a, b, tolerance=tolerance), *_untimed_rows(a, b)], key=lambda row: row.order)
     ratios = [row.ratio for row in rows if row.ratio is not None and row.verdict != "unstable"]
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     return Comparison(
@@ -143,7 +143,7 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         notes=_notes(a, b, hardware),
         differences=_differences(facts(a), facts(b)),
         tolerance=tolerance,
-        gate="final" if _fresh(a, b) else "all",
+        gate="final" if _fresh_labels(a, b) else "all",
         points=rows,
         picks=[pick for pick in _pair_picks(a.picks, b.picks) if not (pick.is_overlapped and _differ_in_timing(a, b))],
         geometric_mean=float(np.exp(np.log(ratios).mean())) if ratios else None,
@@ -152,11 +152,11 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         worse=[row.point for row in rows if row.is_worse],
         missing=[row.point for row in rows if row.verdict == "missing in B"]
         + _missing_final(a, b)
-        + ([] if a.results.dry_run else _unjudged(rows)),
+        + ([] if a.results.dry_run else _missing_judgement(rows)),
     )
 
 
-def _required(a: ComparedRun) -> set[str]:
+def _required_labels(a: ComparedRun) -> set[str]:
     """Labels that B must have measured, or failed: each dispatch and combine of A's final, or of all of A without one.
 
     Other points come with the configs that a final happens to choose, which two equal runs need not share.
@@ -165,7 +165,7 @@ def _required(a: ComparedRun) -> set[str]:
     return {label for label, point in points.items() if point.is_fresh} or set(points)
 
 
-def _unjudged(rows: list[PointRow]) -> list[str]:
+def _missing_judgement(rows: list[PointRow]) -> list[str]:
     """An entry of ``missing`` where every point that gates is unstable: then nothing was compared."""
     gating = {row.verdict for row in rows if row.gates}
     return ["a judgement: every point that gates is unstable"] if gating == {"unstable"} else []
@@ -182,28 +182,28 @@ def _missing_final(a: ComparedRun, b: ComparedRun) -> list[str]:
     return [f"{lacking} of {search.final_groups} groups of the final"] if lacking > 0 else []
 
 
-def _fresh(a: ComparedRun, b: ComparedRun) -> set[str]:
+def _fresh_labels(a: ComparedRun, b: ComparedRun) -> set[str]:
     """Labels that both runs measured in fresh process groups of a final."""
     timed = a.measured.keys() & b.measured.keys()
     return {label for label in timed if a.measured[label].is_fresh and b.measured[label].is_fresh}
 
 
-def _gating(a: ComparedRun, b: ComparedRun) -> set[str]:
+def _gating_labels(a: ComparedRun, b: ComparedRun) -> set[str]:
     """Labels that may not be slower in B: those of both finals, and each run's optimal; empty without a common final.
 
     An optimal config counts even if it is not in the other run's final: being slower there may be why it is not.
     """
-    fresh = _fresh(a, b)
+    fresh = _fresh_labels(a, b)
     return fresh | a.optimal | b.optimal if fresh else fresh
 
 
-def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
+def _timed_rows(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
     """Rows of the points that both runs timed."""
     labels = sorted(a.measured.keys() & b.measured.keys())
     if not labels:
         return []
     old, new = levels_of(a, labels), levels_of(b, labels)
-    gates = np.isin(labels, sorted(_gating(a, b) or labels))
+    gates = np.isin(labels, sorted(_gating_labels(a, b) or labels))
     margin = math.log1p(tolerance)
     p_values = np.array([slower_p(old, new, margin=margin), slower_p(new, old, margin=margin)])
     is_slower, is_faster = significant(p_values, gates)
@@ -212,16 +212,16 @@ def _timed(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow
     return [
         PointRow(
             point=label,
-            verdict=_timed_verdict(is_slower=is_slower[at], is_faster=is_faster[at], is_known=is_known[at]),
-            gates=bool(gates[at]),
+            verdict=_timed_verdict(is_slower=is_slower[index], is_faster=is_faster[index], is_known=is_known[index]),
+            gates=bool(gates[index]),
             a_us=a.measured[label].median_us,
             b_us=b.measured[label].median_us,
             ratio=b.measured[label].median_us / a.measured[label].median_us,
-            ci95=None if np.isnan(lows[at]) else Interval(float(lows[at]), float(highs[at])),
+            ci95=None if np.isnan(lows[index]) else Interval(float(lows[index]), float(highs[index])),
             stage_a=a.measured[label].stage,
             stage_b=b.measured[label].stage,
         )
-        for at, label in enumerate(labels)
+        for index, label in enumerate(labels)
     ]
 
 
@@ -235,9 +235,9 @@ def _is_unstable(a: ComparedRun, b: ComparedRun, label: str) -> bool:
     return a.measured[label].unstable or b.measured[label].unstable
 
 
-def _untimed(a: ComparedRun, b: ComparedRun) -> list[PointRow]:
+def _untimed_rows(a: ComparedRun, b: ComparedRun) -> list[PointRow]:
     """Rows of the points that failed, or that one run does not have."""
-    required = _required(a)
+    required = _required_labels(a)
     labels = sorted((a.seen | b.seen) - (a.measured.keys() & b.measured.keys()))
     return [_untimed_row(a, b, label, is_required=label in required) for label in labels]
 
@@ -269,7 +269,7 @@ def _pair_picks(a: dict[str, Pick], b: dict[str, Pick]) -> list[Picked]:
     """The picks of both runs by name, in the order of RESULTS."""
     names = dict.fromkeys([*a, *b])
     picks = [Picked(name, a.get(name), b.get(name), None) for name in names]
-    return [msgspec.structs.replace(pick, ratio=_ratio(*pick.times_us)) for pick in picks]
+    return [msgspec.structs.replace(pick, ratio=_b_over_a(*pick.times_us)) for pick in picks]
 
 
 def _differ_in_timing(a: ComparedRun, b: ComparedRun) -> bool:
@@ -277,7 +277,7 @@ def _differ_in_timing(a: ComparedRun, b: ComparedRun) -> bool:
     return a.results.timing != b.results.timing
 
 
-def _ratio(a_us: float | None, b_us: float | None) -> float | None:
+def _b_over_a(a_us: float | None, b_us: float | None) -> float | None:
     return None if a_us is None or b_us is None else b_us / a_us
 
 

@@ -16,7 +16,7 @@ _NUMBERS = ("A us", "B us", "B/A", "95 % CI")
 _MAX_NAMES = 5
 
 
-class Section(NamedTuple):
+class TableSection(NamedTuple):
     """A table, and sentences below it."""
 
     title: str
@@ -29,11 +29,11 @@ def plain(comparison: Comparison) -> str:
     """In columns, the same on a terminal and in a pipe."""
     lines = [one_line(note) for note in comparison.notes]
     for section in _sections(comparison):
-        lines += ["", section.title, *_aligned(section.header, section.rows), *section.below]
+        lines += ["", section.title, *_align(section.header, section.rows), *section.below]
     return "\n".join(lines).strip() + "\n"
 
 
-def _aligned(header: Sequence[str], rows: list[list[str]]) -> list[str]:
+def _align(header: Sequence[str], rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
     columns = []
@@ -58,24 +58,24 @@ def _cell(column: str, value: str) -> str:
     return value if column in _NUMBERS or not value else markdown.code(value)
 
 
-def _sections(comparison: Comparison) -> list[Section]:
+def _sections(comparison: Comparison) -> list[TableSection]:
     facts = [[fact.field, fact.a, fact.b] for fact in comparison.differences]
     return [
-        Section("Runs", ("", "file", "measured"), [_run("A", comparison.a), _run("B", comparison.b)], []),
-        Section("What differs", ("fact", "A", "B"), facts, [] if facts else ["Nothing but the numbers."]),
-        Section(
+        TableSection("Runs", ("", "file", "measured"), [_run("A", comparison.a), _run("B", comparison.b)], []),
+        TableSection("What differs", ("fact", "A", "B"), facts, [] if facts else ["Nothing but the numbers."]),
+        TableSection(
             "Points, worst first, those that gate before the others",
             ("point", "A us", "B us", "B/A", "95 % CI", "stage", "verdict"),
             [_point(row) for row in comparison.points],
             _meaning(comparison),
         ),
-        Section(
+        TableSection(
             "Picks",
             ("pick", "A us", "B us", "B/A", "config in A", "config in B"),
             [_pick(pick) for pick in comparison.picks],
             _times_of(comparison.picks),
         ),
-        Section("Result", (), [], _result(comparison)),
+        TableSection("Result", (), [], _result(comparison)),
     ]
 
 
@@ -87,13 +87,14 @@ def _point(row: PointRow) -> list[str]:
     stages = dict.fromkeys(stage.value for stage in (row.stage_a, row.stage_b) if stage)
     interval = "" if row.ci95 is None else f"{row.ci95.low:.3f} to {row.ci95.high:.3f}"
     verdict = row.verdict if row.failure is None else f"{row.verdict}: {row.failure}"
-    return [row.point, _us(row.a_us), _us(row.b_us), _ratio(row.ratio), interval, ", ".join(stages), verdict]
+    times = [_format_us(time) for time in (row.a_us, row.b_us)]
+    return [row.point, *times, _format_ratio(row.ratio), interval, ", ".join(stages), verdict]
 
 
 def _pick(picked: Picked) -> list[str]:
     config, other = ("" if pick is None else pick.config for pick in (picked.a, picked.b))
-    times = [_us(time) for time in picked.times_us]
-    return [picked.name, *times, _ratio(picked.ratio), config, "the same" if config == other else other]
+    times = [_format_us(time) for time in picked.times_us]
+    return [picked.name, *times, _format_ratio(picked.ratio), config, "the same" if config == other else other]
 
 
 def _times_of(picks: list[Picked]) -> list[str]:
@@ -102,11 +103,11 @@ def _times_of(picks: list[Picked]) -> list[str]:
     return ["Times are round trips, isolated, of the configs that each run picked."]
 
 
-def _us(value: float | None) -> str:
+def _format_us(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _ratio(value: float | None) -> str:
+def _format_ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
@@ -135,14 +136,14 @@ def _result(comparison: Comparison) -> list[str]:
             f"Geometric mean of B/A: {comparison.geometric_mean:.4f} (stable points: {comparison.num_ratios})."
         )
     if comparison.missing:
-        lines.append(f"B lacks: {_some(comparison.missing)}.")
+        lines.append(f"B lacks: {_abbreviate(comparison.missing)}.")
     worse = Counter(row.verdict for row in comparison.points if row.is_worse)
     verdict = ", ".join(f"{count} {verdict}" for verdict, count in worse.items())
     nothing = "Nothing is worse among the points that B has." if comparison.missing else "Nothing is worse."
     return [*lines, f"B is worse: {verdict}." if worse else nothing]
 
 
-def _some(names: list[str]) -> str:
+def _abbreviate(names: list[str]) -> str:
     """The first few, and how many more."""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more

@@ -58,20 +58,20 @@ def make(spec: Spec) -> Plan:
             refused.append(Refused(op, knobs, violations))
         else:
             allowed.append(_candidate(spec, backend, op, knobs, role))
-    cells = _distinct([*candidates, *allowed], without=anchors)
+    cells = _drop_duplicates([*candidates, *allowed], without=anchors)
     if refused and not any(cell.role is Role.GRID for cell in cells):
         first = refused[0].violations[0]
         raise UserError(f"every cell of the grid is refused; the first: {first}", hint=first.hint)
     random.Random(spec.seed).shuffle(cells)  # noqa: S311
     baselines = _baselines(spec, backend)
-    return Plan(spec, _identified(spec, anchors), _identified(spec, baselines), _identified(spec, cells), refused)
+    return Plan(spec, _add_ids(spec, anchors), _add_ids(spec, baselines), _add_ids(spec, cells), refused)
 
 
-def _identified(spec: Spec, candidates: Sequence[_Candidate]) -> list[Planned]:
+def _add_ids(spec: Spec, candidates: Sequence[_Candidate]) -> list[Planned]:
     return [Planned(point, point_id(spec, point), role) for point, role in candidates]
 
 
-def _distinct(candidates: Sequence[_Candidate], *, without: Sequence[_Candidate]) -> list[_Candidate]:
+def _drop_duplicates(candidates: Sequence[_Candidate], *, without: Sequence[_Candidate]) -> list[_Candidate]:
     """The first of equal points, in their order, except those of ``without``."""
     keys = {candidate.point.key for candidate in without}
     distinct = []
@@ -93,8 +93,10 @@ def _candidates(spec: Spec, backend: Backend, facts: Facts) -> list[_Candidate]:
             )
         knobs = dict(zip((knob.name for knob in backend.knobs), values, strict=True))
         for op in _PAIR:
-            for violation in backend.point_violations(op, knobs, facts=facts):
-                raise UserError(f"search.candidates {values}: {violation} ({op})", hint=violation.hint)
+            violations = backend.point_violations(op, knobs, facts=facts)
+            if violations:
+                first = violations[0]
+                raise UserError(f"search.candidates {values}: {first} ({op})", hint=first.hint)
             candidates.append(_candidate(spec, backend, op, knobs, Role.CANDIDATE))
     return candidates
 

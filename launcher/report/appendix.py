@@ -1,4 +1,4 @@
-"""The evidence behind a report: points, failures, checks, provenance; pure."""
+"""The appendix of a report: points, failures, checks, provenance; pure."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def provenance(report: Report) -> list[str]:
         f"* Command: {code(shlex.join(manifest.command))}",
         f"* Program: deepep-sweep {text(manifest.program)}, revision {text(revision)}{dirty}, "
         f"code {text(manifest.revision.code)}",
-        f"* Measured: {_when(results.started)} to {_when(results.ended)}",
+        f"* Measured: {_date(results.started)} to {_date(results.ended)}",
         f"* Hosts: {', '.join(sorted({text(host.hostname) for host in results.hosts})) or 'none'}",
     ]
     if environment is not None:
@@ -116,5 +116,5 @@ def provenance(report: Report) -> list[str]:
     return [*lines, ""]
 
 
-def _when(seconds: float | None) -> str:
+def _date(seconds: float | None) -> str:
     return "never" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

@@ -64,6 +64,6 @@ def headings(columns: Iterable[Column]) -> list[str]:
 def section(report: Report) -> list[str]:
     """The meaning of each column of the report."""
     choice, peak = report.results.choice, report.results.peak_gb_per_s
-    shown = [*_MEASURED, *(_OVERLAP if choice.overlaps else ()), *((SPEED,) if choice.own_tuning else ())]
+    columns = [*_MEASURED, *(_OVERLAP if choice.overlaps else ()), *((SPEED,) if choice.own_tuning else ())]
     link = "This run has no link peak." if peak is None else f"The link peak is {peak:.0f} GB/s."
-    return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in shown), "", link, ""]
+    return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in columns), "", link, ""]

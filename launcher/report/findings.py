@@ -86,7 +86,7 @@ def _candidates(results: Results) -> Iterator[str]:
 
 def _against_optimal(pair: Pair, optimal: Pair) -> str:
     """The ratio to the optimal pair, as far as both were measured in the same groups of a final."""
-    paired = _paired(pair.by_round(), optimal.by_round())
+    paired = _compare_times(pair.by_round(), optimal.by_round())
     if paired is not None:
         indistinguishable = f" {_INDISTINGUISHABLE}" if paired[1].low <= 1 else ""
         return f"{_as_long_as('the optimal config', *paired)}.{indistinguishable}"
@@ -103,7 +103,7 @@ def _as_long_as(other: str, ratio: float, ci95: Interval | None = None, *, metho
     return f"{ratio:.3f}x as long as {other}{ends}"
 
 
-def _paired(times: dict[int, float], other_times: dict[int, float]) -> tuple[float, Interval] | None:
+def _compare_times(times: dict[int, float], other_times: dict[int, float]) -> tuple[float, Interval] | None:
     """The ratio of the times over the groups or passes that measured both, with its 95 % CI; None below two."""
     numbers = sorted(times.keys() & other_times.keys())
     if len(numbers) < 2:
@@ -219,7 +219,7 @@ def _ties(choice: Choice, overlapped: Pair) -> Iterator[str]:
 def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
     cost_us = overlapped.round_trip_us - fastest.round_trip_us
     cost = f"Isolated, {knobs_text(overlapped.shared)} takes {cost_us:.0f} us longer per round trip"
-    paired = _paired(overlapped.by_round(), fastest.by_round())
+    paired = _compare_times(overlapped.by_round(), fastest.by_round())
     if paired is None:
         return f"{cost}; no two groups measured both."
     indistinguishable = f" {_INDISTINGUISHABLE}" if _contains_1(paired[1]) else ""
@@ -229,7 +229,7 @@ def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
 def _overlapped_cost(choice: Choice, fastest: Pair) -> Iterator[str]:
     """The fastest pair against the pick of the other passes: a pair picked by a pass looks too fast in that pass."""
     overlap = choice.overlap_of(fastest)
-    paired = None if overlap is None else _paired(overlap.by_round, choice.overlap_held_out)
+    paired = None if overlap is None else _compare_times(overlap.by_round, choice.overlap_held_out)
     if paired is None:
         return
     doubt = ""

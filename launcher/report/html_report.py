@@ -54,7 +54,7 @@ def html(report: Report) -> str:
         pictures={_title(name): _data(svg) for name, svg in sorted(report.pictures.items(), reverse=True)}
         if report.has_times
         else {},
-        table=_embedded(table),
+        table=_embed(table),
         knobs=knobs_text,
     )
 
@@ -120,7 +120,7 @@ def _other_knobs(point: Point, names: list[str]) -> list[str]:
     return [f"{name} {value}" for name, value in point.knobs.items() if name not in names]
 
 
-def _embedded(value: Any) -> str:
+def _embed(value: Any) -> str:
     """JSON that may stand in a script element: nothing in it can end the element."""
     plain = msgspec.json.encode(value).decode()
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -42,7 +42,7 @@ def section(report: Report) -> list[str]:
     """Others' numbers for this shape next to ours, each labelled."""
     results = report.results
     spec, optimal = results.plan.spec, results.choice.optimal
-    published = _published(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
+    published = _find_published(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
     if not published or results.plan.is_dry or spec.ep.share_gpus:
         return []
     volumes = zip((Op.DISPATCH, Op.COMBINE), results.volumes, strict=True)
@@ -73,7 +73,7 @@ def section(report: Report) -> list[str]:
     ]
 
 
-def _published(workload: Workload, *, num_ranks: int, dtype: Dtype) -> list[Reported]:
+def _find_published(workload: Workload, *, num_ranks: int, dtype: Dtype) -> list[Reported]:
     """The numbers for this shape with this payload in the dispatch; empty for any other shape."""
     shape = (workload.num_tokens, workload.hidden, workload.num_experts, workload.num_topk)
     if num_ranks != _EP or shape != _SHAPE:

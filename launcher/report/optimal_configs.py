@@ -22,7 +22,7 @@ from launcher.text import knobs_text
 def markdown(report: Report) -> str:
     """The whole report."""
     timed = (
-        _answer,
+        _named_pairs,
         findings.section,
         picks.section,
         deployment.section,
@@ -34,13 +34,13 @@ def markdown(report: Report) -> str:
         pair_tables.baselines,
         literature.section,
     )
-    evidence = (appendix.points, appendix.failures, appendix.checks)
+    details = (appendix.points, appendix.failures, appendix.checks)
     end = (_files, appendix.provenance, summary.section)
-    body = (*timed, *evidence, columns.section) if report.has_times else evidence
+    body = (*timed, *details, columns.section) if report.has_times else details
     return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
 
 
-def _answer(report: Report) -> list[str]:
+def _named_pairs(report: Report) -> list[str]:
     choice = report.results.choice
     lines = ["## Optimal, default and worst", ""]
     if choice.optimal is None:

@@ -50,7 +50,7 @@ def _pareto(results: Results) -> Figure:
     name = shared_knobs(BACKENDS[results.plan.spec.backend])[0]
     figure = Figure(figsize=(10 if choice.overlaps else 5.5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if choice.overlaps else 1, squeeze=False)[0]
-    _isolated(axes[0], results, name)
+    _draw_isolated(axes[0], results, name)
     if choice.overlaps:
         _overlapped(axes[1], results, name)
     device = results.environment.device if results.environment else ""
@@ -60,7 +60,7 @@ def _pareto(results: Results) -> Figure:
     return figure
 
 
-def _isolated(axes: Axes, results: Results, name: str) -> None:
+def _draw_isolated(axes: Axes, results: Results, name: str) -> None:
     choice = results.choice
     pairs = choice.best_per_shared
     low = [pair.dispatch.ci95_us.low + pair.combine.ci95_us.low for pair in pairs]
@@ -121,8 +121,8 @@ def _heatmaps(results: Results, op: Op) -> Figure | None:
     norm = mpl.colors.LogNorm(min(times_us), max(times_us))
     image = None
     for axes, value in zip(panels, values, strict=True):
-        shown = [cell for cell in cells if value is None or cell.point.knobs[names[-1]] == value]
-        image = _heatmap(axes, shown, across=names[0], up=names[1], norm=norm)
+        panel_cells = [cell for cell in cells if value is None or cell.point.knobs[names[-1]] == value]
+        image = _heatmap(axes, panel_cells, across=names[0], up=names[1], norm=norm)
         axes.set_title(str(op) if value is None else f"{op}, {names[-1]} {value}")
     assert image is not None
     figure.colorbar(image, ax=list(panels), label="median us")

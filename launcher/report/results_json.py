@@ -112,9 +112,9 @@ def _operation(measurement: Measurement) -> SavedOperation:
         num_samples=len(measurement.samples),
         stage=measurement.stage,
         unstable=measurement.unstable,
-        logical_gb_per_s=_rounded(measurement.logical_gb_per_s, 3),
-        wire_gb_per_s=_rounded(measurement.wire_gb_per_s, 3),
-        peak_fraction=_rounded(measurement.peak_fraction, 4),
+        logical_gb_per_s=_round(measurement.logical_gb_per_s, 3),
+        wire_gb_per_s=_round(measurement.wire_gb_per_s, 3),
+        peak_fraction=_round(measurement.peak_fraction, 4),
     )
 
 
@@ -143,5 +143,5 @@ def _failure(failure: Failure) -> SavedFailure:
     return msgspec.convert(msgspec.to_builtins(failure), SavedFailure)
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
+def _round(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)

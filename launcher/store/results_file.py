@@ -336,12 +336,12 @@ def decode(file: Path, content: bytes) -> SavedResults:
         refuse_newer(str(file), content, known=SCHEMA)
         if read_schema(content)[1] == Version.parse(SCHEMA):
             return msgspec.json.decode(content, type=SavedResults)
-        return msgspec.convert(_upgraded(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
+        return msgspec.convert(_upgrade(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not a RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
 
 
-def _upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+def _upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
     return results_v1.upgrade(document) | {"schema": SCHEMA}
 
 

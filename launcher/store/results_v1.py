@@ -104,22 +104,22 @@ def _library(document: Mapping[str, Any]) -> Plain:
 def _pair(value: Plain | None) -> Plain | None:
     if value is None:
         return None
-    shared = _others(value, _PAIR)
+    shared = _members_except(value, _PAIR)
     names = [name for name in ("dispatch", "combine", "dispatch_full") if value.get(name) is not None]
     operations = {name: _operation(value[name], shared) for name in names}
     return {"shared_knobs": shared, **operations, "round_trip_us": value["round_trip_us"]}
 
 
 def _operation(value: Plain, shared: Mapping[str, int]) -> Plain:
-    return {"knobs": {**shared, **_others(value, _NUMBERS)}} | _members(value, _NUMBERS)
+    return {"knobs": {**shared, **_members_except(value, _NUMBERS)}} | _members(value, _NUMBERS)
 
 
 def _measurement(value: Plain) -> Plain:
-    return {"knobs": _others(value, (*_NUMBERS, *_POINT))} | _members(value, (*_NUMBERS, *_POINT))
+    return {"knobs": _members_except(value, (*_NUMBERS, *_POINT))} | _members(value, (*_NUMBERS, *_POINT))
 
 
 def _overlap(value: Plain) -> Plain:
-    shared = _others(value, (*_OVERLAP, "dispatch", "combine"))
+    shared = _members_except(value, (*_OVERLAP, "dispatch", "combine"))
     knobs = {name: {**shared, **value[name]} for name in ("dispatch", "combine")}
     numbers = {new: value[old] for old, new in _OVERLAP.items() if old in value}
     return {"shared_knobs": shared, "gemm_slowdown_ci95": None, **knobs, **numbers}
@@ -129,5 +129,5 @@ def _members(value: Plain, names: tuple[str, ...]) -> Plain:
     return {name: value[name] for name in names if name in value}
 
 
-def _others(value: Plain, names: tuple[str, ...] | Plain) -> dict[str, int]:
+def _members_except(value: Plain, names: tuple[str, ...] | Plain) -> dict[str, int]:
     return {name: member for name, member in value.items() if name not in names}

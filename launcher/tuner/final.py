@@ -90,7 +90,7 @@ def _pairs(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
     """The best pair for each value of the shared knobs, and the default."""
     best: dict[tuple[int, ...], dict[Op, Planned]] = defaultdict(dict)
     for race, cells in racing.races(plan, [*plan.anchors, *finalists]).items():
-        ranking = racing.ranked(cells, arms)
+        ranking = racing.sort_by_level(cells, arms)
         if ranking:
             best[race.shared][race.op] = ranking[0][1]
     backend = BACKENDS[plan.spec.backend]

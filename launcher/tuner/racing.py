@@ -80,7 +80,7 @@ class Arms:
         values = self._values(point_id, up_to)
         return float(np.sqrt(sum(error**2 + DRIFT**2 for _, error in values)) / len(values))
 
-    def seen(self, point_id: str, round_number: int) -> bool:
+    def is_done(self, point_id: str, round_number: int) -> bool:
         """Whether the point was measured in this round, or failed at any time."""
         return point_id in self.failed or (point_id, round_number) in self._recorded
 
@@ -158,8 +158,8 @@ def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int
     alive, num_places = list(cells), FINALISTS_PER_GROUP if plan.has_final else 1
     for past in range(round_number):
         alive = [cell for cell in alive if cell.id not in arms.failed]
-        left = [_race(racers, arms, up_to=past) for racers in races(plan, alive).values()]
-        alive = [cell for racers in left if len(racers) > num_places for cell in racers]
+        remaining = [_race(racers, arms, up_to=past) for racers in races(plan, alive).values()]
+        alive = [cell for racers in remaining if len(racers) > num_places for cell in racers]
     return alive
 
 
@@ -176,14 +176,14 @@ def _race(cells: list[Planned], arms: Arms, *, up_to: int) -> list[Planned]:
     num_dropped = int(slower.sum()) if up_to else min(int(slower.sum()), len(measured) // 2)
     slower_cells = [cell for (_, cell), is_slower in zip(measured[1:], slower, strict=True) if is_slower]
     dropped = {cell.id for cell in slower_cells[len(slower_cells) - num_dropped :]}
-    left = [cell for cell in cells if cell.id not in dropped]
-    return [] if _alike(left, arms, up_to=up_to) else left
+    remaining = [cell for cell in cells if cell.id not in dropped]
+    return [] if _are_equivalent(remaining, arms, up_to=up_to) else remaining
 
 
-def _alike(left: list[Planned], arms: Arms, *, up_to: int) -> bool:
+def _are_equivalent(remaining: list[Planned], arms: Arms, *, up_to: int) -> bool:
     """Whether all are within 1 % of the best, at one-sided 95 %: then the final may take any of them."""
-    levels = np.array([arms.level(cell.id, up_to=up_to) or 0.0 for cell in left])
-    errors = np.array([arms.error(cell.id, up_to=up_to) for cell in left])
+    levels = np.array([arms.level(cell.id, up_to=up_to) or 0.0 for cell in remaining])
+    errors = np.array([arms.error(cell.id, up_to=up_to) for cell in remaining])
     best = int(levels.argmin())
     reach = _QUANTILE * np.sqrt(errors**2 + errors[best] ** 2)
     return bool(np.all(np.delete(levels - levels[best] + reach, best) <= _CLOSE))
@@ -193,14 +193,14 @@ def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[
     """The first incomplete round and its missing points, in its own order; None when the search is over."""
     for number in range(plan.spec.search.rounds):
         alive = survivors(plan, cells, arms, round_number=number)
-        missing = [cell for cell in alive if not arms.seen(cell.id, number)]
+        missing = [cell for cell in alive if not arms.is_done(cell.id, number)]
         if missing:
             random.Random(f"{plan.spec.seed}/{number}").shuffle(missing)  # noqa: S311
             return number, missing
     return None
 
 
-def ranked(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Planned]]:
+def sort_by_level(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Planned]]:
     """Each point that was measured and never failed, with its level, fastest first."""
     levels = [
         (level, cell) for cell in cells if cell.id not in arms.failed and (level := arms.level(cell.id)) is not None
@@ -212,13 +212,13 @@ def finalists(plan: Plan, arms: Arms) -> list[Planned]:
     """Cells for the final: the best of every race, those within 1 % of it, the library's own best, the user's."""
     chosen: dict[str, Planned] = {}
     for cells in races(plan, [*plan.anchors, *plan.cells]).values():
-        ranking = ranked(cells, arms)
+        ranking = sort_by_level(cells, arms)
         for level, cell in ranking[:FINALISTS_PER_GROUP]:
             if level <= ranking[0][0] + _CLOSE:
                 chosen[cell.id] = cell
     chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}
     for op in (Op.DISPATCH, Op.COMBINE):
-        chosen |= {cell.id: cell for _, cell in ranked(plan.upstream(op), arms)[:1]}
+        chosen |= {cell.id: cell for _, cell in sort_by_level(plan.upstream(op), arms)[:1]}
     for anchor in plan.anchors:
         chosen.pop(anchor.id, None)
     return sorted(chosen.values(), key=lambda cell: cell.id)

@@ -9,7 +9,7 @@ import msgspec
 
 from bench.records import Host, Line, Record, Role, Stage
 from bench.supervisor import Effort, Supervisor, Task
-from launcher.config.plan import ANCHOR_EVERY, Plan, Planned
+from launcher.config.plan import ANCHOR_EVERY, Plan, Planned, shard_name
 from launcher.store.records_file import open_appender, read_shard, read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing
@@ -17,7 +17,6 @@ from launcher.tuner.progress import ShardProgress
 from launcher.tuner.racing import Arms
 
 Stop = Callable[[], bool]
-Seen = set[str]
 
 FINAL_SHARE = 0.4
 """The part of search.budget_s that is reserved for the final."""
@@ -34,7 +33,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
     Raises bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
-    arms, done = Arms(), Seen()
+    arms, done = Arms(), set[str]()
     earlier = read_shard(folder, index)
     for line in earlier:
         if isinstance(line, Record):
@@ -42,7 +41,7 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
             done.add(line.point_id)
     if _is_complete(plan, arms, done, index):
         return True
-    name = f"shard {index}"
+    name = shard_name(index)
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
     with open_appender(folder, index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
         budget_s = left_s(plan, earlier, share=share)
@@ -114,13 +113,15 @@ def is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
     return _is_complete(plan, Arms(records), {record.point_id for record in records}, index)
 
 
-def _is_complete(plan: Plan, arms: Arms, done: Seen, index: int) -> bool:
+def _is_complete(plan: Plan, arms: Arms, done: set[str], index: int) -> bool:
     references = plan.anchors + plan.baselines
     has_references = all(planned.id in done for planned in references)
     return has_references and racing.next_round(plan, plan.shard(index), arms) is None
 
 
-def _tasks(plan: Plan, index: int, *, arms: Arms, done: Seen, progress: ShardProgress, stop: Stop) -> Iterator[Task]:
+def _tasks(
+    plan: Plan, index: int, *, arms: Arms, done: set[str], progress: ShardProgress, stop: Stop
+) -> Iterator[Task]:
     """Round after round; ``arms`` and ``done`` grow while the tasks are taken."""
     cells = plan.shard(index)
     baselines = [baseline for baseline in plan.baselines if baseline.id not in done]

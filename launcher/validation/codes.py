@@ -165,7 +165,7 @@ def worst(verdicts: list[NodeVerdict]) -> NodeVerdict:
     return min(verdicts, key=WORST_FIRST.index, default=NodeVerdict.PASS)
 
 
-def combined(statuses: list[Status]) -> Status:
+def combine_statuses(statuses: list[Status]) -> Status:
     """The status of several validations by one command: a fault goes before unknown, unknown before WARN.
 
     A usage error stays one only if nothing was started; together with other statuses it is unknown.
@@ -179,11 +179,11 @@ def combined(statuses: list[Status]) -> Status:
 
 def exit_status(verdicts: list[NodeVerdict], *, strict: bool) -> Status:
     """0 if all nodes may work; 1 for WARN if ``strict``; 2 for FAIL, HANG, NO_RESULT; 3 if nothing is known."""
-    seen = set(verdicts)
-    if seen & {NodeVerdict.FAIL, NodeVerdict.HANG, NodeVerdict.NO_RESULT}:
+    distinct = set(verdicts)
+    if distinct & {NodeVerdict.FAIL, NodeVerdict.HANG, NodeVerdict.NO_RESULT}:
         return EXIT_CRITICAL
-    if not seen or seen & {NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE} or seen == {NodeVerdict.SKIPPED}:
+    if not distinct or distinct & {NodeVerdict.SETUP, NodeVerdict.INCONCLUSIVE} or distinct == {NodeVerdict.SKIPPED}:
         return EXIT_UNKNOWN
-    if NodeVerdict.WARN in seen and strict:
+    if NodeVerdict.WARN in distinct and strict:
         return EXIT_WARN
     return EXIT_OK

@@ -185,7 +185,7 @@ def test_wrong_counts_weights_and_experts_are_noticed() -> None:
 @pytest.mark.parametrize("steps", [-2, 2])
 def test_a_combine_off_by_two_bf16_steps_in_any_element_is_noticed(steps: int) -> None:
     ranks = uniform()
-    right, truth = combined(ranks, 0), ranks[0].combined
+    right, truth = combined(ranks, 0), ranks[0].expected_sums
     for column in (truth[9].abs() > 0.05).nonzero()[:, 0].tolist():
         got = right.clone()
         got.view(torch.int16)[9, column] += steps
@@ -194,7 +194,7 @@ def test_a_combine_off_by_two_bf16_steps_in_any_element_is_noticed(steps: int) -
 
 def test_a_combine_may_round_the_exact_sum_to_either_neighbour() -> None:
     ranks = uniform()
-    right, truth = combined(ranks, 0), ranks[0].combined
+    right, truth = combined(ranks, 0), ranks[0].expected_sums
     other = right.clone()
     inward = (right.float() - truth) * truth > 0
     other.view(torch.int16).add_(torch.where(inward, -1, 1).to(torch.int16))

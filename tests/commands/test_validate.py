@@ -93,8 +93,10 @@ def test_a_report_needs_no_working_directory_that_can_be_written_and_a_full_stdo
 def test_a_validation_of_this_machine_that_runs_is_not_over_and_no_fault(dry: tuple[Any, Path], tmp_path: Path):
     folder = ValidationFolder(Path(shutil.copytree(dry[1], tmp_path / "running")))
     node = socket.gethostname()
-    node_files.write(folder.of(node), replace(node_files.read(folder.of(node) / "NODE.json"), complete=False))
-    with (folder.of(node) / "lines.jsonl").open("rb") as held:
+    node_files.write(
+        folder.node_folder(node), replace(node_files.read(folder.node_folder(node) / "NODE.json"), complete=False)
+    )
+    with (folder.node_folder(node) / "lines.jsonl").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         (running,) = summary.collect(folder).rows
     (ended,) = summary.collect(folder).rows
@@ -128,7 +130,7 @@ def test_what_five_good_nodes_do_is_learned_from_their_files_and_judges_the_next
     for name in names:
         made = replace(known, node=name, suite_runs=[replace(measured, rates=slowly)])
         made = replace(made, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else made
-        node_files.write(folder.of(name), made)
+        node_files.write(folder.node_folder(name), made)
     file = tmp_path / "reference.json"
     done = run_module("launcher.validate", f"report={folder.path}", f"learn={file}")
     assert done.returncode == 2, done.stderr

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from launcher.validation import codes
-from launcher.validation.codes import MEANINGS, NodeVerdict, Status, combined, exit_status
+from launcher.validation.codes import MEANINGS, NodeVerdict, Status, combine_statuses, exit_status
 from tests.builders import ROOT
 
 
@@ -43,7 +43,7 @@ def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, stri
     ],
 )
 def test_of_several_validations_the_worst_known_counts_before_what_is_unknown(statuses: list[int], expected: int):
-    assert combined([Status(one) for one in statuses]) == expected
+    assert combine_statuses([Status(one) for one in statuses]) == expected
 
 
 def test_every_code_that_the_program_can_say_has_a_meaning_and_the_guide_lists_them():

@@ -58,7 +58,9 @@ def test_a_slow_node_of_a_fleet_is_found_in_its_file_and_fails_the_command(
     slow = {names[3], names[17], names[42]}
     for number, name in enumerate(names):
         own = rates(scale=A_TENTH_SLOWER if name in slow else 1.0, seed=number)
-        node_files.write(folder.of(name), judged(attempt(rates=own), attempt(rates=own, number=1), of=spec, name=name))
+        node_files.write(
+            folder.node_folder(name), judged(attempt(rates=own), attempt(rates=own, number=1), of=spec, name=name)
+        )
     done = run_module("launcher.validate", f"run={folder.path}")
     assert done.returncode == 2, done.stderr
     summary = json.loads((folder.path / "NODES.json").read_bytes())
@@ -144,7 +146,7 @@ def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Co
     folder = ValidationFolder.create(tmp_path, tmp_path / "unfinished")
     jobs, states = {"gpu1": "11", "gpu2": "12", "gpu3": "13"}, {"11": "COMPLETED", "12": "RUNNING"}
     folder.note(Order(1, 0.0, ["deepep-validate"], spec, list(jobs), jobs=jobs, states=states))
-    node_files.write(folder.of("gpu1"), judged(attempt(), of=spec, name="gpu1"))
+    node_files.write(folder.node_folder("gpu1"), judged(attempt(), of=spec, name="gpu1"))
     done = run_module("launcher.validate", f"report={folder.path}")
     assert done.returncode == 3, done.stderr
     summary = json.loads((folder.path / "NODES.json").read_bytes())

@@ -36,7 +36,7 @@ class DeepEPSession:
             topk_idx, self._context.workload.num_experts
         )
         received, idx, weights, counts, handle, _ = self._buffer.dispatch(
-            _packed(inputs.payload),
+            _pack(inputs.payload),
             num_tokens_per_rank=per_rank,
             is_token_in_rank=in_rank,
             num_tokens_per_expert=per_expert,
@@ -46,14 +46,14 @@ class DeepEPSession:
         )
         self._handles[knobs["num_sms"]] = handle
         self._per_rank = per_rank
-        return Dispatched(_unpacked(received), idx, weights, list(counts))
+        return Dispatched(_unpack(received), idx, weights, list(counts))
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
         """DeepEP's cached mode: no layout, no expert indices or weights, no host wait."""
         received, *_ = self._buffer.dispatch(
-            _packed(inputs.payload), handle=self._handles[knobs["num_sms"]], config=self._config(knobs)
+            _pack(inputs.payload), handle=self._handles[knobs["num_sms"]], config=self._config(knobs)
         )
-        return _unpacked(received)
+        return _unpack(received)
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
         """FP32 sums of BF16 tokens, without weights."""
@@ -68,10 +68,10 @@ class DeepEPSession:
         handle, now = self._handles[dispatch["num_sms"]], deep_ep.Buffer.capture()
         asynchronous = {"async_finish": True, "allocate_on_comm_stream": True, "previous_event": now}
         received, *_ = self._buffer.dispatch(
-            _packed(inputs.payload), handle=handle, config=self._config(dispatch), **asynchronous
+            _pack(inputs.payload), handle=handle, config=self._config(dispatch), **asynchronous
         )
         combined, _, done = self._buffer.combine(tokens, handle, config=self._config(combine), **asynchronous)
-        return _PendingPair(_unpacked(received), combined, done)
+        return _PendingPair(_unpack(received), combined, done)
 
     def layout(self) -> list[int]:
         """``num_tokens_per_rank`` of the last ``get_dispatch_layout``."""
@@ -90,10 +90,10 @@ class _PendingPair:
         return self._result
 
 
-def _packed(payload: Payload) -> Any:
+def _pack(payload: Payload) -> Any:
     tokens, scales = payload
     return tokens if scales is None else (tokens, scales)
 
 
-def _unpacked(received: Any) -> Payload:
+def _unpack(received: Any) -> Payload:
     return received if isinstance(received, tuple) else (received, None)

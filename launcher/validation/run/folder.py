@@ -87,18 +87,18 @@ class ValidationFolder:
         """Replaces order.json."""
         write_atomic(self.order_file, msgspec.json.format(msgspec.json.encode(order), indent=1) + b"\n")
 
-    def of(self, node: str) -> Path:
+    def node_folder(self, node: str) -> Path:
         """The folder of one node."""
         return self.path / "nodes" / node
 
     def began(self, node: str) -> bool:
         """Whether the validation of a node got as far as writing anything."""
-        return self.of(node).is_dir()
+        return self.node_folder(node).is_dir()
 
     def is_running(self, node: str) -> bool:
         """Whether a process validates the node now, as far as locks show it."""
         try:
-            with (self.of(node) / nodes.LINES_NAME).open("rb") as file:
+            with (self.node_folder(node) / nodes.LINES_NAME).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -108,5 +108,5 @@ class ValidationFolder:
 
     def result(self, node: str) -> Node | None:
         """A node's file; None if there is none yet."""
-        file = self.of(node) / nodes.FILE_NAME
+        file = self.node_folder(node) / nodes.FILE_NAME
         return nodes.read(file) if file.is_file() else None

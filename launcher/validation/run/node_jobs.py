@@ -82,7 +82,7 @@ def run_node(path: str, node: str) -> None:
     signal.signal(signal.SIGTERM, _exit)  # submitit ignores it, and the ranks that Slurm ends would be crashes
     suite = Suite(
         folder.order().spec,
-        folder.of(node),
+        folder.node_folder(node),
         node=node,
         job_id=os.environ.get("SLURM_JOB_ID"),
         say=lambda line: print(f"{node}: {line}", flush=True),

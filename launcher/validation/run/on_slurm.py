@@ -17,7 +17,7 @@ from launcher.config.job_options import SubmititConf
 from launcher.errors import UserError
 from launcher.jobs import slurm, waiting
 from launcher.store.revision import snapshot_code
-from launcher.validation.codes import EXIT_OK, EXIT_USAGE, Status, combined
+from launcher.validation.codes import EXIT_OK, EXIT_USAGE, Status, combine_statuses
 from launcher.validation.config import Options, Spec, from_config
 from launcher.validation.run import node_jobs, node_watch, resolve, summary
 from launcher.validation.run.folder import Order, ValidationFolder
@@ -31,13 +31,13 @@ def launch(configs: Sequence[DictConfig], settings: SubmititConf) -> int:
     except UserError as error:
         error.show()
         return EXIT_USAGE
-    return combined([summary.shown(run) for run in runs])
+    return combine_statuses([summary.run_validation(run) for run in runs])
 
 
 def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]:
     """Checks one configuration; the call that carries it out and gives the exit status."""
     values, options = from_config(config)
-    reported = summary.wanted(options)
+    reported = summary.open_report(options)
     if reported is not None:
         return partial(summary.write, reported, options)
     if settings.cluster == "local":

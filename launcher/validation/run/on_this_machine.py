@@ -25,7 +25,7 @@ _DRY_RUN = "This is a dry run on CPUs: it tests correctness through gloo and mea
 
 def prepare(values: dict[str, Any], options: Options) -> Callable[[], Status]:
     """The validation or report, to be called for its exit status. UserError, before anything runs, if it cannot."""
-    reported = summary.wanted(options)
+    reported = summary.open_report(options)
     if reported is None and options.run is not None and (Path(options.run) / "order.json").is_file():
         summary.refuse_idle(options)
         reported = ValidationFolder(Path(options.run))
@@ -57,7 +57,7 @@ def _validate(spec: Spec, options: Options) -> Status:
     folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
     node = socket.gethostname().partition(".")[0]
     folder.note(Order(1, time.time(), ["deepep-validate", *arguments.command_line()[1:]], spec, [node]))
-    Suite(spec, folder.of(node), node=node, say=_say).run()
+    Suite(spec, folder.node_folder(node), node=node, say=_say).run()
     return summary.write(folder, options)
 
 

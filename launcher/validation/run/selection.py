@@ -24,7 +24,8 @@ def select(options: Options, settings: SubmititConf) -> tuple[list[str], list[Sk
         raise UserError(f"{where} no nodes", hint="name a partition that sinfo lists")
     names, skipped = [], []
     for name in sorted(
-        _named(options, settings, known), key=lambda name: name in known and not known[name].state.startswith("idle")
+        _list_names(options, settings, known),
+        key=lambda name: name in known and not known[name].state.startswith("idle"),
     ):
         node = known.get(name)
         if node is None:
@@ -38,7 +39,7 @@ def select(options: Options, settings: SubmititConf) -> tuple[list[str], list[Sk
     return names, skipped
 
 
-def _named(options: Options, settings: SubmititConf, known: dict[str, NodeState]) -> list[str]:
+def _list_names(options: Options, settings: SubmititConf, known: dict[str, NodeState]) -> list[str]:
     """The nodes of ``nodes=``, of ``node_state=``, or of the reservation."""
     if options.nodes is not None:
         return expand(options.nodes)

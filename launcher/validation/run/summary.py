@@ -66,7 +66,7 @@ def _read_result(folder: ValidationFolder, name: str) -> Node | None:
     return msgspec.structs.replace(result, faults=select_faults(folder.order().spec.faults, name))
 
 
-def shown(validate: Callable[[], Status]) -> Status:
+def run_validation(validate: Callable[[], Status]) -> Status:
     """The exit status of a validation; that of a usage error if it raises UserError."""
     try:
         return validate()
@@ -75,7 +75,7 @@ def shown(validate: Callable[[], Status]) -> Status:
         return EXIT_USAGE
 
 
-def wanted(options: Options) -> ValidationFolder | None:
+def open_report(options: Options) -> ValidationFolder | None:
     """The folder that report= names; None without report=. UserError if it is not a validation folder."""
     if options.report is None:
         return None
