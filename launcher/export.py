@@ -42,11 +42,13 @@ Description
   and cannot take. A verdict other than `tuned` and an incomplete run are noted on stderr and in the files.
 
 Exit status
-  0  the files were written
-  2  refused, nothing was written: a dry run, shared GPUs, too little measured, an unknown name
+  0    the files were written
+  1    the output cannot be written, or any other failure
+  2    refused, nothing was written: a dry run, shared GPUs, too little measured, an unknown name
+  130  interrupted
 
 Files
-  RUN/exports/         files of the pick `fastest`, beside the RESULTS file
+  RUN/exports/         files of the pick `fastest`, next to the RESULTS file
   RUN/exports/PICK/    those of any other pick: no folder mixes two
 
 Examples

@@ -34,8 +34,10 @@ Description
   once.
 
 Exit status
-  0  filed, or the picks on file stay
-  2  refused: a dry run, shared GPUs, an incomplete run, another objective than the round trip
+  0    filed, or the picks on file stay
+  1    the output cannot be written, or any other failure
+  2    refused: a dry run, shared GPUs, an incomplete run, another objective than the round trip
+  130  interrupted
 
 Files
   DIR/<key>.json   an entry (docs/library.schema.json)

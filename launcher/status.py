@@ -25,11 +25,13 @@ Options
 
 Description
   Shows each shard with its state, job, node and points, and what is left. Works at any time, on any machine that sees
-  the folder; without Slurm, the states come from the files alone.
+  the folder; without Slurm, the states come only from the files.
 
 Exit status
-  0  the status was printed
-  2  usage: the arguments are wrong, or RUN cannot be read
+  0    the status was printed
+  1    the output cannot be written, or any other failure
+  2    usage: the arguments are wrong, or RUN cannot be read
+  130  interrupted
 
 Examples
   python -m launcher.status outputs/20261123-000120-a1b2c3

@@ -21,8 +21,8 @@ def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command
     assert (process.returncode, process.stderr) == (0, "")
     assert "strict=true" in process.stdout
     assert "allow_mixed=true" in process.stdout
-    for status in (0, 1, 2, 3):
-        assert re.search(rf"^  {status}  \w", process.stdout.partition("Exit status")[2], re.MULTILINE), status
+    for status in (0, 1, 2, 3, 130):
+        assert re.search(rf"^  {status} +\w", process.stdout.partition("Exit status")[2], re.MULTILINE), status
 
 
 @pytest.mark.parametrize(
