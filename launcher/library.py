@@ -97,7 +97,7 @@ class Entry(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct, frozen=True):
     """A tuned config from the library; ``deep_ep.Config(**loaded.dispatch)``.
 
-    ``match`` is ``exact``, or names each difference between the key that was asked for and ``entry.key``.
+    ``match`` is ``exact``, or names each difference between the requested key and ``entry.key``.
     """
 
     dispatch: dict[str, int]
@@ -148,7 +148,7 @@ def load_tuned_config(
 
         loaded = load_tuned_config("library", gpu=torch.cuda.get_device_name(), ep=4, hidden=7168, num_experts=256,
                                    num_topk=8, num_tokens=4096, deep_ep=installed_deep_ep())
-        print(loaded.match)                               # exact, or: nearest tokens: asked 3000, found 4096
+        print(loaded.match)                               # exact, or: nearest tokens: requested 3000, entry has 4096
         dispatch = deep_ep.Config(**loaded.dispatch)
     """
     key = Key(gpu, ep, hidden, num_experts, num_topk, num_tokens, dtype, deep_ep or "")
@@ -180,19 +180,19 @@ def _distance(key: Key, routing: str, entry: Entry) -> tuple[bool, bool, float]:
     return not _is_version(key.deep_ep, entry.key.deep_ep), routing != entry.routing, tokens
 
 
-def _is_version(asked: str, known: str) -> bool:
-    """Whether ``asked`` is empty, equal to ``known``, or the version in it."""
-    return asked in ("", known, known.rpartition(" ")[2])
+def _is_version(requested: str, known: str) -> bool:
+    """Whether ``requested`` is empty, equal to ``known``, or the version in it."""
+    return requested in ("", known, known.rpartition(" ")[2])
 
 
 def _match(key: Key, routing: str, entry: Entry) -> str:
     differences = []
     if key.num_tokens != entry.key.num_tokens:
-        differences.append(f"nearest tokens: asked {key.num_tokens}, found {entry.key.num_tokens}")
+        differences.append(f"nearest tokens: requested {key.num_tokens}, entry has {entry.key.num_tokens}")
     if routing != entry.routing:
-        differences.append(f"routing: asked {routing}, found {entry.routing}")
+        differences.append(f"routing: requested {routing}, entry has {entry.routing}")
     if not _is_version(key.deep_ep, entry.key.deep_ep):
-        differences.append(f"deep_ep: asked {key.deep_ep}, found {entry.key.deep_ep}")
+        differences.append(f"deep_ep: requested {key.deep_ep}, entry has {entry.key.deep_ep}")
     return "; ".join(differences) or "exact"
 
 

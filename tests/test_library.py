@@ -57,7 +57,7 @@ def test_the_nearest_tokens_by_ratio_are_found_and_said(
     found = load_tuned_config(folder, **ASKED | {"num_tokens": asked})
     tokens = found.entry.key.num_tokens
     assert abs(math.log(asked / tokens)) == min(abs(math.log(asked / one)) for one in filed)
-    assert found.match == ("exact" if asked == tokens else f"nearest tokens: asked {asked}, found {tokens}")
+    assert found.match == ("exact" if asked == tokens else f"nearest tokens: requested {asked}, entry has {tokens}")
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_an_empty_or_absent_library_is_said(tmp_path: Path) -> None:
 def test_the_same_deep_ep_goes_before_nearer_tokens_and_another_is_said(tmp_path: Path) -> None:
     publishing.publish(with_tokens(4096, deep_ep="deep_ep 1.1"), tmp_path)
     publishing.publish(with_tokens(1024), tmp_path)
-    assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: asked 4096, found 1024"
+    assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: requested 4096, entry has 1024"
     other = load_tuned_config(tmp_path, **ASKED | {"deep_ep": "deep_ep 1.3"})
-    assert other.match == "deep_ep: asked deep_ep 1.3, found deep_ep 1.1"
+    assert other.match == "deep_ep: requested deep_ep 1.3, entry has deep_ep 1.1"
     unasked = load_tuned_config(tmp_path, **ASKED | {"deep_ep": None, "num_tokens": 1000})
-    assert unasked.match == "nearest tokens: asked 1000, found 1024"
+    assert unasked.match == "nearest tokens: requested 1000, entry has 1024"
 
 
 @pytest.mark.parametrize("deep_ep", [None, DEEP_EP, "1.2.1.post20251110"])
@@ -108,7 +108,7 @@ def test_no_version_and_the_version_alone_are_exact_like_the_distribution_with_i
     assert load_tuned_config(tmp_path, **ASKED | {"deep_ep": deep_ep}).match == "exact"
     for other in ("1.2.1", "tokenspeed-deepep"):
         found = load_tuned_config(tmp_path, **ASKED | {"deep_ep": other})
-        assert found.match == f"deep_ep: asked {other}, found {DEEP_EP}"
+        assert found.match == f"deep_ep: requested {other}, entry has {DEEP_EP}"
 
 
 def installed(folder: Path, *lines: str) -> str:
@@ -152,10 +152,10 @@ def test_the_documented_example_finds_the_published_config_and_says_exact(tmp_pa
 
 def test_another_routing_is_taken_rather_than_none_and_said(tmp_path: Path) -> None:
     publishing.publish(routed("zipf"), tmp_path)
-    assert load_tuned_config(tmp_path, **ASKED).match == "routing: asked uniform, found zipf"
+    assert load_tuned_config(tmp_path, **ASKED).match == "routing: requested uniform, entry has zipf"
     assert load_tuned_config(tmp_path, **ASKED, routing="zipf").match == "exact"
     publishing.publish(with_tokens(1024), tmp_path)
-    assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: asked 4096, found 1024"
+    assert load_tuned_config(tmp_path, **ASKED).match == "nearest tokens: requested 4096, entry has 1024"
 
 
 @pytest.mark.parametrize(
