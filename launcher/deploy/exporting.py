@@ -1,4 +1,4 @@
-"""Writes the files that put a tuned config into force beside its RESULTS file."""
+"""Writes the files that put a tuned config into force next to its RESULTS file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.store.files import write_atomic
 
 
 def export(path: Path, *, names: list[str], pick: str = "fastest") -> list[Path]:
-    """Writes the exports of a run folder, or of a RESULTS file, beside its RESULTS file; their paths.
+    """Writes the exports of a run folder, or of a RESULTS file, next to that file; their paths.
 
     UserError when it has nothing to deploy.
     """
@@ -33,10 +33,10 @@ def folder_of(results: Path, pick: str) -> Path:
 
 
 def warnings(tuned: TunedResults) -> list[str]:
-    """What somebody should know before deploying it, a sentence each."""
+    """Caveats on deploying it, a sentence each."""
     verdict = tuned.verdict
     doubts = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
-    return doubts + [f"the run is not whole: {part}" for part in tuned.missing_parts]
+    return doubts + [f"the run is incomplete: {part}" for part in tuned.missing_parts]
 
 
 def _write(file: Path, text: str) -> Path:

@@ -22,8 +22,9 @@ VLLM_DEFAULT_MB = 1024
 _TUPLES = (
     "Two conventions for a tuned tuple are in use:",
     "  (nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer): num_sms stands apart and is put before it. Used here.",
-    "  (num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config, as in (24, 8, 256). Given where the first is",
-    "  wanted it becomes Config(num_sms, 24, 8, 256), a chunk of 24 in a buffer of 8, which DeepEP asserts against.",
+    "  (num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config, as in (24, 8, 256).",
+    "  A tuple of the second kind in place of the first becomes Config(num_sms, 24, 8, 256), a chunk of 24 in a buffer",
+    "  of 8, which DeepEP asserts against.",
 )
 
 
@@ -131,7 +132,7 @@ def _vllm(tuned: TunedResults, pick: str) -> str:
             "  PYTHONPATH=FOLDER_OF_THE_SHIM vllm serve MODEL --enable-expert-parallel",
             "  --all2all-backend deepep_high_throughput --worker-extension-cls deepep_shim.WorkerExtension",
             "The last of these makes every worker import the shim.",
-            "Carries the size of the buffer alone. vLLM takes no num_sms, chunk or buffer: deepep_shim.py does.",
+            "Carries only the size of the buffer. vLLM takes no num_sms, chunk or buffer: deepep_shim.py does.",
             f"The tuned config needs {needed_mb} MiB at hidden {tuned.workload.hidden}, vLLM's default is "
             f"{VLLM_DEFAULT_MB}; this is the larger one.",
         ),

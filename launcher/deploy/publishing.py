@@ -18,17 +18,17 @@ from launcher.store.files import write_atomic
 
 
 def publish(tuned: TunedResults, folder: Path) -> tuple[Path, dict[str, str]]:
-    """Files a whole result. Returns the key's file, and by pick what was done. UserError when it may not be filed."""
+    """Files a complete run. Returns the key's file, and by pick what was done. UserError when it may not be filed."""
     if tuned.missing_parts:
         raise UserError(
-            f"only whole runs are published: {tuned.missing_parts[0]}",
+            f"only complete runs are published: {tuned.missing_parts[0]}",
             hint="python -m launcher.resume RUN completes it; a final needs search.final_groups",
         )
     search = tuned.results.search
     if not search.is_round_trip:
         raise UserError(
             f"only runs that minimise the round trip are published; this one's search.objective is {search.objective}",
-            hint="RUN's exports can be used all the same: python -m launcher.export RUN",
+            hint="RUN's exports can be used anyway: python -m launcher.export RUN",
         )
     new = entry(tuned)
     file = folder / new.key.file_name(new.routing)

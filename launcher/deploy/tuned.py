@@ -52,7 +52,7 @@ class TunedResults(NamedTuple):
 
     @property
     def missing_parts(self) -> list[str]:
-        """What keeps this from being a whole result, a phrase each."""
+        """The parts that a complete run has and this one lacks, a phrase each."""
         phrases = self.results.unfinished
         return phrases if self.picks["fastest"].is_final else [*phrases, "it was not measured again in a final"]
 

@@ -52,7 +52,7 @@ def test_a_run_that_is_not_whole_is_exported_and_said_everywhere(
 ) -> None:
     document["points"] |= {"missing": 3}
     paths = exporting.export(written(document, tmp_path), names=list(EXPORTS))
-    assert capsys.readouterr().err == "note: the run is not whole: 3 of 1335 points are missing\n"
+    assert capsys.readouterr().err == "note: the run is incomplete: 3 of 1335 points are missing\n"
     assert [path.name for path in paths if "3 of 1335 points" not in path.read_text()] == []
 
 

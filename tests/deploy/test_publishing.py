@@ -133,7 +133,7 @@ def incomplete() -> list[Any]:
 
 @pytest.mark.parametrize(("found", "why"), incomplete())
 def test_a_run_that_is_not_whole_is_not_published(found: TunedResults, why: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^only whole runs are published: {why}$"):
+    with pytest.raises(UserError, match=f"^only complete runs are published: {why}$"):
         publishing.publish(found, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,8 +10,8 @@ tuned Config, which is what DeepEP takes where ``config=`` is left out, and what
 ``Buffer.num_sms`` is set too, for code that builds a Config of its own. For other numbers of ranks both return what
 they did before. A number of SMs that the framework sets later does not change the tuned Config.
 
-``deepep_shim.active()`` tells what is in force. If deep_ep cannot be used, the import warns and changes nothing, while
-``apply`` raises ShimError.
+``deepep_shim.active()`` returns what is in force. If deep_ep cannot be used, the import warns and changes nothing,
+while ``apply`` raises ShimError.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _replacement(deep_ep: Any, state: Any, operation: str, before: Callable[[int
 
 
 def _default_config(state: Any, before: Callable[[int], Any], num_ranks: int) -> Any:
-    """The library's own answer, which reads Buffer.num_sms: with the value from before, unless somebody set another."""
+    """The library's own config, for the Buffer.num_sms from before the shim, or that which other code has set since."""
     now = state.buffer.num_sms
     if now != state.num_sms:
         return before(num_ranks)

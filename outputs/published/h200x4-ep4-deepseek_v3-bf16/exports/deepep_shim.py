@@ -10,8 +10,8 @@ tuned Config, which is what DeepEP takes where ``config=`` is left out, and what
 ``Buffer.num_sms`` is set too, for code that builds a Config of its own. For other numbers of ranks both return what
 they did before. A number of SMs that the framework sets later does not change the tuned Config.
 
-``deepep_shim.active()`` tells what is in force. If deep_ep cannot be used, the import warns and changes nothing, while
-``apply`` raises ShimError.
+``deepep_shim.active()`` returns what is in force. If deep_ep cannot be used, the import warns and changes nothing,
+while ``apply`` raises ShimError.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def apply(path: str | os.PathLike[str] | None = None, *, pick: str = "fastest") 
     deep_ep that has the V1 Buffer, and for a file that measured no DeepEP.
     """
     tuned = TUNED if path is None else _read(Path(path), pick)
-    state = _installed(_deep_ep())
+    state = _install(_deep_ep())
     for num_ranks, configs in tuned.items():
         state.tuned[num_ranks] = configs
         state.num_sms = configs["dispatch"]["num_sms"]
@@ -90,35 +90,35 @@ def _deep_ep() -> Any:
         module = importlib.import_module("deep_ep")
     except ImportError as error:
         raise ShimError(f"deep_ep cannot be imported: {error}") from error
-    wanted = ("num_sms", "set_num_sms", "get_dispatch_config", "get_combine_config")
-    if not hasattr(module, "Config") or not all(hasattr(getattr(module, "Buffer", None), name) for name in wanted):
+    members = ("num_sms", "set_num_sms", "get_dispatch_config", "get_combine_config")
+    if not hasattr(module, "Config") or not all(hasattr(getattr(module, "Buffer", None), name) for name in members):
         raise ShimError("this deep_ep has no V1 Buffer: the tuned config does not fit it")
     return module
 
 
-def _installed(deep_ep: Any) -> Any:
+def _install(deep_ep: Any) -> Any:
     """State of the replaced functions. It is kept on the Buffer, where a second copy of this file finds it."""
     buffer = deep_ep.Buffer
     if not hasattr(buffer, "_deepep_shim"):
         state = types.SimpleNamespace(buffer=buffer, tuned={}, num_sms=None, num_sms_before=buffer.num_sms)
         for operation in OPERATIONS:
             name = f"get_{operation}_config"
-            setattr(buffer, name, staticmethod(_answering(deep_ep, state, operation, getattr(buffer, name))))
+            setattr(buffer, name, staticmethod(_replacement(deep_ep, state, operation, getattr(buffer, name))))
         buffer._deepep_shim = state
     return buffer._deepep_shim
 
 
-def _answering(deep_ep: Any, state: Any, operation: str, before: Callable[[int], Any]) -> Callable[[int], Any]:
+def _replacement(deep_ep: Any, state: Any, operation: str, before: Callable[[int], Any]) -> Callable[[int], Any]:
     def config(num_ranks: int) -> Any:
         if num_ranks in state.tuned:
             return deep_ep.Config(**state.tuned[num_ranks][operation])
-        return _untouched(state, before, num_ranks)
+        return _default_config(state, before, num_ranks)
 
     return config
 
 
-def _untouched(state: Any, before: Callable[[int], Any], num_ranks: int) -> Any:
-    """The library's own answer, which reads Buffer.num_sms: with the value from before, unless somebody set another."""
+def _default_config(state: Any, before: Callable[[int], Any], num_ranks: int) -> Any:
+    """The library's own config, for the Buffer.num_sms from before the shim, or that which other code has set since."""
     now = state.buffer.num_sms
     if now != state.num_sms:
         return before(num_ranks)
@@ -147,10 +147,11 @@ def _read(path: Path, pick: str) -> dict[int, Configs]:
 
 def _tuned(path: Path, document: dict[str, Any], pick: str) -> dict[int, Configs]:
     is_old = document["schema"] == RESULTS_SCHEMAS[0]
-    libraries = {document["backend"]: document} if is_old else {one["name"]: one for one in document["libraries"]}
-    if document["dry_run"] or document["shared_gpus"] or "deepep" not in libraries:
+    libraries = [document] if is_old else document["libraries"]
+    by_name = {library["backend" if is_old else "name"]: library for library in libraries}
+    if document["dry_run"] or document["shared_gpus"] or "deepep" not in by_name:
         raise ShimError(f"{path} is not a measurement of DeepEP: a dry run, shared GPUs, or another backend")
-    picks = libraries["deepep"]["picks"]
+    picks = by_name["deepep"]["picks"]
     if pick not in picks:
         raise ShimError(f"{path} has no pick {pick!r}; it has {', '.join(picks) or 'none'}")
     pair = picks[pick]
@@ -168,8 +169,8 @@ def _tuned(path: Path, document: dict[str, Any], pick: str) -> dict[int, Configs
 def _say(num_ranks: int, configs: Configs) -> None:
     """One line, from rank 0 where the launcher numbers the ranks."""
     if os.environ.get("RANK", "0") == "0":
-        shown = ", ".join(f"{operation} {tuple(configs[operation].values())[:3]}" for operation in OPERATIONS)
-        print(f"deepep_shim: at EP={num_ranks} (num_sms, nvl_chunk, nvl_buffer) is {shown}", file=sys.stderr)
+        tuples = ", ".join(f"{operation} {tuple(configs[operation].values())[:3]}" for operation in OPERATIONS)
+        print(f"deepep_shim: at EP={num_ranks} (num_sms, nvl_chunk, nvl_buffer) is {tuples}", file=sys.stderr)
 
 
 def _apply_at_import() -> None:

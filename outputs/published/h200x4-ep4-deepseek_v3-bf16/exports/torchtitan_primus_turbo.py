@@ -2,8 +2,9 @@
 # Carries num_sms, chunk and buffer. torchtitan itself is on DeepEP V2 and ignores all of this.
 # Two conventions for a tuned tuple are in use:
 #   (nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer): num_sms stands apart and is put before it. Used here.
-#   (num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config, as in (24, 8, 256). Given where the first is
-#   wanted it becomes Config(num_sms, 24, 8, 256), a chunk of 24 in a buffer of 8, which DeepEP asserts against.
+#   (num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config, as in (24, 8, 256).
+#   A tuple of the second kind in place of the first becomes Config(num_sms, 24, 8, 256), a chunk of 24 in a buffer
+#   of 8, which DeepEP asserts against.
 #
 # deepep-sweep, machine: 4 x NVIDIA H200, EP=4
 # deepep-sweep, hosts: vm
