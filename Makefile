@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 sweep: $(STAMP)
 	@$(BIN)/python -m launcher.sweep -m $(ARGS)
 
-# The tests on a real Slurm sleep most of the time, so the others run beside them. ARGS are pytest's, for one run of both.
+# The tests on a real Slurm sleep most of the time, so the others run in parallel. ARGS are pytest's, for one run of both.
 test: lint
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)

@@ -220,7 +220,7 @@ class SelfCheck(msgspec.Struct, frozen=True, tag="self_check", tag_field="type")
 
 
 class GpuState(msgspec.Struct, frozen=True):
-    """One GPU at one moment; None for what NVML does not know. ``throttle``: reasons for a low clock besides idling."""
+    """One GPU at one moment; None for what NVML does not know. ``throttle``: why its clock is low, except idling."""
 
     sm_clock_mhz: int | None
     power_w: float | None

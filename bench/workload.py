@@ -1,4 +1,4 @@
-"""Seeded routings and the bytes that they move, computed with numpy alone: planning needs no torch."""
+"""Seeded routings and the bytes that they move, computed with numpy only: planning needs no torch."""
 
 from __future__ import annotations
 

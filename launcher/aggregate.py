@@ -22,7 +22,7 @@ Arguments
 
 Options
   --strict       exit with 3 if a point failed; also written strict=true
-  --allow-mixed  report unlike environments apart instead of refusing them; also written allow_mixed=true
+  --allow-mixed  report different environments separately instead of refusing them; also written allow_mixed=true
   -h, --help     print this page
   --version      print the version
 
@@ -30,10 +30,11 @@ Description
   Can be run at any time and any number of times, also on a run that has not finished. Prints the path of the report.
 
 Exit status
-  0  nothing is missing
-  1  the records were measured in unlike environments, or any other failure
-  2  usage: the arguments are wrong, or RUN cannot be read or written
-  3  points are missing, or a search is incomplete; with --strict, also if a point failed
+  0    nothing is missing
+  1    the records were measured in different environments, or any other failure
+  2    usage: the arguments are wrong, or RUN cannot be read or written
+  3    points are missing, or a search is incomplete; with --strict, also if a point failed
+  130  interrupted
 
 Files
   RUN/OPTIMAL_CONFIGS.md, report.html, SUMMARY.md, *.svg   the report

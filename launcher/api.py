@@ -97,7 +97,7 @@ def sweep(*overrides: str, outputs: str | os.PathLike[str] | None = None) -> Run
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """The run of a run folder. Error if it is none, or was written by a newer version."""
+    """The run of a run folder. Error if the folder is not a run folder, or was written by a newer version."""
     from launcher.store.run_folder import RunFolder
 
     return Run(RunFolder.open(Path(path)).path)
@@ -112,8 +112,8 @@ def compare(
 ) -> Comparison:
     """Run B (after) against run A (before), point by point; ``worse`` names the points that are slower or fail in B.
 
-    A path is that of a run folder or of a RESULTS file. ``missing`` is what B has to have and lacks: nothing worse can
-    hide there. Error for runs of different things, and for unlike hardware unless that is allowed.
+    A path is that of a run folder or of a RESULTS file. ``missing`` lists what B must have and lacks: a slower
+    point could hide there. Error for runs of different things, and for different hardware unless that is allowed.
     """
     from launcher.comparison import compare as comparison
     from launcher.comparison import run

@@ -24,7 +24,7 @@ Usage
 
 Keys
   nodes, node_state   a host list, or all nodes in a state; or hydra.launcher.reservation
-  gpus                GPUs of a node; null: as many as this machine has (then a missing one is no fault), or as the
+  gpus                GPUs of a node; null: as many as this machine has (a missing one is then not a fault), or as the
                       hardware file says
   hardware, workload, measure, backend   groups, as in launcher.sweep
   configs.dispatch=[64,8,256], configs.combine=[64,8,256]   the configs of the speed phase
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_crash() -> int:
-    """A crash of ours, a broken installation too, must not look like a verdict."""
-    with contextlib.suppress(OSError):  # a full disk, or nobody who reads
+    """Our own crash, or that of a broken installation, must not look like a verdict."""
+    with contextlib.suppress(OSError):  # a full disk, or a closed pipe
         traceback.print_exc()
         print("DEEPEP UNKNOWN - the validation itself broke | ")
     return _UNKNOWN

@@ -7,8 +7,8 @@ A new library NAME needs:
 2. ``bench/backends/sessions/NAME.py``: a class that implements ``Session`` of ``bench.backends.sessions.session``.
 3. ``conf/backend/NAME.yaml`` with its name, and an axis for each of its knobs in the files of ``conf/grid``.
 
-Users choose it with ``backend=NAME``. Supervision, oracle, timing and tuning need no change: they know knobs by their
-declaration alone. ``backend=auto`` and the exports for frameworks stay DeepEP's.
+Users choose it with ``backend=NAME``. Supervision, oracle, timing and tuning need no change: they know knobs only by
+their declaration. ``backend=auto`` and the exports for frameworks stay DeepEP's.
 """
 
 from __future__ import annotations

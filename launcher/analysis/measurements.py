@@ -129,7 +129,7 @@ def _failure(record: Record, failed: Failed) -> Failure:
 
 
 def _configs(point: Point) -> list[Point]:
-    """The configs that a point runs besides itself: the dispatch of a full one, both configs of an overlapped pair."""
+    """The other points whose configs a point runs: a full dispatch that of its dispatch, an overlapped pair both."""
     if point.op is Op.DISPATCH_FULL:
         return [msgspec.structs.replace(point, op=Op.DISPATCH)]
     if point.op is Op.OVERLAPPED:
@@ -317,7 +317,7 @@ class _Repetition(NamedTuple):
 
 
 def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _Builder) -> _Measured:
-    """Points that the final measured, by its records alone; ``indices``: those of their rows."""
+    """Points that the final measured, by its records only; ``indices``: those of their rows."""
     rows = table.rows[indices]
     if not len(rows):
         return

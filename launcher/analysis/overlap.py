@@ -13,7 +13,7 @@ from launcher.analysis.pairs import Pair, are_slower
 from launcher.config.plan import Plan
 
 OVERLAP_TIE_LIMIT = 0.02
-"""A pair further than this from the best is no tie. Wider than choice.TIE_LIMIT: the power cap scatters the passes."""
+"""A pair further than this from the best is not tied with it. Wider than choice.TIE_LIMIT: passes scatter more."""
 
 
 class Overlap(msgspec.Struct, frozen=True):
@@ -146,7 +146,7 @@ def held_out_overlap(overlaps: list[Overlap]) -> dict[int, float]:
 
 
 def _without(overlap: Overlap, number: int) -> Overlap:
-    """The same by its other passes alone."""
+    """The same by its other passes only."""
     rest = {other: us for other, us in overlap.by_round.items() if other != number}
     makespan_us = float(np.exp(np.log(list(rest.values())).mean()))
     return msgspec.structs.replace(overlap, by_round=rest, makespan_us=makespan_us)

@@ -83,7 +83,7 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def environment_differences(records: RunRecords) -> list[str]:
-    """The fields in which the environments of the records differ, as ``field: value | value``; empty when alike."""
+    """The fields in which the environments of the records differ, as ``field: value | value``; empty if none does."""
     environments = {line.id: line for line in records.others if isinstance(line, Environment)}
     used = [msgspec.to_builtins(line) for name, line in environments.items() if name in records.table.environments]
     differences = []

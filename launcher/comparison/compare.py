@@ -50,7 +50,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class PointRow(msgspec.Struct, frozen=True):
-    """One point: its medians, ``ratio`` = B / A with its 95 % interval, and the verdict.
+    """One point: its medians, ``ratio`` = B / A with its 95 % CI, and the verdict.
 
     An unstable point has no interval, since its ratio says nothing. ``gates``: whether `slower` would count as worse.
     ``failure``: its kind, where the point failed.
@@ -122,15 +122,13 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
-    """Compares B with A. UserError for runs of different things, and for unlike hardware unless that is allowed."""
+    """Compares B with A. UserError for runs of different things, and for different hardware unless that is allowed."""
     if not 0 <= tolerance < 1:
         raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
     check_same(a, b)
     hardware = hardware_differences(a, b)
     if hardware and not unlike_hardware:
-        raise UserError(
-            f"the hardware is unlike: {'; '.join(hardware)}", hint="--unlike-hardware compares all the same"
-        )
+        raise UserError(f"the hardware differs: {'; '.join(hardware)}", hint="--unlike-hardware compares anyway")
     if not (a.seen & b.seen) - (a.failed.keys() & b.failed.keys()):
         raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
     rows = sorted([*_timed_rows(a, b, tolerance=tolerance), *_untimed_rows(a, b)], key=lambda row: row.order)
@@ -291,7 +289,7 @@ def _differences(a: dict[str, str], b: dict[str, str]) -> list[Difference]:
 
 
 def _notes(a: ComparedRun, b: ComparedRun, hardware: list[str]) -> list[str]:
-    """What makes the numbers worth less, a sentence each."""
+    """Caveats on the numbers, a sentence each."""
     notes = []
     if a.results.dry_run:
         notes.append("Both are dry runs on CPUs: the times are not measurements of DeepEP.")
@@ -303,7 +301,7 @@ def _notes(a: ComparedRun, b: ComparedRun, hardware: list[str]) -> list[str]:
             f"{b.results.timing}, docs/METHODOLOGY.md): these cannot be compared."
         )
     if hardware:
-        notes.append(f"The hardware is unlike: {'; '.join(hardware)}.")
+        notes.append(f"The hardware differs: {'; '.join(hardware)}.")
     for name, run in (("A", a), ("B", b)):
-        notes += [f"{name} is not whole: {phrase}." for phrase in run.results.unfinished]
+        notes += [f"{name} is incomplete: {phrase}." for phrase in run.results.unfinished]
     return notes

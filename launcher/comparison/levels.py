@@ -15,7 +15,7 @@ from launcher.comparison.run import ComparedRun
 from launcher.store.results_file import SavedMeasurement
 
 _MIN_SAMPLES = 6
-"""Order statistics of fewer samples have no 95 % interval."""
+"""Order statistics of fewer samples have no 95 % CI."""
 
 _LIKE_NORMAL = 1e6
 """Degrees of freedom where the normal distribution is meant."""
@@ -37,12 +37,12 @@ class Levels(NamedTuple):
 
     @property
     def below(self) -> Floats:
-        """From the log median to the low end of its 95 % interval."""
+        """From the log median to the low end of its 95 % CI."""
         return self.low * self._quantile
 
     @property
     def above(self) -> Floats:
-        """From the log median to the high end of its 95 % interval."""
+        """From the log median to the high end of its 95 % CI."""
         return self.high * self._quantile
 
     @property
@@ -77,7 +77,7 @@ def _quantile(freedom: float) -> float:
 
 
 def ratio_interval(old: Levels, new: Levels) -> tuple[Floats, Floats]:
-    """Both ends of the 95 % interval of each ratio new / old.
+    """Both ends of the 95 % CI of each ratio new / old.
 
     That of a difference of logs, by MOVER: from the difference as far as both medians are from the ends of their own
     intervals, in quadrature [Zou and Donner 2008, Statistics in Medicine 27:1693].

@@ -18,7 +18,7 @@ from launcher.errors import ROOT, UserError
 _GROUP = ROOT / "conf" / "hardware"
 
 _GET_DEEP_EP = (
-    "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 beside torch 2.11.0 (CUDA 13), "
+    "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 with torch 2.11.0 (CUDA 13), "
     "or another pair of README's table; or backend=alltoall"
 )
 

@@ -94,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def final_points(self, finalists: list[Planned]) -> list[Point]:
-        """The points of one group of the final besides the anchors: finalists, and each dispatch as a full dispatch."""
+        """The points of one group of the final without the anchors: finalists, and each dispatch as a full dispatch."""
         points = [planned.point for planned in finalists]
         return points + [
             Point(point.backend, Op.DISPATCH_FULL, point.dtype, point.knobs)

@@ -116,7 +116,7 @@ class SweepConf:
     outputs: str = "outputs"  # where new run folders are made
     dry_run: bool = False  # print the plan and stop
     strict: bool = False  # failed points make the exit status 3
-    allow_mixed: bool = False  # report unlike environments separately instead of refusing them
+    allow_mixed: bool = False  # report different environments separately instead of refusing them
     allow_other_code: bool = False  # complete a run that other code began; its jobs then run this code
     faults: list[str] = field(default_factory=list)  # faults to inject, KIND@RANK:TEXT; for tests
 

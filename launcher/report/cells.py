@@ -25,7 +25,7 @@ def own_knobs(measurement: Measurement, shared: Sequence[str]) -> str:
 
 
 def shared_values(pair: Pair) -> str:
-    """The values of the shared knobs alone, for a column that is headed by their names."""
+    """Only the values of the shared knobs, for a column that is headed by their names."""
     return ", ".join(str(value) for value in pair.shared.values())
 
 

@@ -24,7 +24,7 @@ def section(report: Report) -> list[str]:
 
 
 def files(report: Report) -> list[tuple[str, str]]:
-    """Names and meanings of what ``launcher.export`` adds to the run folder; empty for what nobody may deploy."""
+    """Names and meanings of what ``launcher.export`` adds to the run folder; empty where nothing can be deployed."""
     if not _can_export(report) or not report.has_times or report.results.plan.is_dry:
         return []
     names = ", ".join(export.file for export in EXPORTS.values())

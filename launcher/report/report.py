@@ -13,7 +13,7 @@ class Report(msgspec.Struct, frozen=True):
     """Everything that the pages about one environment show.
 
     ``findings``: its sentences, in order. ``pictures``: SVG texts by file name. ``number``: its place, from 0, among
-    the unlike environments of a run. ``environments_note``: of a run in several, which one this is.
+    the different environments of a run. ``environments_note``: of a run in several, which one this is.
     """
 
     results: Results
@@ -54,6 +54,6 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def file_name(name: str, number: int) -> str:
-    """The name of a file of one of several unlike environments; the first keeps the plain name."""
+    """The name of a file of one of several different environments; the first keeps the plain name."""
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{number + 1}.{suffix}" if number else name

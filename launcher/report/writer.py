@@ -42,8 +42,8 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     differences = results.environment_differences(records)
     if differences and not allow_mixed:
         raise UnlikeEnvironmentsError(
-            f"the records were measured in unlike environments: {'; '.join(differences)}",
-            hint="allow_mixed=true reports them apart",
+            f"the records were measured in different environments: {'; '.join(differences)}",
+            hint="allow_mixed=true reports them separately",
         )
     accounting = read_accounting(folder)
     unfinished = [
@@ -85,15 +85,15 @@ def _write_pages(folder: RunFolder, reports: list[Report]) -> None:
 
 
 def _note(parts: list[Results], number: int, differences: list[str]) -> str:
-    """For a run in unlike environments: which one a page is about, and where the others are; else empty."""
+    """For a run in different environments: which one a page is about, and where the others are; else empty."""
     if len(parts) == 1:
         return ""
     others = ", ".join(file_name("report.html", other) for other in range(len(parts)) if other != number)
     environment = parts[number].environment
     device = "an unknown device" if environment is None else environment.device
     return (
-        f"Measured in {len(parts)} unlike environments ({'; '.join(differences)}), reported apart: this page is about "
-        f"environment {number + 1}, {device}. The others: {others}."
+        f"Measured in {len(parts)} different environments ({'; '.join(differences)}), reported separately: this "
+        f"page is about environment {number + 1}, {device}. The others: {others}."
     )
 
 

@@ -78,7 +78,7 @@ class Cost(msgspec.Struct, frozen=True):
     """Seconds that the run took.
 
     ``wall_s``: from the first start of ranks to the last record, summed over shards. ``busy_s``: the part of it in
-    warm-up and timed iterations. ``startup_s``: the part before the ranks could be asked anything. ``accounting``: what
+    warm-up and timed iterations. ``startup_s``: the part before the ranks were ready. ``accounting``: what
     Slurm's accounting says; None without it.
     """
 

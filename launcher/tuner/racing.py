@@ -1,4 +1,4 @@
-"""Which points to measure next: rounds, racing and finalists, decided from records alone; pure.
+"""Which points to measure next: rounds, racing and finalists, decided from records only; pure.
 
 A round measures the surviving points in a new seeded order. An arm is one config of one operation. It races against
 the arms with the same shared knobs, because the report needs the best arm for each of their values. Arms are compared
@@ -151,7 +151,8 @@ def survivors(plan: Plan, cells: list[Planned], arms: Arms, *, round_number: int
 
     Racing drops an arm when it is significantly slower than the leader of its race (bootstrapped medians, one-sided,
     Holm-corrected over the race). The first round measures each arm only once, so at most half of a race is dropped
-    after it. A race is over when its arms fit into the final or when they are alike. Failed points do not come back.
+    after it. A race is over when its arms fit into the final or when they are equivalent. Failed points do not
+    come back.
     """
     if plan.spec.search.method != "racing":
         return [cell for cell in cells if round_number == 0 or cell.id not in arms.failed]

@@ -63,7 +63,7 @@ AFTER = run(
 )
 
 EXPECTED = """\
-B is not whole: 2 of 9 points are missing.
+B is incomplete: 2 of 9 points are missing.
 
 Runs
    file    measured

@@ -140,9 +140,9 @@ def test_unlike_hardware_is_refused_and_compared_on_demand(field: str, value: ob
     a, b = run(FINAL), run(FINAL, **{f"environment__{field}": value})
     with pytest.raises(UserError) as caught:
         compared(a, b)
-    assert str(caught.value) == f"the hardware is unlike: {phrase}"
+    assert str(caught.value) == f"the hardware differs: {phrase}"
     assert caught.value.hint.startswith("--unlike-hardware ")
-    assert compared(a, b, unlike_hardware=True).notes == [f"The hardware is unlike: {phrase}."]
+    assert compared(a, b, unlike_hardware=True).notes == [f"The hardware differs: {phrase}."]
 
 
 def test_memory_that_another_driver_counts_differently_is_no_other_hardware() -> None:

@@ -33,8 +33,8 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        "error: the records were measured in unlike environments: device: NVIDIA H100 | NVIDIA H200\n"
-        "hint: allow_mixed=true reports them apart\n"
+        "error: the records were measured in different environments: device: NVIDIA H100 | NVIDIA H200\n"
+        "hint: allow_mixed=true reports them separately\n"
     )
     assert not folder.report_file.exists()
 
@@ -50,7 +50,8 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
     for at, (device, other) in enumerate((("NVIDIA H200", "report.2.html"), ("NVIDIA H100", "report.html"))):
         assert f"<h1>DeepEP at EP=4 on {device}</h1>" in pages[at]
         assert (
-            '<p class="warning">Measured in 2 unlike environments (device: NVIDIA H100 | NVIDIA H200), reported apart: '
+            '<p class="warning">Measured in 2 different environments (device: NVIDIA H100 | NVIDIA H200), '
+            "reported separately: "
             f"this page is about environment {at + 1}, {device}. The others: {other}.</p>"
         ) in pages[at]
     assert [line for line in text.splitlines() if line.startswith("* `RESULTS")] == [
@@ -112,5 +113,5 @@ def test_unlike_environments_are_a_failure_and_no_usage_error(
 ):
     measured_twice(folder, made)
     assert writer.report(folder, options()) == FAILURE
-    assert "error: the records were measured in unlike environments" in capsys.readouterr().err
+    assert "error: the records were measured in different environments" in capsys.readouterr().err
     assert writer.report(folder, options(allow_mixed=True), draw=False) == OK

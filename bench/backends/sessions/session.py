@@ -83,7 +83,7 @@ class Session(Protocol):
         """
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
-        """A cached dispatch: the payload alone, with the kept handle of the same shared knobs. Timed as dispatch.
+        """A cached dispatch: only the payload, with the kept handle of the same shared knobs. Timed as dispatch.
 
         The other knobs may differ from those of the dispatch that made the handle; the order of tokens is the same.
         """

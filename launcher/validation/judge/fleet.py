@@ -58,7 +58,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     def drain_reason(self) -> str:
         """The short reason to drain it, as in NODE.json; empty if there is none.
 
-        A fault that only the fleet shows is no reason: validate that node again.
+        A fault that only the fleet shows is not a reason: validate that node again.
         """
         if self.result is None or self.verdict not in (NodeVerdict.FAIL, NodeVerdict.HANG):
             return ""

@@ -17,8 +17,8 @@ def judge_inventory(suite_run: SuiteRun, spec: Spec) -> list[Finding]:
     if not preflight.gpus:
         return [_make_finding(NodeVerdict.SETUP, "U913", f"NVML shows none of {spec.gpus} GPUs")]
     mismatch = _describe_mismatch(preflight, spec)
-    unlike = [_make_finding(NodeVerdict.SETUP, "U914", mismatch)] if mismatch else _find_unlike(preflight, spec)
-    return [*_find_missing(preflight, spec), *unlike, *_find_busy(preflight)]
+    mismatches = [_make_finding(NodeVerdict.SETUP, "U914", mismatch)] if mismatch else _find_unlike(preflight, spec)
+    return [*_find_missing(preflight, spec), *mismatches, *_find_busy(preflight)]
 
 
 def describe_inventory(suite_run: SuiteRun, spec: Spec) -> str:

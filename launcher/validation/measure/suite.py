@@ -67,7 +67,7 @@ class Suite:
         """The node with its verdict, as written to NODE.json."""
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder / nodes.LINES_NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        with contextlib.suppress(OSError):  # on a file system without locks nobody can see that this still runs
+        with contextlib.suppress(OSError):  # without locks in the file system, nothing shows that this runs
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             with contextlib.closing(Appender(descriptor)) as appender:
