@@ -50,7 +50,7 @@ class JobState(msgspec.Struct, frozen=True):
 
 
 class NodeState(msgspec.Struct, frozen=True):
-    """One node in sinfo: its state in lower case without marks, and the reason that somebody gave for it."""
+    """One node in sinfo: its state in lower case without marks, and the reason set for it."""
 
     name: str
     state: str

@@ -36,6 +36,6 @@ class Lanes:
         blocking = {}
         for node in first:
             if self._looks[jobs[node]] >= BLOCKING_LOOKS:
-                del self._looks[jobs[node]]  # counts anew: the next time is as many looks away
+                del self._looks[jobs[node]]  # counting starts again: the next time is as many looks away
                 blocking[node] = {other for other in behind if self._lane_of.get(other) == self._lane_of[node]}
         return {node: others for node, others in blocking.items() if others}

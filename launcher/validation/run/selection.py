@@ -74,5 +74,5 @@ def is_down(node: NodeState) -> bool:
 
 
 def why_down(node: NodeState) -> str:
-    """The node's state, and the reason that somebody gave for it."""
+    """The node's state, and the reason set for it."""
     return f"its state in Slurm is {node.state}" + (f": {node.reason}" if node.reason else "")
