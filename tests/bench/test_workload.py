@@ -142,7 +142,7 @@ def test_a_trace_that_does_not_fit_is_a_value_error(tmp_path: Path, array: np.nd
         route(layer, rank=0, num_ranks=2)
 
 
-def test_a_file_that_is_no_array_is_a_value_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_array_is_a_value_error(tmp_path: Path) -> None:
     for name, content in (("empty.npy", b""), ("text.npy", b"0 1 2 3\n")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=r"."):
@@ -165,7 +165,7 @@ def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_nowhere_for_no_choi
     ]
 
 
-def test_the_matrix_counts_what_each_source_sends_to_each_destination() -> None:
+def test_the_matrix_counts_the_tokens_from_each_source_to_each_destination() -> None:
     layer = small_workload()
     for source, row in enumerate(token_matrix(layer, num_ranks=4)):
         owners = route(layer, rank=source, num_ranks=4) // 4
@@ -188,10 +188,10 @@ def test_the_wire_carries_no_more_than_the_rank_moves(tokens: list[list[int]], s
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6))
-def test_tokens_that_stay_on_their_rank_use_no_wire(own: list[int]) -> None:
-    moved = volume(np.diag(own).tolist(), bytes_per_token=2)
+def test_tokens_that_stay_on_their_rank_use_no_wire(tokens: list[int]) -> None:
+    moved = volume(np.diag(tokens).tolist(), bytes_per_token=2)
     assert moved.wire == 0
-    assert moved.logical == 2 * max(own)
+    assert moved.logical == 2 * max(tokens)
 
 
 @given(layouts(), st.data())
@@ -202,7 +202,7 @@ def test_naming_the_ranks_in_another_order_changes_no_volume(tokens: list[list[i
 
 
 @given(layouts())
-def test_combine_sends_back_what_dispatch_brought_so_both_have_one_volume(tokens: list[list[int]]) -> None:
+def test_combine_returns_the_tokens_of_dispatch_with_the_same_volume(tokens: list[list[int]]) -> None:
     back = np.array(tokens).T.tolist()
     assert volume(back, bytes_per_token=3) == volume(tokens, bytes_per_token=3)
 
