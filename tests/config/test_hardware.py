@@ -1,4 +1,4 @@
-"""Files of hardware, and the GPUs they are for."""
+"""Hardware files and the GPUs that they match."""
 
 from __future__ import annotations
 
