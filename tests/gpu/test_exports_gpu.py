@@ -1,4 +1,4 @@
-"""The exported files under the real deep_ep: its Config takes them, and the shim is what a dispatch runs with."""
+"""Exported files with the real deep_ep: its Config takes them, and a dispatch runs with the shim's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HIDDEN_BYTES = 2 * 7168
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that is exported of the published run at EP=2."""
+    """All exports of the published run at EP=2."""
     run = tmp_path_factory.mktemp("run")
     shutil.copy(RESULTS, run)
     exporting.export(run / RESULTS.name, names=["sglang", "shim"])
@@ -42,7 +42,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two ranks saw before and after they imported the shim."""
+    """Observations of two ranks before and after the import of the shim."""
     meeting = tmp_path_factory.mktemp("meeting") / "ranks"
     script = ROOT / "tests" / "gpu" / "shim_rank.py"
     path = os.pathsep.join(filter(None, [str(exports), os.environ.get("PYTHONPATH")]))
@@ -63,8 +63,8 @@ def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0, 0], answers
     assert [error.count("deepep_shim: at EP=2") for _, error in answers] == [1, 0]
-    found: dict[str, Any] = json.loads(answers[0][0].splitlines()[-1])
-    return found
+    decoded: dict[str, Any] = json.loads(answers[0][0].splitlines()[-1])
+    return decoded
 
 
 def test_sglang_s_objects_are_arguments_of_the_real_config(exports: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_shim_replaces_the_defaults_of_the_measured_ranks(seen: dict[str, An
     assert seen["active"] == {"2": tuned.configs(PAIR)}
 
 
-def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> None:
+def test_the_shim_does_not_change_other_numbers_of_ranks(seen: dict[str, Any]) -> None:
     assert [seen["after"][ranks] for ranks in ("4", "8")] == [seen["before"][ranks] for ranks in ("4", "8")]
 
 

@@ -1,4 +1,4 @@
-"""The validation of a node with real GPUs: a healthy pair passes, and what is injected is named."""
+"""Node validation with real GPUs: a healthy pair passes, and injected faults are named."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
 
 
 def test_the_links_that_are_up_are_all_that_a_gpu_has() -> None:
-    """A sum of the links' states would be more where some of them sleep."""
+    """A sum of link states would be larger where some links sleep."""
     for gpu, read in zip(gpus.inventory(), counters.read(), strict=True):
         assert read.values["links_up"] in (gpu.num_links, None)
 
@@ -78,14 +78,14 @@ def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy
 
 
 def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose(tmp_path: Path) -> None:
-    found = validated(tmp_path, "faults=['slow=1500@1:']")
-    assert (found.status, *found.said, found.where) == (2, "FAIL", "E203", "gpu1")
-    assert len(found.node.suite_runs) == 2
-    assert "Faults were injected on purpose." in found.report
-    assert "scontrol" not in found.report
+    validation = validated(tmp_path, "faults=['slow=1500@1:']")
+    assert (validation.status, *validation.said, validation.where) == (2, "FAIL", "E203", "gpu1")
+    assert len(validation.node.suite_runs) == 2
+    assert "Faults were injected on purpose." in validation.report
+    assert "scontrol" not in validation.report
 
 
 def test_a_wrong_token_is_named_at_once(tmp_path: Path) -> None:
-    found = validated(tmp_path, "faults=['wrong_token@1:combine']")
-    assert (found.status, *found.said) == (2, "FAIL", "E301")
-    assert found.where in ("gpu0", "gpu1")
+    validation = validated(tmp_path, "faults=['wrong_token@1:combine']")
+    assert (validation.status, *validation.said) == (2, "FAIL", "E301")
+    assert validation.where in ("gpu0", "gpu1")
