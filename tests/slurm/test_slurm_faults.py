@@ -1,4 +1,4 @@
-"""What goes wrong with ranks and with shards: each is told for what it is, and the rest is measured and reported."""
+"""Failures of ranks and of shards: each is reported by its cause, and the other points are measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAISES, KILLED, CRASHED, CANCELLED, FINE = range(5)
 
 
 class Run(NamedTuple):
-    """A sweep that some shards did not survive."""
+    """A sweep in which some shards were lost."""
 
     done: Done
     folder: Path
@@ -92,13 +92,13 @@ def test_a_shard_that_is_cancelled_is_cancelled(run: Run):
 
 def test_the_others_are_measured_and_reported(run: Run):
     assert run.state(FINE) == "COMPLETED"
-    found = sweeps.points(run.folder)
-    assert found["measured"] >= 2
-    assert found["missing"] >= 1
+    points = sweeps.points(run.folder)
+    assert points["measured"] >= 2
+    assert points["missing"] >= 1
     assert (run.folder / "OPTIMAL_CONFIGS.md").is_file()
 
 
-def test_the_command_names_every_lost_shard_and_says_that_points_are_missing(run: Run):
+def test_the_command_names_every_lost_shard_and_reports_missing_points(run: Run):
     assert run.done.status == 3
     assert run.done.stdout == f"{run.folder}/OPTIMAL_CONFIGS.md\n"
     for shard in (RAISES, KILLED, CRASHED, CANCELLED):

@@ -1,4 +1,4 @@
-"""A shard whose time limit comes before its last point: stops after a point, requeues itself, and completes."""
+"""A shard that reaches its time limit stops after a point, requeues itself, and completes later."""
 
 from __future__ import annotations
 
