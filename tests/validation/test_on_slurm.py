@@ -1,4 +1,4 @@
-"""Which nodes are asked for, and which faults are theirs."""
+"""The selection of nodes and their injected faults."""
 
 from __future__ import annotations
 
