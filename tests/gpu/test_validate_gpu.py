@@ -31,7 +31,7 @@ class Validated(NamedTuple):
     report: str
 
     @property
-    def said(self) -> tuple[str, str]:
+    def verdict(self) -> tuple[str, str]:
         return self.node.verdict.value, self.node.code
 
     @property
@@ -52,7 +52,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Validated:
 
 
 def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
-    assert (healthy.status, *healthy.said) == (0, "PASS", ""), healthy.node.reason
+    assert (healthy.status, *healthy.verdict) == (0, "PASS", ""), healthy.node.reason
     (attempt,) = healthy.node.suite_runs
     assert {phase.status for phase in attempt.phases} == {"done"}
     assert set(attempt.checks.values()) == {"ok"}
@@ -79,7 +79,7 @@ def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy
 
 def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose(tmp_path: Path) -> None:
     validation = validated(tmp_path, "faults=['slow=1500@1:']")
-    assert (validation.status, *validation.said, validation.where) == (2, "FAIL", "E203", "gpu1")
+    assert (validation.status, *validation.verdict, validation.where) == (2, "FAIL", "E203", "gpu1")
     assert len(validation.node.suite_runs) == 2
     assert "Faults were injected on purpose." in validation.report
     assert "scontrol" not in validation.report
@@ -87,5 +87,5 @@ def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose
 
 def test_a_wrong_token_is_named_at_once(tmp_path: Path) -> None:
     validation = validated(tmp_path, "faults=['wrong_token@1:combine']")
-    assert (validation.status, *validation.said) == (2, "FAIL", "E301")
+    assert (validation.status, *validation.verdict) == (2, "FAIL", "E301")
     assert validation.where in ("gpu0", "gpu1")

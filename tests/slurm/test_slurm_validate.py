@@ -47,7 +47,7 @@ class Validation(NamedTuple):
     folder: Path
     nodes: dict[str, dict[str, Any]]
 
-    def said(self, node: str) -> tuple[str, str]:
+    def verdict(self, node: str) -> tuple[str, str]:
         return self.nodes[node]["verdict"], self.nodes[node]["code"]
 
 
@@ -120,7 +120,7 @@ def validation(both: Both) -> Validation:
 
 
 def test_each_node_gets_its_verdict_and_code(validation: Validation):
-    assert {node: validation.said(node) for node in validation.nodes} == {
+    assert {node: validation.verdict(node) for node in validation.nodes} == {
         "gpu1": ("PASS", ""),
         "gpu2": ("FAIL", "E203"),
         "gpu3": ("FAIL", "E301"),
@@ -181,7 +181,7 @@ def test_nothing_is_left_behind(validation: Validation, eleven: SlurmLab):
 
 
 def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_does_not_delay_the_nodes_behind_it(both: Both):
-    assert {node: both.busy.said(node) for node in both.busy.nodes} == {
+    assert {node: both.busy.verdict(node) for node in both.busy.nodes} == {
         "gpu9": ("PASS", ""),
         "gpu10": ("SKIPPED", "U908"),
         "gpu11": ("PASS", ""),
