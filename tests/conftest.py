@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from launcher.config.plan import Plan
 from launcher.store.run_folder import RunFolder
 from tests.builders import Command, Sweep, command, deepep_plan
-from tests.published import Unpacked, unpacked
+from tests.published import Unpack, unpack
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
@@ -66,9 +66,9 @@ def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Swee
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Unpacked:
+def published(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
     """``published("h200x2-ep2-bf16-again")``: a copy of a published folder, unpacked."""
-    return functools.cache(lambda name: unpacked(name, tmp_path_factory.mktemp("published")))
+    return functools.cache(lambda name: unpack(name, tmp_path_factory.mktemp("published")))
 
 
 @pytest.fixture(scope="session")

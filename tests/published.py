@@ -25,11 +25,11 @@ WITH_RECORDS = sorted({file.parents[2].name for file in PUBLISHED.glob("*/shards
 VALIDATIONS = sorted(file.parent.name for file in PUBLISHED.glob("*/order.json"))
 
 
-Unpacked = Callable[[str], Path]
+Unpack = Callable[[str], Path]
 """``published(name)``, see conftest."""
 
 
-def unpacked(name: str, parent: Path) -> Path:
+def unpack(name: str, parent: Path) -> Path:
     """A copy of a published folder in ``parent``, unpacked."""
     copy = Path(shutil.copytree(PUBLISHED / name, parent / name))
     for packed in copy.rglob("*.gz"):
@@ -38,9 +38,9 @@ def unpacked(name: str, parent: Path) -> Path:
     return copy
 
 
-def made_again(name: str, parent: Path) -> Path:
+def remake(name: str, parent: Path) -> Path:
     """A copy of a published run with RESULTS, reports and exports remade from its records, without pictures."""
-    copy = unpacked(name, parent)
+    copy = unpack(name, parent)
     for file in (*copy.glob("RESULTS_EP*.json"), *copy.glob("*.md"), *copy.glob("exports/*")):
         file.unlink()
     assert writer.aggregate(RunFolder.open(copy), draw=False) == 0
@@ -52,7 +52,7 @@ def made_again(name: str, parent: Path) -> Path:
 def write_golden() -> None:
     """Rewrites the tracked reports and exports of the golden run."""
     with tempfile.TemporaryDirectory() as parent:
-        copy = made_again(GOLDEN, Path(parent))
+        copy = remake(GOLDEN, Path(parent))
         for text in (*copy.glob("*.md"), *copy.glob("exports/*")):
             shutil.copy(text, PUBLISHED / GOLDEN / text.relative_to(copy))
 
@@ -61,7 +61,7 @@ def write_reports() -> None:
     """Writes every published run with records, and every validation, to outputs/reports, replacing older ones."""
     for name in (*WITH_RECORDS, *VALIDATIONS):
         shutil.rmtree(REPORTS / name, ignore_errors=True)
-        folder = str(unpacked(name, REPORTS))
+        folder = str(unpack(name, REPORTS))
         if name in VALIDATIONS:
             _run("launcher.validate", f"report={folder}", passes=range(3))  # also those that found a fault
         else:

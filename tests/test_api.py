@@ -50,7 +50,7 @@ def run(no_gpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
         yield api.sweep(*TINY, outputs=tmp_path_factory.mktemp("api") / "it's [1,2]")
 
 
-def test_importing_it_imports_nothing_that_takes_time(user: dict[str, str], tmp_path: Path) -> None:
+def test_importing_it_imports_no_slow_module(user: dict[str, str], tmp_path: Path) -> None:
     script = "import sys; from launcher import api; print(*sys.modules)"
     imported = set(python(script, environment=user, cwd=tmp_path).stdout.split())
     assert "launcher.library" in imported
@@ -58,7 +58,7 @@ def test_importing_it_imports_nothing_that_takes_time(user: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("overrides", [["hardware=h200", "ep=4"], ["hardware=h100", "grid.num_sms=[7,24]"], TINY])
-def test_a_plan_is_that_of_the_command(
+def test_a_plan_equals_the_plan_of_the_command(
     overrides: list[str], user: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -129,7 +129,7 @@ def test_a_budget_that_changes_is_not_printed_either(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_status_of_a_run_is_that_of_its_files(run: api.Run) -> None:
+def test_the_status_of_a_run_follows_from_its_files(run: api.Run) -> None:
     status = run.status()
     assert [row.state for row in status.rows] == ["DONE"]
     assert status.done == status.planned == 10
@@ -141,7 +141,7 @@ def test_its_run_is_resumed_by_the_command(run: api.Run, user: dict[str, str], t
     assert (process.returncode, process.stdout) == (0, f"{run.report}\n"), process.stderr
 
 
-def test_the_results_of_a_run_are_those_of_its_file(run: api.Run) -> None:
+def test_the_results_of_a_run_equal_those_in_its_file(run: api.Run) -> None:
     (file,) = run.folder.glob("RESULTS_EP2.json")
     assert msgspec.json.encode(run.results) == msgspec.json.encode(msgspec.json.decode(file.read_bytes()))
 

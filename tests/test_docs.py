@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.report import writer
 from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT
-from tests.published import unpacked
+from tests.published import unpack
 
 
 def columns(text: str) -> set[str]:
@@ -30,7 +30,7 @@ def test_every_column_of_a_report_stands_in_the_methodology(tmp_path: Path) -> N
     section = methodology.split("## Columns of the report")[1].split("\n## ")[0]
     known = {name for line in section.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(",")}
     for run in ("h100x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-deepseek_v3-bf16"):
-        folder = RunFolder.open(unpacked(run, tmp_path))
+        folder = RunFolder.open(unpack(run, tmp_path))
         assert writer.aggregate(folder, draw=False) == 0
         headers = columns(folder.report_file.read_text())
         assert {"overlapped us", "GEMM slowdown", "saved ms", "speed", "measured"} <= headers

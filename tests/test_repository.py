@@ -37,7 +37,7 @@ def test_no_file_of_the_project_names_a_machine_it_was_written_on() -> None:
             assert not re.search(r"/(home|work|Users)/", file.read_text()), file
 
 
-def test_every_published_run_comes_from_a_commit_or_waits_to_be_measured_again() -> None:
+def test_every_published_run_names_a_commit_or_is_listed_to_be_measured_again() -> None:
     files = [*PUBLISHED.rglob("run.json"), *PUBLISHED.rglob("NODE.json")]
     known = {file.relative_to(PUBLISHED).parts[0]: comes_from_a_commit(file) for file in files}
     folders = {folder.name for folder in PUBLISHED.iterdir() if folder.is_dir()} - {"library"}

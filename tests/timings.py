@@ -107,7 +107,9 @@ def _submitting() -> Iterator[tuple[str, str]]:
         lab.command("scontrol", "update", "partitionname=low", "state=down")
         cells = f"grid.num_slices={list(range(1, 61))}".replace(" ", "")
         began = time.monotonic()
-        run = sweeps.detached(lab, Path(folder) / "many", "shard.count=100", cells, "hydra.launcher.partition=low")
+        run = sweeps.begin_detached(
+            lab, Path(folder) / "many", "shard.count=100", cells, "hydra.launcher.partition=low"
+        )
         yield "submitting 100 shards and what follows them, s", f"{time.monotonic() - began:.1f}"
         lab.command("scancel", *(one["array_id"] for one in sweeps.submissions(run)))
         lab.reset()

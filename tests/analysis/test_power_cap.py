@@ -119,7 +119,8 @@ def worst(results: dict[int | None, Measurement]) -> float:
 
 def test_the_correction_by_isolated_gemms_halves_the_effect_of_the_power_cap() -> None:
     errors = [
-        (worst(one.results()), worst(without_isolated_gemms(one).results())) for one in map(simulate_passes, range(40))
+        (worst(passes.results()), worst(without_isolated_gemms(passes).results()))
+        for passes in map(simulate_passes, range(40))
     ]
     judged, unjudged = np.median(errors, axis=0)
     assert judged < unjudged / 2

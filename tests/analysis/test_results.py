@@ -119,7 +119,7 @@ def test_unlike_environments_are_named_with_both_values(changes: dict[str, Any],
     assert environment_differences(run_records(LINES)) == []
 
 
-def test_an_environment_without_a_record_makes_nothing_unlike() -> None:
+def test_an_environment_without_a_record_does_not_count_as_a_difference() -> None:
     assert (
         environment_differences(run_records([*LINES, msgspec.structs.replace(ENVIRONMENT, device="NVIDIA H100")])) == []
     )

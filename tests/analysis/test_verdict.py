@@ -48,7 +48,7 @@ def test_a_default_that_is_beaten_by_more_than_the_margin_gives_tuned() -> None:
     assert "**Verdict: tuned.** The optimal pair is faster than the default: " in markdown_of(results)
 
 
-def test_a_default_that_nothing_beats_is_optimal() -> None:
+def test_a_default_faster_than_every_other_pair_is_optimal() -> None:
     results = build(faster({}))
     assert results.choice.verdict is not None
     assert (results.choice.verdict.kind, results.choice.verdict.over) == ("default_is_optimal", "best other pair")

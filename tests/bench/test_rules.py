@@ -87,7 +87,7 @@ def test_a_buffer_may_take_half_of_the_gpu_and_no_byte_more() -> None:
     ]
 
 
-def test_without_a_known_gpu_its_sms_and_memory_refuse_nothing() -> None:
+def test_without_a_known_gpu_there_are_no_limits_of_sms_and_memory() -> None:
     unknown = Facts(num_ranks=4, workload=DEEPSEEK, num_sms=None, memory_bytes=None)
     assert messages_of(Op.DISPATCH, 200, 8, 512, given_facts=unknown) == []
 
@@ -173,7 +173,7 @@ def test_a_layer_is_measured_at_the_bound_and_refused_one_past_it(
         (4, 0, "grid.num_in_flight must lie in 1..4 (num_slices=4), got 0"),
     ],
 )
-def test_an_all_to_all_has_as_many_exchanges_in_flight_as_it_has_at_most(
+def test_an_all_to_all_has_at_most_as_many_exchanges_in_flight_as_slices(
     slices: int, in_flight: int, message: str | None
 ) -> None:
     knobs = {"num_slices": slices, "num_in_flight": in_flight}
@@ -188,7 +188,7 @@ def test_an_all_to_all_needs_two_ranks() -> None:
     ]
 
 
-def test_the_defaults_are_those_of_deep_ep_and_break_no_rule() -> None:
+def test_the_defaults_equal_those_of_deep_ep_and_break_no_rule() -> None:
     assert DEFAULT_NVL_CHUNK == {
         2: {"dispatch": 24, "combine": 10},
         4: {"dispatch": 6, "combine": 9},

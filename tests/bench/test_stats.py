@@ -101,7 +101,7 @@ def test_holm_rejects_the_same_hypotheses_as_the_step_down_procedure():
     assert holm([0.5], alpha=0.05).tolist() == [False]
 
 
-def test_the_error_of_a_log_median_is_that_of_theory():
+def test_the_error_of_a_log_median_agrees_with_theory():
     rng = np.random.default_rng(5)
     samples = np.exp(rng.normal(0, 0.01, (300, 15)))
     theory = 0.01 * np.sqrt(np.pi / 2 / 15)

@@ -202,7 +202,7 @@ def test_a_swapped_token_is_incorrect(outcome: Outcome, op: Op, rank: int) -> No
     )
 
 
-def test_a_sample_is_that_of_the_slowest_rank(outcome: Outcome) -> None:
+def test_a_sample_is_the_time_of_the_slowest_rank(outcome: Outcome) -> None:
     measured = outcome.of(Op.DISPATCH, 7)
     assert isinstance(measured, Measured)
     assert min(measured.samples_us) >= 5000

@@ -155,7 +155,7 @@ def test_an_archive_of_arrays_is_a_value_error(tmp_path: Path) -> None:
         route(small_workload(routing=str(tmp_path / "trace.npz")), rank=0, num_ranks=2)
 
 
-def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_nowhere_for_no_choice() -> None:
+def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_an_empty_choice_to_no_rank() -> None:
     chosen = np.array([[0, 1, 2], [0, 4, 7], [-1, -1, 5], [-1, -1, -1]])
     assert token_in_rank(chosen, num_experts=8, num_ranks=2).tolist() == [
         [True, False],
@@ -207,6 +207,6 @@ def test_combine_returns_the_tokens_of_dispatch_with_the_same_volume(tokens: lis
     assert volume(back, bytes_per_token=3) == volume(tokens, bytes_per_token=3)
 
 
-def test_the_volume_is_that_of_the_busiest_rank_in_its_fuller_direction() -> None:
+def test_the_volume_is_the_larger_direction_of_the_busiest_rank() -> None:
     moved = volume([[5, 1, 1], [9, 0, 0], [0, 0, 0]], bytes_per_token=10)
     assert (moved.logical, moved.wire) == (140, 90)

@@ -67,7 +67,7 @@ def test_help_is_a_manual_page_and_asking_anywhere_is_enough(name: str, start: S
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_version_import_nothing_that_takes_time(name: str, start: Start) -> None:
+def test_help_and_version_import_no_slow_module(name: str, start: Start) -> None:
     for flag in ("--help", "--version"):
         process = start(name, flag, flags=("-X", "importtime"))
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in process.stderr.splitlines()}
@@ -76,12 +76,12 @@ def test_help_and_version_import_nothing_that_takes_time(name: str, start: Start
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_stands_without_docstrings(name: str, start: Start) -> None:
+def test_help_is_complete_without_docstrings(name: str, start: Start) -> None:
     assert start(name, "--help", flags=("-OO",)).stdout == start(name, "--help").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_version_is_that_of_the_package(name: str, start: Start) -> None:
+def test_the_version_equals_that_of_the_package(name: str, start: Start) -> None:
     process = start(name, "--version")
     assert (process.returncode, process.stdout, process.stderr) == (0, "deepep-sweep 0.1.0\n", "")
 
@@ -150,7 +150,7 @@ def test_a_reader_that_has_gone_leaves_no_traceback(
     assert (process.returncode, process.stdout) == (3 if name == "validate" else 141, "")
 
 
-def test_results_that_nobody_reads_leave_no_traceback(start: Start, unread: int, folder: RunFolder) -> None:
+def test_output_without_a_reader_leaves_no_traceback(start: Start, unread: int, folder: RunFolder) -> None:
     run = str(RESULTS.parent)
     for name, *arguments in (
         ("status", str(folder.path)),

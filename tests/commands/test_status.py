@@ -7,7 +7,7 @@ import json
 from tests.builders import Command, Sweep
 
 
-def test_the_status_of_a_run_without_slurm_is_that_of_its_attempts(run_module: Command, sweep: Sweep) -> None:
+def test_the_status_of_a_run_without_slurm_follows_from_its_attempts(run_module: Command, sweep: Sweep) -> None:
     process = run_module("launcher.status", str(sweep.folder), "--json")
     status = json.loads(process.stdout)
     assert {row["state"] for row in status["rows"]} == {"DONE"}

@@ -60,7 +60,7 @@ def test_a_machine_without_gpus_is_tested_for_correctness_and_the_skipped_phases
     assert "Dry run" in (folder / "NODES.md").read_text()
 
 
-def test_the_verdict_stands_at_the_top_a_value_a_line(dry: tuple[Any, Path]):
+def test_the_verdict_is_at_the_top_with_one_value_a_line(dry: tuple[Any, Path]):
     file = dry[1] / "nodes" / socket.gethostname() / "NODE.json"
     assert file.read_text().splitlines()[:3] == ["{", ' "verdict": "PASS",', ' "reason_short": "ok",']
 
@@ -121,12 +121,12 @@ def test_a_reference_learned_from_five_good_nodes_judges_the_next_node(
     """The five are copies of this machine, a hundred times slower, which makes it pass; a sixth node failed."""
     known = node_files.read(dry[1] / "nodes" / socket.gethostname() / "NODE.json")
     (measured,) = known.suite_runs
-    slowly = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
+    slow_rates = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
     names = [f"gpu{number}" for number in range(1, 7)]
     folder = ValidationFolder.create(tmp_path, tmp_path / "paper")
     folder.note(Order(1, 0.0, ["deepep-validate"], ValidationFolder(dry[1]).order().spec, names))
     for name in names:
-        copy = replace(known, node=name, suite_runs=[replace(measured, rates=slowly)])
+        copy = replace(known, node=name, suite_runs=[replace(measured, rates=slow_rates)])
         copy = replace(copy, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else copy
         node_files.write(folder.of(name), copy)
     file = tmp_path / "reference.json"

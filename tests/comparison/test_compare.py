@@ -39,7 +39,7 @@ def verdicts(comparison: Comparison) -> dict[str, str]:
     return {row.point: row.verdict for row in comparison.points}
 
 
-def test_a_point_that_is_missing_stands_before_those_that_are_not_worse() -> None:
+def test_a_missing_point_is_listed_before_the_points_that_are_not_worse() -> None:
     comparison = compare_documents(run(*FINALS, SWEPT), run(FINALS[0], FINALS[1], SLOW_SWEPT))
     assert list(verdicts(comparison).items()) == [
         (label(6), "slower"),
@@ -73,7 +73,7 @@ def test_the_groups_of_a_final_hold_the_scatter_of_an_unstable_point_in_their_in
     assert verdicts(compare_documents(run(FINAL), run(slow | {"median_us": 210.0}))) == {label(4): "same"}
 
 
-def test_where_nothing_that_gates_can_be_judged_nothing_passes() -> None:
+def test_a_comparison_without_a_judged_gating_point_does_not_pass() -> None:
     calm, wild = SWEPT, measurement(6, 600.0, stage="sweep", count=48, unstable=True)
     comparison = compare_documents(run(calm), run(wild))
     assert (comparison.worse, comparison.missing) == ([], ["a judgement: every point that gates is unstable"])

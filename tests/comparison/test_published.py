@@ -10,7 +10,7 @@ import pytest
 from bench.records import Stage
 from launcher.comparison import run as compared_runs
 from launcher.comparison.compare import compare
-from tests.published import PUBLISHED, Unpacked
+from tests.published import PUBLISHED, Unpack
 
 PAIRS = [
     *itertools.permutations(("h100x2-ep2-bf16", "h100x2-ep2-bf16-again", "h100x2-ep2-exhaustive"), 2),
@@ -19,7 +19,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=" ".join)
-def test_published_sweeps_of_one_machine_pass_with_a_final_and_without(a: str, b: str, published: Unpacked) -> None:
+def test_published_sweeps_of_one_machine_pass_with_a_final_and_without(a: str, b: str, published: Unpack) -> None:
     runs = [compared_runs.read(published(name)) for name in (a, b)]
     both = {
         label
@@ -50,9 +50,7 @@ def test_two_published_sweeps_on_h200s_are_the_same_at_any_tolerance() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points(
-    dtype: str, published: Unpacked
-) -> None:
+def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points(dtype: str, published: Unpack) -> None:
     first, other = (compared_runs.read(published(f"h200x2-ep2-{dtype}{name}")) for name in ("", "-again"))
     for a, b in ((first, other), (other, first)):
         comparison = compare(a, b, tolerance=0.02)

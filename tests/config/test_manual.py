@@ -14,7 +14,7 @@ from launcher.config.manual import SWEEP, VALIDATE, ConfigKey, sections
 from launcher.validation import config, node
 from tests.builders import ROOT
 
-REMAKE = "make docs writes it anew"
+REMAKE = "make docs rewrites it"
 REFERENCE = manual.reference()
 
 KEYS = [key for section in [*sections(SWEEP), *sections(VALIDATE)] for key in section.keys]

@@ -78,7 +78,7 @@ def test_the_default_is_planned_once_whether_or_not_the_grid_names_it(grid: dict
             assert [one.role for one in matching] == [Role.ANCHOR]
 
 
-def test_the_seed_changes_the_order_and_nothing_else(plan: Plan) -> None:
+def test_the_seed_changes_only_the_order(plan: Plan) -> None:
     other = replaced(plan, seed=plan.spec.seed + 1)
     assert [one.id for one in plan.cells] != [one.id for one in other.cells]
     assert {one.id for one in plan.cells} == {one.id for one in other.cells}
@@ -313,7 +313,7 @@ def test_ranks_that_replace_failed_ones_measure_the_default_of_both_operations_i
             assert {(one.stage, one.round) for one in task.references} == {(Stage.SWEEP, 3)}
 
 
-def test_the_default_of_a_plan_is_what_deepep_takes_at_that_many_ranks(plan: Plan) -> None:
+def test_the_default_of_a_plan_is_deepep_s_config_for_that_many_ranks(plan: Plan) -> None:
     assert anchor_of(plan, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 6, "nvl_buffer": 256}
     two = replaced(plan, ep=Ep(size=2, share_gpus=False))
     assert anchor_of(two, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 24, "nvl_buffer": 256}

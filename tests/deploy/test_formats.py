@@ -29,7 +29,7 @@ def bare(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def test_the_documented_table_is_that_of_the_report() -> None:
+def test_the_documented_table_equals_that_of_the_report() -> None:
     lines = (ROOT / "docs" / "APPLY.md").read_text().split("## What each can take")[1].split("## ")[0].splitlines()[4:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")[:3]] for line in lines if line.startswith("|")]
     assert [[re.sub(r"^\[(.*)\]\(.*\)$", r"\1", name), *carried] for name, *carried in rows] == [

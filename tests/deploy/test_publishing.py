@@ -21,7 +21,7 @@ from launcher.library import Entry, Key, load_tuned_config
 from launcher.store.results_file import SavedOverlap, SavedPair
 from tests.builders import ROOT, Command, Sweep, calling
 from tests.deploy.tuned_results import LIBRARY, LOOKUP, RESULTS, TUNED, changed, replace, routed
-from tests.published import Unpacked
+from tests.published import Unpack
 
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
 
@@ -293,7 +293,7 @@ def test_concurrent_publishers_leave_the_fastest_pick_and_readers_never_see_a_pa
     assert [file.suffix for file in tmp_path.iterdir() if file.name != ".lock"] == [".json"]
 
 
-def test_the_published_library_holds_the_published_runs(published: Unpacked) -> None:
+def test_the_published_library_holds_the_published_runs(published: Unpack) -> None:
     runs = {
         ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
         ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",

@@ -18,7 +18,7 @@ from tests.builders import ROOT
 from tests.deploy.exported import COMBINE, DISPATCH, RESULTS, Document, holds, hostile, python, with_text, written
 
 
-def test_importing_the_shim_replaces_the_answers_for_the_measured_ranks(exports: Path) -> None:
+def test_importing_the_shim_replaces_the_configs_for_the_measured_ranks(exports: Path) -> None:
     process = holds(
         "import deepep_shim\n"
         "from deep_ep import Buffer, Config\n"
@@ -34,7 +34,7 @@ def test_importing_the_shim_replaces_the_answers_for_the_measured_ranks(exports:
     )
 
 
-def test_the_shim_leaves_other_numbers_of_ranks_with_the_library_s_own_answer(exports: Path) -> None:
+def test_the_shim_keeps_the_library_s_configs_for_other_numbers_of_ranks(exports: Path) -> None:
     holds(
         "from deep_ep import Buffer, Config\n"
         "before = [(Buffer.get_dispatch_config(n), Buffer.get_combine_config(n)) for n in (4, 8)]\n"

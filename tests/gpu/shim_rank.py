@@ -19,8 +19,8 @@ RANKS = (2, 4, 8)
 
 def hints(buffer: Any) -> dict[int, list[int]]:
     """Buffer size hints of the library's configs for dispatch and combine, by number of ranks."""
-    answers = {n: (buffer.get_dispatch_config(n), buffer.get_combine_config(n)) for n in RANKS}
-    return {n: [config.get_nvl_buffer_size_hint(2 * HIDDEN, n) for config in pair] for n, pair in answers.items()}
+    configs = {n: (buffer.get_dispatch_config(n), buffer.get_combine_config(n)) for n in RANKS}
+    return {n: [config.get_nvl_buffer_size_hint(2 * HIDDEN, n) for config in pair] for n, pair in configs.items()}
 
 
 def round_trip(deep_ep: Any, group: Any, size: int) -> tuple[int, bool]:

@@ -31,7 +31,7 @@ def test_a_job_that_slurm_has_forgotten_has_the_state_of_its_attempt(
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
 
-def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_points_left(
+def test_the_time_left_excludes_pauses_between_attempts_and_finished_shards(
     plan: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     now = time.time()

@@ -20,7 +20,7 @@ def scripts(run_module: Command, *arguments: str) -> dict[str, list[str]]:
     }
 
 
-def test_a_dry_run_shows_every_job_and_what_it_waits_for(run_module: Command):
+def test_a_dry_run_shows_every_job_with_its_dependencies(run_module: Command):
     jobs = scripts(run_module, "ep=4", "shard.count=3")
     assert list(jobs) == ["shards 0 to 2", "final", "aggregate"]
     assert "#SBATCH --array=0-2%3" in jobs["shards 0 to 2"]
@@ -67,7 +67,7 @@ def test_our_setup_comes_after_the_sites_and_our_code_before_its_path(run_module
     assert lines.index("export PYTHONPATH=/site") < ours
 
 
-def test_a_container_gets_its_own_python_and_the_run_folder(run_module: Command):
+def test_a_container_uses_its_python_and_mounts_the_run_folder(run_module: Command):
     image = ("hydra.launcher.container_image=moe.sqsh", "hydra.launcher.container_mounts='/data:/data'")
     (command,) = [line for line in scripts(run_module, *image)["final"] if line.startswith("srun ")]
     run = Path.cwd() / "RUN"

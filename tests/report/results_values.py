@@ -26,8 +26,8 @@ def values(document: Mapping[str, Any]) -> dict[str, float]:
     first, *others = document.get("libraries", [{}])
     rest = {name: member for name, member in document.items() if name != "libraries"}
     defaults = {"default" if name == "library" else name: pair for name, pair in first.get("defaults", {}).items()}
-    answer = {name: member for name, member in first.items() if name != "defaults"}
-    return dict(_walk(rest | defaults | answer | {library["name"]: library for library in others}, ()))
+    library = {name: member for name, member in first.items() if name != "defaults"}
+    return dict(_walk(rest | defaults | library | {other["name"]: other for other in others}, ()))
 
 
 def differences(first: dict[str, float], second: dict[str, float]) -> list[str]:

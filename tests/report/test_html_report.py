@@ -83,7 +83,7 @@ def test_every_point_has_a_row_fastest_first_and_failures_last(chromium: str, pl
     assert f"{len(shown_rows)} of {len(shown_rows)} points" in document
 
 
-def test_a_filter_in_the_address_shows_just_what_matches(chromium: str, plan: Plan, tmp_path: Path):
+def test_a_filter_in_the_address_shows_only_matching_rows(chromium: str, plan: Plan, tmp_path: Path):
     file = written(plan, with_a_failure(plan, "no answer"), tmp_path)
     failed = rows(shown(chromium, file, fragment="state=failed"))
     assert [row[0] for row in failed] == ["failed"]
@@ -117,7 +117,7 @@ def test_hostile_names_and_errors_stay_text(chromium: str, plan: Plan, tmp_path:
     assert HOSTILE in shown_rows[-1][-1]
 
 
-def test_the_page_asks_for_nothing_outside_itself(plan: Plan, tmp_path: Path):
+def test_the_page_loads_no_other_resource(plan: Plan, tmp_path: Path):
     text = written(plan, complete(plan), tmp_path).read_text()
     assert re.findall(r"""(?:src|href)=["'](?!data:)[^"']*""", text) == []
     assert "default-src 'none'" in text

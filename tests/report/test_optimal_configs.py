@@ -113,13 +113,13 @@ def test_no_name_or_message_can_break_the_report(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "answer"),
+    ("groups", "judgement"),
     [
         (1, "1.226x as long as the optimal config. Too few groups measured both to judge it."),
         (2, "1.226x as long as the optimal config (95 % CI 1.226 to 1.226)."),
     ],
 )
-def test_a_candidate_measured_by_too_few_groups_gets_no_judgement(groups: int, answer: str) -> None:
+def test_a_candidate_measured_by_too_few_groups_gets_no_judgement(groups: int, judgement: str) -> None:
     search = msgspec.structs.replace(PLAN.spec.search, candidates=[[24, 12, 256]], final_groups=5)
     plan = deepep_plan(search=search)
     lines: list[Line] = complete(plan)
@@ -128,7 +128,7 @@ def test_a_candidate_measured_by_too_few_groups_gets_no_judgement(groups: int, a
             record(planned, noisy(time_of(planned.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
             for planned in [*plan.anchors, *plan.cells]
         ]
-    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {answer}\n"
+    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {judgement}\n"
     assert finding in markdown_of(build(lines, plan=plan))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.deploy import exporting, tuned
 from launcher.deploy.formats import EXPORTS
-from tests.published import GOLDEN, PUBLISHED, WITH_RECORDS, made_again, unpacked
+from tests.published import GOLDEN, PUBLISHED, WITH_RECORDS, remake, unpack
 from tests.report.results_values import differences, values
 
 
@@ -18,13 +18,13 @@ from tests.report.results_values import differences, values
 def regenerated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A published run, and a copy remade from its records."""
     published, copy = (tmp_path_factory.mktemp(name) for name in ("published", "again"))
-    return unpacked(request.param, published), made_again(request.param, copy)
+    return unpack(request.param, published), remake(request.param, copy)
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run with tracked reports, remade from its records."""
-    return made_again(GOLDEN, tmp_path_factory.mktemp("golden"))
+    return remake(GOLDEN, tmp_path_factory.mktemp("golden"))
 
 
 def results_of(folder: Path) -> Path:
@@ -42,7 +42,7 @@ def test_a_published_run_has_the_numbers_that_follow_from_its_records(regenerate
 
 @pytest.mark.parametrize("name", ["OPTIMAL_CONFIGS.md", "SUMMARY.md"])
 def test_a_published_report_equals_the_one_made_from_its_records(golden: Path, name: str) -> None:
-    assert (golden / name).read_text() == (PUBLISHED / GOLDEN / name).read_text(), "make golden writes it anew"
+    assert (golden / name).read_text() == (PUBLISHED / GOLDEN / name).read_text(), "make golden rewrites it"
 
 
 def test_the_page_has_the_picks_of_the_report_with_every_time(regenerated: tuple[Path, Path]) -> None:
@@ -65,4 +65,4 @@ def test_published_exports_equal_those_made_from_the_published_results(golden: P
     tracked = PUBLISHED / GOLDEN / "exports"
     assert {file.name for file in tracked.iterdir()} == {one.file for one in EXPORTS.values()}
     for file in tracked.iterdir():
-        assert file.read_text() == (golden / "exports" / file.name).read_text(), "make golden writes it anew"
+        assert file.read_text() == (golden / "exports" / file.name).read_text(), "make golden rewrites it"

@@ -27,7 +27,7 @@ def test_the_results_have_exactly_the_members_of_the_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_results_of_nothing_fit_the_schema_and_can_be_reported() -> None:
+def test_results_without_measurements_match_the_schema_and_can_be_reported() -> None:
     plain = valid(build([]))
     assert (plain["points"]["missing"], plain["environment"]) == (len(PLAN.every_point), None)
     assert [library["optimal"] for library in plain["libraries"]] == [None]

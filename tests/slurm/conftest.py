@@ -78,5 +78,5 @@ def out_of_time(
         cells = ("grid.num_slices=[1,4,6,8]", "grid.num_in_flight=[1,2,3,4,5,6,7,8]")
         limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=10")
         yield OutOfTime(
-            lab, sweeps.detached(lab, tmp_path_factory.mktemp("timed"), *cells, *limits, *sweeps.slowly(1.0))
+            lab, sweeps.begin_detached(lab, tmp_path_factory.mktemp("timed"), *cells, *limits, *sweeps.slow_points(1.0))
         )

@@ -42,7 +42,7 @@ class Done(NamedTuple):
         return Path(self.stdout.strip()).parent
 
 
-def slowly(point_s: float) -> tuple[str, ...]:
+def slow_points(point_s: float) -> tuple[str, ...]:
     """Overrides that make a repetition of a point last ``point_s``, mostly asleep."""
     count = round(point_s / 0.005)  # the fault SLOW waits 5 ms
     return ("faults=['slow@0:alltoall']", f"measure.iterations={count}", f"search.iterations={count}")
@@ -91,10 +91,10 @@ def sweep_arguments(outputs: Path, *overrides: str) -> list[str]:
     """A small sweep under Slurm, a few seconds of two ranks for each shard."""
     keys = {override.partition("=")[0] for override in overrides}
     base = [one for one in ("ep=2", *SMALL, *ONE_PASS, *SLURM) if one.partition("=")[0] not in keys]
-    return ["-m", *base, "outputs=" + quoted(outputs), *overrides]
+    return ["-m", *base, "outputs=" + quote(outputs), *overrides]
 
 
-def quoted(value: Path | str) -> str:
+def quote(value: Path | str) -> str:
     """A value quoted for Hydra's command line."""
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -117,7 +117,7 @@ def begin(
     return start(lab, "launcher.sweep", *arguments, session=session, terminal=terminal, **environment)
 
 
-def detached(lab: SlurmLab, outputs: Path, *overrides: str) -> Path:
+def begin_detached(lab: SlurmLab, outputs: Path, *overrides: str) -> Path:
     """The run folder of a detached sweep."""
     done = sweep(lab, outputs, "hydra.launcher.detach=true", *overrides)
     assert done.status == 0, done.stderr
@@ -146,7 +146,7 @@ def job_of(folder: Path, shard: int) -> str:
     return f"{array}_{latest['shards'].index(shard)}" if len(latest["shards"]) > 1 else array
 
 
-def ended(lab: SlurmLab, folder: Path, *, seconds: float = PATIENCE_S) -> dict[str, str]:
+def wait_jobs(lab: SlurmLab, folder: Path, *, seconds: float = PATIENCE_S) -> dict[str, str]:
     """The state of every job of a run, after all have ended."""
     arrays = {one["array_id"] for kind in ("shards", "final", "aggregate") for one in submissions(folder, kind)}
     wait_until(lambda: not [job for job in lab.alive() if job.split("_")[0] in arrays], seconds=seconds)
@@ -173,7 +173,7 @@ def wait_points(folder: Path, shard: int, *, least: int = 2) -> None:
     wait_until(lambda: sum(line.get("shard", 0) == shard for line in lines(folder)) >= least)
 
 
-def repeated(folder: Path) -> list[tuple[object, ...]]:
+def repeated_points(folder: Path) -> list[tuple[object, ...]]:
     """Points other than anchors that were measured more than once in a round of a stage."""
     counts = Counter(
         (line["point_id"], line.get("stage", "sweep"), line.get("round", 0), line.get("shard", 0))
@@ -194,7 +194,7 @@ def points(folder: Path) -> dict[str, int]:
 def is_complete(folder: Path) -> bool:
     """Whether every planned point was measured exactly once in each round."""
     counts = points(folder)
-    return counts["measured"] == counts["planned"] and not repeated(folder)
+    return counts["measured"] == counts["planned"] and not repeated_points(folder)
 
 
 def outcomes(folder: Path, shard: int) -> list[str | None]:

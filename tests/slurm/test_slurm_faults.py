@@ -32,7 +32,7 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
     faults = "faults=['hang@1:dispatch/bf16/num_slices=2','segfault@0:dispatch/bf16/num_slices=4']"
     done = sweeps.sweep(lab, tmp_path, faults, "measure.deadline_s=2")
     assert done.status == 0, done.stderr
-    states = sweeps.ended(lab, done.folder)
+    states = sweeps.wait_jobs(lab, done.folder)
     assert set(states.values()) == {"COMPLETED"}
     failed = [line for line in sweeps.lines(done.folder) if line["outcome"]["kind"] == "failed"]
     kinds = {line["outcome"]["failure"]: line["point"]["knobs"]["num_slices"] for line in failed}
@@ -43,7 +43,7 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
 
 
 def test_a_shard_that_dies_is_noticed_within_30_s(lab: SlurmLab, tmp_path: Path):
-    process = sweeps.begin(lab, tmp_path, *sweeps.slowly(2.0))
+    process = sweeps.begin(lab, tmp_path, *sweeps.slow_points(2.0))
     folder = sweeps.only_folder(tmp_path)
     sweeps.kill(sweeps.halt(lab, folder, 0), signal.SIGKILL)
     process.wait(timeout=30)
@@ -72,7 +72,7 @@ def run(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Run:
         sweeps.kill(sweeps.main_process(module_lab, sweeps.job_of(folder, shard)), sig)
     module_lab.command("scancel", sweeps.job_of(folder, CANCELLED))
     done = sweeps.end(process)
-    return Run(done, folder, sweeps.ended(module_lab, folder))
+    return Run(done, folder, sweeps.wait_jobs(module_lab, folder))
 
 
 def test_a_shard_that_raises_is_failed_in_slurm_with_its_traceback_in_its_log(run: Run):

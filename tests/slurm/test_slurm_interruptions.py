@@ -40,11 +40,11 @@ def runs(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Inte
     elsewhere = ("hydra/launcher=friendly", f"hydra.searchpath=['file://{base}/site']")
     folders = {}
     for name in (PREEMPTED, REQUEUED, CRASHED):
-        overrides = ("grid.num_slices=[1,2,4]", *sweeps.slowly(0.6), *PLACES[name])
-        folders[name] = sweeps.detached(lab, base / name, *overrides, *(elsewhere if name == PREEMPTED else ()))
+        overrides = ("grid.num_slices=[1,2,4]", *sweeps.slow_points(0.6), *PLACES[name])
+        folders[name] = sweeps.begin_detached(lab, base / name, *overrides, *(elsewhere if name == PREEMPTED else ()))
         sweeps.halt(lab, folders[name], 0)
     _interrupt(lab, folders)
-    states = {name: sweeps.ended(lab, folder)[sweeps.job_of(folder, 0)] for name, folder in folders.items()}
+    states = {name: sweeps.wait_jobs(lab, folder)[sweeps.job_of(folder, 0)] for name, folder in folders.items()}
     return Interrupted(folders, states)
 
 

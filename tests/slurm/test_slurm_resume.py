@@ -16,7 +16,7 @@ from tests.slurm.slurmlab import SlurmLab
 
 
 def test_a_detached_run_is_shown_and_reported_and_only_its_missing_points_are_resumed(lab: SlurmLab, tmp_path: Path):
-    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2", *sweeps.slowly(0.3))
+    done = sweeps.sweep(lab, tmp_path, "hydra.launcher.detach=true", "shard.count=2", *sweeps.slow_points(0.3))
     folder = Path(done.stdout.strip())
     assert done.status == 0, done.stderr
     for command in ("launcher.status", "launcher.aggregate", "launcher.resume"):
@@ -27,7 +27,7 @@ def test_a_detached_run_is_shown_and_reported_and_only_its_missing_points_are_re
     _is_refused_while_its_jobs_live(lab, folder)
     for pid in halted:
         sweeps.kill(pid, signal.SIGCONT)
-    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"COMPLETED"}
     assert (folder / "OPTIMAL_CONFIGS.md").is_file()
     assert sweeps.is_complete(folder)
 
@@ -99,7 +99,7 @@ def test_while_the_controller_does_not_answer_no_job_counts_as_over_and_none_is_
 
 
 def test_the_jobs_of_an_interrupted_detached_sweep_continue(lab: SlurmLab, tmp_path: Path):
-    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=detach", *sweeps.slowly(0.4))
+    process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=detach", *sweeps.slow_points(0.4))
     folder = sweeps.only_folder(tmp_path)
     halted = sweeps.halt(lab, folder, 0)
     process.send_signal(signal.SIGINT)
@@ -108,13 +108,13 @@ def test_the_jobs_of_an_interrupted_detached_sweep_continue(lab: SlurmLab, tmp_p
     assert done.stdout == f"{folder}\n"
     assert sweeps.job_of(folder, 0) in lab.alive()
     sweeps.kill(halted, signal.SIGCONT)
-    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"COMPLETED"}
 
 
 def test_on_a_terminal_the_shards_are_a_table_and_an_interrupt_asks_once(lab: SlurmLab, tmp_path: Path):
     keyboard, terminal = pty.openpty()
     shown = bytearray()
-    process = sweeps.begin(lab, tmp_path, *sweeps.slowly(0.4), terminal=terminal, COLUMNS="200", TERM="xterm")
+    process = sweeps.begin(lab, tmp_path, *sweeps.slow_points(0.4), terminal=terminal, COLUMNS="200", TERM="xterm")
     os.close(terminal)
     folder = sweeps.only_folder(tmp_path)
     reader = threading.Thread(target=_read, args=(keyboard, shown))
@@ -133,7 +133,7 @@ def test_on_a_terminal_the_shards_are_a_table_and_an_interrupt_asks_once(lab: Sl
     os.close(keyboard)
     assert done.status == 3
     assert done.stdout == f"{folder}/OPTIMAL_CONFIGS.md\n"
-    assert set(sweeps.ended(lab, folder).values()) == {"CANCELLED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"CANCELLED"}
     for words in ("shard", "state", "points", "aggregate", "cancelled; all records so far are kept"):
         assert words.encode() in shown
 
@@ -145,7 +145,7 @@ def _read(terminal: int, into: bytearray) -> None:
 
 
 def test_cancelling_an_interrupted_sweep_ends_its_jobs_and_reports_its_measurements(lab: SlurmLab, tmp_path: Path):
-    slow = sweeps.slowly(0.4)
+    slow = sweeps.slow_points(0.4)
     process = sweeps.begin(lab, tmp_path, "hydra.launcher.on_interrupt=cancel", "grid.num_slices=[1,2,4,8]", *slow)
     folder = sweeps.only_folder(tmp_path)
     sweeps.halt(lab, folder, 0)
@@ -153,7 +153,7 @@ def test_cancelling_an_interrupted_sweep_ends_its_jobs_and_reports_its_measureme
     done = sweeps.end(process)
     assert done.status == 3, done.stderr
     assert done.stdout == f"{folder}/OPTIMAL_CONFIGS.md\n"
-    assert set(sweeps.ended(lab, folder).values()) == {"CANCELLED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"CANCELLED"}
     assert sweeps.points(folder)["measured"] >= 2
     assert sweeps.points(folder)["missing"] >= 1
     assert sweeps.stray_ranks(lab) == []

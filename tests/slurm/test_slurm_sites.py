@@ -23,7 +23,7 @@ def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported
     done = sweeps.end(process)
     assert done.status == 3, done.stderr
     assert f"shard 0: FAILED (job {sweeps.job_of(folder, 0)})" in done.stderr
-    assert sorted(sweeps.ended(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert sorted(sweeps.wait_jobs(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
     assert sweeps.points(folder)["measured"] >= 2
     assert "the times of the attempts" in (folder / "accounting.json").read_text()
     assert sweeps.stray_ranks(bare_lab) == []
@@ -35,7 +35,7 @@ def test_a_sweep_inside_a_job_submits_jobs_of_the_size_it_needs(lab: SlurmLab, t
     output = tmp_path / "outer.out"
     lab.command("sbatch", *options, "--gpus-per-node=1", f"--output={output}", f"--wrap={shlex.join(outer)}")
     folder = sweeps.only_folder(tmp_path)
-    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"COMPLETED"}
     sweeps.wait_until(lambda: not lab.alive())
     shown = lab.command("scontrol", "show", "job", sweeps.job_of(folder, 0))
     assert "NumNodes=1 NumCPUs=2 NumTasks=1 CPUs/Task=2" in shown
@@ -74,7 +74,7 @@ def test_without_sbatch_a_sweep_is_refused_in_one_line(lab: SlurmLab, tmp_path: 
     ]
 
 
-def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_queued(lab: SlurmLab, tmp_path: Path):
+def test_an_unknown_partition_is_refused_with_slurm_s_message_and_no_job_is_queued(lab: SlurmLab, tmp_path: Path):
     before = lab.jobs()
     done = sweeps.sweep(lab, tmp_path, "hydra.launcher.partition=nowhere")
     assert done.status == 2
@@ -171,7 +171,7 @@ def test_more_shards_than_an_array_may_have_become_several_arrays(lab: SlurmLab,
     lab.command("scontrol", "update", "partitionname=low", "state=down")
     try:
         cells = "grid.num_slices=[" + ",".join(map(str, range(1, 702))) + "]"
-        folder = sweeps.detached(lab, tmp_path, "shard.count=1200", cells, "hydra.launcher.partition=low")
+        folder = sweeps.begin_detached(lab, tmp_path, "shard.count=1200", cells, "hydra.launcher.partition=low")
         arrays = sweeps.submissions(folder)
         assert [len(array["shards"]) for array in arrays] == [1001, 199]
         assert [shard for array in arrays for shard in array["shards"]] == list(range(1200))

@@ -133,7 +133,7 @@ def test_each_node_gets_its_verdict_and_code(validation: Validation):
     }
 
 
-def test_the_exit_status_and_the_line_are_those_of_a_nagios_plugin(validation: Validation):
+def test_the_exit_status_and_the_line_follow_the_nagios_plugin_interface(validation: Validation):
     assert validation.done.status == 2
     assert "Faults were injected on purpose." in validation.done.stderr
     assert "scontrol update" not in (validation.folder / "NODES.md").read_text()
@@ -142,7 +142,7 @@ def test_the_exit_status_and_the_line_are_those_of_a_nagios_plugin(validation: V
     assert line.endswith("| fail=2 hang=1 no_result=2 setup=0 inconclusive=0 warn=0 skipped=2 pass=2")
 
 
-def test_the_slow_gpu_is_named_twice_and_by_the_fleet_too(validation: Validation):
+def test_the_slow_gpu_is_named_by_both_suite_runs_and_by_the_fleet(validation: Validation):
     findings = validation.nodes["gpu2"]["findings"]
     assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E208", "")}
     node = json.loads((validation.folder / "nodes" / "gpu2" / "NODE.json").read_bytes())

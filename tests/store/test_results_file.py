@@ -15,7 +15,7 @@ from launcher.deploy import exporting, publishing, tuned
 from launcher.errors import UserError
 from launcher.store import results_file
 from launcher.store.results_file import SCHEMA, SavedLibraryComparison, SavedResults
-from tests.published import PUBLISHED, Unpacked
+from tests.published import PUBLISHED, Unpack
 
 replace = msgspec.structs.replace
 NAME = Path("RESULTS_EP4.json")
@@ -34,7 +34,7 @@ def two_libraries() -> SavedResults:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_published_file_survives_decoding_and_encoding(run: str, published: Unpacked) -> None:
+def test_every_published_file_survives_decoding_and_encoding(run: str, published: Unpack) -> None:
     results = results_file.read(results_file.locate(published(run)))
     assert results.libraries[0].picks.keys() <= {*tuned.PICKS}
     assert results_file.decode(NAME, results_file.encode(results)) == results

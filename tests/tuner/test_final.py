@@ -15,7 +15,7 @@ from tests.builders import deepep_plan, failed, spec
 from tests.tuner.machine import Machine, judge, make_plan
 
 
-def test_default_candidates_and_the_librarys_own_best_reach_the_final_however_slow_they_are() -> None:
+def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach_the_final() -> None:
     plan = make_plan(sms=[24, 64], chunks=[8, 10], buffers=[512], candidates=[[64, 2, 256]], own_tuning=True)
     machine = Machine(plan)
     slow = {cell.point.label for cell in [*plan.anchors, *plan.cells] if cell.role is not Role.GRID}
@@ -84,9 +84,7 @@ def test_a_round_whose_anchor_failed_does_not_decide_who_reaches_the_final() -> 
     for op in (Op.DISPATCH, Op.COMBINE):
         lost = [one for one in swept if (one.role, one.round, one.point.op) != (Role.ANCHOR, 2, op)]
         best = next(one for one in expected if one.point.op is op)
-        absent = [
-            one for one in lost if (one.point_id, one.round) != (best.id, 2)
-        ]  # only the others have an unreferenced time
+        absent = [one for one in lost if (one.point_id, one.round) != (best.id, 2)]  # the others have bare times
         assert racing.finalists(plan, Arms(lost)) == expected
         assert racing.finalists(plan, Arms(absent)) == expected
         worst = [one for one in lost if one.round < 2 or one.point_id == best.id or one.role is Role.ANCHOR]

@@ -25,7 +25,7 @@ from tests.builders import ROOT
         ([], False, 3),
     ],
 )
-def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, strict: bool, status: int):
+def test_the_exit_status_follows_the_nagios_plugin_interface(verdicts: list[str], *, strict: bool, status: int):
     assert exit_status([NodeVerdict(one) for one in verdicts], strict=strict) == status
 
 

@@ -131,7 +131,7 @@ def test_a_job_that_ended_before_validating_is_setup_unless_slurm_blames_the_nod
         assert (node_row.verdict.value, node_row.code) == expected
 
 
-def test_every_group_of_a_fleet_has_its_own_result_and_is_compared_with_itself(spec: Spec):
+def test_every_group_of_a_fleet_has_a_result_and_is_compared_only_with_itself(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
     old = [judge_node(suite_run(rates=rates(seed=at)), spec=spec, name=f"n{at}") for at in range(4)]
     new = [

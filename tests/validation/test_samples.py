@@ -67,7 +67,7 @@ def test_the_samples_for_nhc_and_healthcheckprogram_read_our_file(spec: Spec, tm
             assert process.stderr == ""
 
 
-def test_nhc_takes_a_result_that_is_older_than_max_days_for_none(spec: Spec, tmp_path: Path):
+def test_nhc_ignores_a_result_older_than_max_days(spec: Spec, tmp_path: Path):
     name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
     node_files.write(tmp_path, faulty_node("any", spec))
     file = (tmp_path / node_files.FILE_NAME).rename(tmp_path / f"{name}.json")
