@@ -302,8 +302,8 @@ class SlurmLab:
     def job_processes(self, node: str | None = None) -> list[int]:
         """Ids of slurmstepd, of the processes of this cluster's jobs (on one node) and of all their descendants.
 
-        slurmd hands its own environment to slurmstepd, so that the mark tells the node; the processes of a job carry
-        SLURM_JOB_ID and SLURMD_NODENAME. Both carry this cluster's SLURM_CONF.
+        slurmstepd inherits the environment of slurmd, whose mark names the node; the processes of a job have
+        SLURMD_NODENAME. All have the SLURM_CONF of this cluster.
         """
         pids: set[int] = set()
         children: dict[int, list[int]] = {}
