@@ -1,9 +1,9 @@
-"""A real, throw-away Slurm on this machine, from Debian's packages: no systemd, no container, no GPU, no root needed.
+"""A real, temporary Slurm on this machine, from Debian's packages, without systemd, containers, GPUs or root.
 
     with SlurmLab() as lab: subprocess.run(["sbatch", ...], env=lab.environ())
 
-Every daemon is a child in the foreground; everything lives below one short folder of /tmp. A small second process ends
-the cluster should this one be killed.
+Every daemon is a child in the foreground, and all files are in one folder of /tmp with a short name. A small second
+process ends the cluster if this one is killed.
 """
 
 from __future__ import annotations
