@@ -1,1 +1,1 @@
-"""Tests: a folder for each room of the program, a file for each module where that makes sense."""
+"""Tests, in one folder for each package of the program."""

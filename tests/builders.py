@@ -1,4 +1,4 @@
-"""Small values of every kind for the tests, each with one thing to change at a time."""
+"""Small values of every kind for the tests, each with fields to change."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def small_workload(**changes: Any) -> Workload:
 
 @functools.cache
 def spec(*overrides: str) -> Spec:
-    """The Spec of a sweep on H200s with DeepEP, or of what the overrides say; nothing of this machine is in it."""
+    """The Spec of a sweep on H200s with DeepEP, or that of the overrides; independent of this machine."""
     return api.plan("hardware=h200", "backend=deepep", *overrides).spec
 
 
@@ -106,7 +106,7 @@ def noisy(median_us: float, *, count: int = 30) -> list[float]:
 
 
 def record(planned: Planned, outcome: Measured | Failed | Sequence[float], **changes: Any) -> Record:
-    """A record of a planned point; bare samples count as measured on four equal ranks."""
+    """A record of a planned point; a list of samples becomes a measurement on four equal ranks."""
     if not isinstance(outcome, Measured | Failed):
         outcome = Measured(list(outcome), [float(outcome[0])] * 4)
     base = Record(
@@ -128,7 +128,7 @@ def failed(kind: FailureKind = FailureKind.HANG, message: str = "no response wit
 
 
 def time_of(point: Point) -> float:
-    """A made-up truth: 400 us at 16 SMs, 240 at 32; chunk 8 beats 12; combine takes 10 us longer."""
+    """An invented time in us: 400 at 16 SMs, 240 at 32; chunk 8 beats 12; combine takes 10 us longer."""
     knobs = point.knobs
     if point.backend != "deepep":
         return 300.0
@@ -136,9 +136,9 @@ def time_of(point: Point) -> float:
     return 80.0 + 5120.0 / knobs["num_sms"] + slower
 
 
-def complete(made: Plan, **changes: Any) -> list[Line]:
-    """Every line of a shard where all went well, anchors measured before and after."""
-    order = [*made.every_point, *made.anchors]
+def complete(plan: Plan, **changes: Any) -> list[Line]:
+    """Every line of a shard without failures, with the anchors measured first and last."""
+    order = [*plan.every_point, *plan.anchors]
     lines: list[Line] = [ENVIRONMENT, HOST, SELF_CHECK, TRAFFIC]
     return lines + [
         record(planned, noisy(time_of(planned.point)), sequence=number, started=1000.0 + number, **changes)
@@ -146,9 +146,9 @@ def complete(made: Plan, **changes: Any) -> list[Line]:
     ]
 
 
-def anchor_of(made: Plan, op: Op) -> Planned:
+def anchor_of(plan: Plan, op: Op) -> Planned:
     """The default of one operation."""
-    return next(anchor for anchor in made.anchors if anchor.point.op is op)
+    return next(anchor for anchor in plan.anchors if anchor.point.op is op)
 
 
 def is_cell(planned: Planned) -> bool:
@@ -157,7 +157,7 @@ def is_cell(planned: Planned) -> bool:
 
 
 def lines() -> st.SearchStrategy[Line]:
-    """Any line of any type, every field drawn by its annotation, so that a new field is covered when it is added."""
+    """Any line of any type; every field is drawn by its annotation, which covers new fields too."""
     return st.one_of([_any(kind) for kind in typing.get_args(records.Line)])
 
 
@@ -187,11 +187,11 @@ def _any(kind: Any) -> st.SearchStrategy[Any]:
     }[kind]
 
 
-def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
-    """Two shards whose nodes differ in their driver."""
+def measured_twice(folder: RunFolder, plan: Plan) -> RunFolder:
+    """The folder after two shards were measured on nodes with different drivers."""
     for shard, driver in enumerate(("580.65", "570.1")):
         environment = msgspec.structs.replace(ENVIRONMENT, driver=driver)
-        measured = complete(made, shard=shard, environment=environment.id)
+        measured = complete(plan, shard=shard, environment=environment.id)
         records: list[Line] = [line for line in measured if isinstance(line, Record)]
         with open_appender(folder, shard) as appender:
             for line in [environment, *records]:
@@ -200,7 +200,7 @@ def measured_twice(folder: RunFolder, made: Plan) -> RunFolder:
 
 
 def report_of(results: Results, pictures: Mapping[str, str] | None = None) -> Report:
-    """What the pages show of some results, their findings included."""
+    """The report of some results, with findings."""
     return Report(results, findings.findings(results), pictures or {})
 
 
@@ -224,7 +224,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Sweep(NamedTuple):
-    """A sweep that was run, and the folder that it made."""
+    """A finished sweep and its run folder."""
 
     process: subprocess.CompletedProcess[str]
     outputs: Path
@@ -232,13 +232,13 @@ class Sweep(NamedTuple):
 
 
 def calling(function: Callable[..., object], *arguments: object) -> list[str]:
-    """The command that calls a function of a module, arguments as texts, in a process of its own (cwd=ROOT)."""
+    """A command line that calls a module's function with string arguments; run it with cwd=ROOT."""
     code = f"import sys; from {function.__module__} import {function.__name__} as called; called(*sys.argv[1:])"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def command(module: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What a user sees of ``python -m MODULE ARGUMENTS``."""
+    """The finished process of ``python -m MODULE ARGUMENTS``."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,

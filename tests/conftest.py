@@ -1,4 +1,4 @@
-"""Fixtures for every test: a machine without GPUs, the plan of a small sweep, and one real sweep."""
+"""Fixtures for all tests: a machine without GPUs, the plan of a small sweep, and one real sweep."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from hypothesis import HealthCheck, settings
 from launcher.config.plan import Plan
 from launcher.store.run_folder import RunFolder
 from tests.builders import Command, Sweep, command, deepep_plan
-from tests.published import Unpacked, unpacked
+from tests.published import Unpack, unpack
 
 settings.register_profile("suite", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: Ctrl-C could not be tested
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in the background of a script, which would disable the tests of Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 STARTS = {"run_module", "no_gpus", "on_cpus", "sweep", "chromium", "has_slurm"}
-"""Fixtures that are asked for by what starts ranks, a command, a browser or Slurm."""
+"""Fixtures of tests that start ranks, a command, a browser or Slurm."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses one of these fixtures, itself or through another, is slow; pytest lists them all for each test."""
+    """Marks as slow each test that uses one of these fixtures directly or indirectly."""
     for item in items:
         if not STARTS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def no_gpus() -> dict[str, str]:
-    """The environment of a machine that shows no GPU, whatever this one has."""
+    """Environment variables that hide the GPUs of this machine."""
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "HYDRA_FULL_ERROR": "0"}
 
 
@@ -50,7 +52,7 @@ def on_cpus() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def run_module(no_gpus: dict[str, str]) -> Command:
-    """``run_module("launcher.sweep", "-m", ...)`` in a process of its own, on CPUs."""
+    """``run_module("launcher.sweep", "-m", ...)`` in a separate process, on CPUs."""
     return lambda module, *arguments: command(module, *arguments, environment=no_gpus)
 
 
@@ -64,18 +66,18 @@ def sweep(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> Swee
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Unpacked:
-    """``published("h200x2-ep2-bf16-again")``: a published folder with its files as the program wrote them."""
-    return functools.cache(lambda name: unpacked(name, tmp_path_factory.mktemp("published")))
+def published(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
+    """``published("h200x2-ep2-bf16-again")``: a copy of a published folder, unpacked."""
+    return functools.cache(lambda name: unpack(name, tmp_path_factory.mktemp("published")))
 
 
 @pytest.fixture(scope="session")
-def made() -> Plan:
+def plan() -> Plan:
     """DeepEP on H200s at EP=4: 6 cells for each operation, 2 anchors, 2 baselines."""
     return deepep_plan()
 
 
 @pytest.fixture
-def folder(made: Plan, tmp_path: Path) -> RunFolder:
-    """The run folder of that plan, nothing measured yet."""
-    return RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
+def folder(plan: Plan, tmp_path: Path) -> RunFolder:
+    """The run folder of that plan, without measurements."""
+    return RunFolder.create(plan, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])

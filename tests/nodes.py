@@ -1,4 +1,4 @@
-"""Validated nodes on paper: four GPUs with plausible rates, each with one thing to change at a time."""
+"""Constructed results of nodes with four GPUs and plausible rates, each with fields to change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.builders import ENVIRONMENT
 
 replace = msgspec.structs.replace
 A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
-"""Above every floor: only its fleet, or a reference, can tell."""
+"""Above every floor; only a fleet or a reference finds it."""
 
 HOSTILE = "<script>alert(1)</script> | ` ** \" '; rm -rf / #\x07\n\x00"
 
@@ -47,7 +47,7 @@ ZEROS: dict[str, int | None] = {**dict.fromkeys(COUNTED, 0), "links_up": 18}
 
 @functools.cache
 def spec(*overrides: str) -> Spec:
-    """Four H200s, DeepEP, the thresholds as they stand in the configuration; or what the overrides say."""
+    """The Spec of four H200s with DeepEP and the configured thresholds, or that of the overrides."""
     from launcher.config.compose import compose
     from launcher.validation import config
     from launcher.validation.run import resolve
@@ -58,7 +58,7 @@ def spec(*overrides: str) -> Spec:
 
 
 def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: int = 0) -> list[Rate]:
-    """What a healthy node reaches, times ``scale`` (of all, or by ``test where``, ``test`` or ``where``)."""
+    """Rates of a healthy node times ``scale`` (for all, or by ``test where``, ``test`` or ``where``)."""
     generator = np.random.default_rng(seed)
 
     def rate(test: str, where: str, per: str, middle: float) -> Rate:
@@ -68,15 +68,15 @@ def rates(*, scale: dict[str, float] | float = 1.0, noise: float = 0.003, seed: 
         unit, peak = ("layers/s", None) if test == "compute" else ("GB/s", PEAK)
         return Rate(test, where, per, unit, [round(float(block), 3) for block in blocks], peak)
 
-    found = [rate(test, pair, "256 MiB", GIGABYTES[test]) for test in ("pair_copy", "pair_sm") for pair in PAIRS]
+    measured = [rate(test, pair, "256 MiB", GIGABYTES[test]) for test in ("pair_copy", "pair_sm") for pair in PAIRS]
     sizes = {"64 MiB": 0.8, "256 MiB": 0.9, "1024 MiB": 1.0}
-    found += [rate("all_to_all", "", size, GIGABYTES["all_to_all"] * share) for size, share in sizes.items()]
-    found += [rate(test, "", "bf16", GIGABYTES[test]) for test in ("dispatch", "combine")]
-    return found + [rate("compute", gpu, "bf16", 220.0) for gpu in GPUS]
+    measured += [rate("all_to_all", "", size, GIGABYTES["all_to_all"] * share) for size, share in sizes.items()]
+    measured += [rate(test, "", "bf16", GIGABYTES[test]) for test in ("dispatch", "combine")]
+    return measured + [rate("compute", gpu, "bf16", 220.0) for gpu in GPUS]
 
 
-def attempt(**changes: Any) -> SuiteRun:
-    """One run through the phases in which all went well."""
+def suite_run(**changes: Any) -> SuiteRun:
+    """A suite run without faults."""
     counters = [Counters(f"GPU-{number}", dict(ZEROS)) for number in range(4)]
     gpu = Gpu("NVIDIA H200", 150_000_000_000, 132, 18, 26.562)
     state = GpuState(1980, 300.0, 40, [], 0)
@@ -95,19 +95,19 @@ def attempt(**changes: Any) -> SuiteRun:
     return replace(base, **changes)
 
 
-def grown(gpu: int, **changes: int) -> list[Counters]:
-    """The counters afterwards, when something grew on one GPU."""
+def grown_counters(gpu: int, **changes: int) -> list[Counters]:
+    """Counters of four GPUs, those of one with changes."""
     return [Counters(f"GPU-{at}", {**ZEROS, **(changes if at == gpu else {})}) for at in range(4)]
 
 
-def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
-    """The node as its job would have left it."""
-    found = [judge_suite_run(one, of) for one in attempts]
-    seen = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, found, strict=True)]
-    findings, confirmation = confirm_findings(seen, confirm=of.confirm)
-    layers = found[0][1] | {"confirmation": confirmation}
+def judge_node(*attempts: SuiteRun, spec: Spec, name: str = "node1", faults: Sequence[str] = ()) -> Node:
+    """The result of a node, as its job would write it."""
+    judgements = [judge_suite_run(one, spec) for one in attempts]
+    suite_runs = [replace(one, findings=findings) for one, (findings, _) in zip(attempts, judgements, strict=True)]
+    findings, confirmation = confirm_findings(suite_runs, confirm=spec.confirm)
+    layers = judgements[0][1] | {"confirmation": confirmation}
     verdict, code, short, reason = choose_headline(findings)
-    made = Node(
+    node = Node(
         verdict=verdict,
         reason_short=short,
         code=code,
@@ -126,47 +126,52 @@ def judged(*attempts: SuiteRun, of: Spec, name: str = "node1", faults: Sequence[
         revision=Revision(commit=None, dirty=None, code="0" * 16),
         findings=findings,
         layers={layer: layers[layer] for layer in LAYERS if layer in layers},
-        suite_runs=seen,
+        suite_runs=suite_runs,
         faults=list(faults),
     )
-    return replace(made, drain=drain_reason(made))
+    return replace(node, drain=drain_reason(node))
 
 
-def said(node: Node) -> tuple[str, str]:
+def verdict_of(node: Node) -> tuple[str, str]:
     return node.verdict.value, node.code
 
 
-def place(node: Node) -> str:
+def place_of(node: Node) -> str:
     return next((one.where for one in node.findings if one.code == node.code), "")
 
 
-def there(**changes: Any) -> Preflight:
-    found = attempt().preflight
-    assert found is not None
-    return replace(found, **changes)
+def preflight(**changes: Any) -> Preflight:
+    healthy = suite_run().preflight
+    assert healthy is not None
+    return replace(healthy, **changes)
 
 
 def row(node: Node) -> NodeRow:
     return make_row(node.node, node.job_id, "COMPLETED", node)
 
 
-def fleet_of(*found: Node) -> fleet.Fleet:
-    return fleet.judge_fleet([row(one) for one in found])
+def fleet_of(*members: Node) -> fleet.Fleet:
+    return fleet.judge_fleet([row(one) for one in members])
 
 
-def faulty(name: str, spec: Spec) -> Node:
-    return judged(
-        *(attempt(rates=rates(scale={"compute gpu2": 0.71}), number=number) for number in (0, 1)), of=spec, name=name
+def faulty_node(name: str, spec: Spec) -> Node:
+    return judge_node(
+        *(suite_run(rates=rates(scale={"compute gpu2": 0.71}), number=number) for number in (0, 1)),
+        spec=spec,
+        name=name,
     )
 
 
-def good(count: int, *, factor: float = 1.0) -> list[Node]:
-    own = spec()
-    return [judged(attempt(rates=rates(scale=factor, seed=seed)), of=own, name=f"node{seed}") for seed in range(count)]
+def good_nodes(count: int, *, factor: float = 1.0) -> list[Node]:
+    base = spec()
+    return [
+        judge_node(suite_run(rates=rates(scale=factor, seed=seed)), spec=base, name=f"node{seed}")
+        for seed in range(count)
+    ]
 
 
-def learned(count: int = 5, *, factor: float = 1.0) -> reference.File:
-    return reference.learn(good(count, factor=factor), learned="2026-11-24", program="0.1.0")
+def learn_reference(count: int = 5, *, factor: float = 1.0) -> reference.File:
+    return reference.learn(good_nodes(count, factor=factor), learned="2026-11-24", program="0.1.0")
 
 
 def phases(node: Node) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The published runs: unpacked, and what of them is made again (make published-reports, make golden)."""
+"""The published runs: unpacking them and remaking their reports (make published-reports, make golden)."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.builders import ROOT
 PUBLISHED = ROOT / "outputs" / "published"
 REPORTS = ROOT / "outputs" / "reports"
 GOLDEN = "h200x4-ep4-deepseek_v3-bf16"
-"""The one run whose texts are tracked, so that a change of wording is seen and rewrites no other."""
+"""The one run with tracked reports: a changed wording shows here and rewrites no other run."""
 
 WITH_RECORDS = sorted({file.parents[2].name for file in PUBLISHED.glob("*/shards/0000/records.jsonl.gz")})
 VALIDATIONS = sorted(file.parent.name for file in PUBLISHED.glob("*/order.json"))
 
 
-Unpacked = Callable[[str], Path]
+Unpack = Callable[[str], Path]
 """``published(name)``, see conftest."""
 
 
-def unpacked(name: str, parent: Path) -> Path:
-    """A copy of a published folder in ``parent``, its files as the program wrote them."""
+def unpack(name: str, parent: Path) -> Path:
+    """A copy of a published folder in ``parent``, unpacked."""
     copy = Path(shutil.copytree(PUBLISHED / name, parent / name))
     for packed in copy.rglob("*.gz"):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
@@ -38,9 +38,9 @@ def unpacked(name: str, parent: Path) -> Path:
     return copy
 
 
-def made_again(name: str, parent: Path) -> Path:
-    """A copy of a published run whose RESULTS, report, summary, page and exports are made from its records, undrawn."""
-    copy = unpacked(name, parent)
+def remake(name: str, parent: Path) -> Path:
+    """A copy of a published run with RESULTS, reports and exports remade from its records, without pictures."""
+    copy = unpack(name, parent)
     for file in (*copy.glob("RESULTS_EP*.json"), *copy.glob("*.md"), *copy.glob("exports/*")):
         file.unlink()
     assert writer.aggregate(RunFolder.open(copy), draw=False) == 0
@@ -50,18 +50,18 @@ def made_again(name: str, parent: Path) -> Path:
 
 
 def write_golden() -> None:
-    """Puts the golden run's texts in the words of today where they are tracked."""
+    """Rewrites the tracked reports and exports of the golden run."""
     with tempfile.TemporaryDirectory() as parent:
-        copy = made_again(GOLDEN, Path(parent))
+        copy = remake(GOLDEN, Path(parent))
         for text in (*copy.glob("*.md"), *copy.glob("exports/*")):
             shutil.copy(text, PUBLISHED / GOLDEN / text.relative_to(copy))
 
 
 def write_reports() -> None:
-    """Every run with records, and every validation, into outputs/reports; a run that is there already is made anew."""
+    """Writes every published run with records, and every validation, to outputs/reports, replacing older ones."""
     for name in (*WITH_RECORDS, *VALIDATIONS):
         shutil.rmtree(REPORTS / name, ignore_errors=True)
-        folder = str(unpacked(name, REPORTS))
+        folder = str(unpack(name, REPORTS))
         if name in VALIDATIONS:
             _run("launcher.validate", f"report={folder}", passes=range(3))  # also those that found a fault
         else:

@@ -1,4 +1,4 @@
-"""The Python interface: values out, nothing printed, errors of one kind. What measures is slow."""
+"""The Python interface: it returns values, prints nothing, and raises one kind of error."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ TINY = [
 
 
 def python(script: str, *arguments: str, environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A program of somebody who uses the interface."""
+    """The finished process of a user's program."""
     line = [sys.executable, "-c", script, *arguments]
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module")
 def user(no_gpus: dict[str, str]) -> dict[str, str]:
-    """The environment of a program in another folder."""
+    """The environment of a user's program in another folder."""
     return no_gpus | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
 def run(no_gpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[api.Run]:
-    """A sweep of this process, in a folder whose name Hydra could misread."""
+    """A sweep in this process, in a folder whose name Hydra could misread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield api.sweep(*TINY, outputs=tmp_path_factory.mktemp("api") / "it's [1,2]")
 
 
-def test_importing_it_imports_nothing_that_takes_time(user: dict[str, str], tmp_path: Path) -> None:
+def test_importing_it_imports_no_slow_module(user: dict[str, str], tmp_path: Path) -> None:
     script = "import sys; from launcher import api; print(*sys.modules)"
     imported = set(python(script, environment=user, cwd=tmp_path).stdout.split())
     assert "launcher.library" in imported
@@ -58,7 +58,7 @@ def test_importing_it_imports_nothing_that_takes_time(user: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("overrides", [["hardware=h200", "ep=4"], ["hardware=h100", "grid.num_sms=[7,24]"], TINY])
-def test_a_plan_is_that_of_the_command(
+def test_a_plan_equals_the_plan_of_the_command(
     overrides: list[str], user: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_a_plan_is_that_of_the_command(
         (["-m"], "-m is for the command line"),
     ],
 )
-def test_what_cannot_be_planned_is_an_error_and_leaves_nothing(
+def test_a_sweep_that_cannot_be_planned_is_an_error_and_leaves_no_folder(
     overrides: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -112,9 +112,9 @@ def test_a_sweep_prints_nothing_and_returns_its_run(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = {file: file.read_bytes() for file in run.folder.glob("shards/*/records.jsonl")}
-    again = api.sweep(*TINY, f"run='{run.folder}'".replace("it's", "it\\'s"))
+    second = api.sweep(*TINY, f"run='{run.folder}'".replace("it's", "it\\'s"))
     assert capfd.readouterr() == ("", "")
-    assert again == run == api.load(str(run.folder))
+    assert second == run == api.load(str(run.folder))
     assert {file: file.read_bytes() for file in run.folder.glob("shards/*/records.jsonl")} == before != {}
     assert run.report.read_text().startswith("**This is a dry run")
 
@@ -129,7 +129,7 @@ def test_a_budget_that_changes_is_not_printed_either(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_status_of_a_run_is_that_of_its_files(run: api.Run) -> None:
+def test_the_status_of_a_run_follows_from_its_files(run: api.Run) -> None:
     status = run.status()
     assert [row.state for row in status.rows] == ["DONE"]
     assert status.done == status.planned == 10
@@ -141,7 +141,7 @@ def test_its_run_is_resumed_by_the_command(run: api.Run, user: dict[str, str], t
     assert (process.returncode, process.stdout) == (0, f"{run.report}\n"), process.stderr
 
 
-def test_the_results_of_a_run_are_those_of_its_file(run: api.Run) -> None:
+def test_the_results_of_a_run_equal_those_in_its_file(run: api.Run) -> None:
     (file,) = run.folder.glob("RESULTS_EP2.json")
     assert msgspec.json.encode(run.results) == msgspec.json.encode(msgspec.json.decode(file.read_bytes()))
 
@@ -170,7 +170,7 @@ def test_a_pick_that_a_run_does_not_have_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT, ROOT / "nowhere", ROOT / "README.md"])
-def test_what_is_no_run_folder_is_not_loaded(path: Path) -> None:
+def test_a_folder_that_is_not_a_run_folder_is_not_loaded(path: Path) -> None:
     with pytest.raises(api.Error, match=re.escape(str(path))):
         api.load(path)
 
@@ -209,7 +209,7 @@ def test_ranks_that_do_not_start_are_an_error_that_names_the_run_folder(user: di
 def test_the_examples_of_the_document_run_and_print_nothing(user: dict[str, str], tmp_path: Path) -> None:
     examples = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "API.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(examples) >= 7
-    (tmp_path / "outputs").symlink_to(ROOT / "outputs")  # the examples stand in a checkout
+    (tmp_path / "outputs").symlink_to(ROOT / "outputs")  # the examples need a checkout
     process = python("\n".join(examples), environment=user, cwd=tmp_path)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "sweeps"]

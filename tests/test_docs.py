@@ -1,4 +1,4 @@
-"""What people read says what the program does."""
+"""The documentation agrees with the program."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 from launcher.report import writer
 from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT
-from tests.published import unpacked
+from tests.published import unpack
 
 
 def columns(text: str) -> set[str]:
-    """The headers of the columns of numbers, of every table."""
+    """The headers of all columns of numbers, over every table."""
     lines = text.splitlines()
-    found = set()
+    headers = set()
     for header, align in itertools.pairwise(lines):
         if re.fullmatch(r"\|( -+:? \|)+", align):
             names = [name.strip() for name in header.strip("|").split("|")]
-            found |= {name for name, one in zip(names, align.strip("|").split("|"), strict=True) if one.endswith(": ")}
-    return found
+            headers |= {
+                name for name, end in zip(names, align.strip("|").split("|"), strict=True) if end.endswith(": ")
+            }
+    return headers
 
 
 def test_every_column_of_a_report_stands_in_the_methodology(tmp_path: Path) -> None:
@@ -28,11 +30,11 @@ def test_every_column_of_a_report_stands_in_the_methodology(tmp_path: Path) -> N
     section = methodology.split("## Columns of the report")[1].split("\n## ")[0]
     known = {name for line in section.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(",")}
     for run in ("h100x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-deepseek_v3-bf16"):
-        folder = RunFolder.open(unpacked(run, tmp_path))
+        folder = RunFolder.open(unpack(run, tmp_path))
         assert writer.aggregate(folder, draw=False) == 0
-        found = columns(folder.report_file.read_text())
-        assert {"overlapped us", "GEMM slowdown", "saved ms", "speed", "measured"} <= found
-        assert found - {name.strip() for name in known} == set()
+        headers = columns(folder.report_file.read_text())
+        assert {"overlapped us", "GEMM slowdown", "saved ms", "speed", "measured"} <= headers
+        assert headers - {name.strip() for name in known} == set()
 
 
 def anchors(text: str) -> set[str]:
@@ -43,7 +45,7 @@ def anchors(text: str) -> set[str]:
 
 
 def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
-    """Links only: the pictures of a published report are made from its records and not all are kept."""
+    """Only links: the pictures of a published report are made from its records, and not all are tracked."""
     broken = []
     for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("outputs/published/**/*.md")]:
         for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", file.read_text()):

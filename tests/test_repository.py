@@ -1,4 +1,4 @@
-"""What holds for the files of the project."""
+"""Rules for the files of the project."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ UNTIL_MEASURED_AGAIN = {
 
 
 def comes_from_a_commit(file: Path) -> bool:
-    """Whether a run.json or NODE.json names the version of the program and a commit that nothing was changed in."""
-    found = json.loads(file.read_bytes())
-    revision = found["revision"]
-    return found["program"] != "unknown" and revision["commit"] is not None and revision["dirty"] is False
+    """Whether a run.json or NODE.json names the version of the program and an unchanged commit."""
+    document = json.loads(file.read_bytes())
+    revision = document["revision"]
+    return document["program"] != "unknown" and revision["commit"] is not None and revision["dirty"] is False
 
 
 def test_no_file_of_the_project_names_a_machine_it_was_written_on() -> None:
@@ -37,7 +37,7 @@ def test_no_file_of_the_project_names_a_machine_it_was_written_on() -> None:
             assert not re.search(r"/(home|work|Users)/", file.read_text()), file
 
 
-def test_every_published_run_comes_from_a_commit_or_waits_to_be_measured_again() -> None:
+def test_every_published_run_names_a_commit_or_is_listed_to_be_measured_again() -> None:
     files = [*PUBLISHED.rglob("run.json"), *PUBLISHED.rglob("NODE.json")]
     known = {file.relative_to(PUBLISHED).parts[0]: comes_from_a_commit(file) for file in files}
     folders = {folder.name for folder in PUBLISHED.iterdir() if folder.is_dir()} - {"library"}
@@ -54,9 +54,9 @@ def test_every_published_run_comes_from_a_commit_or_waits_to_be_measured_again()
         ({"revision": {"commit": "0" * 40, "dirty": True, "code": "0"}}, False),
     ],
 )
-def test_an_unknown_program_and_an_unknown_or_changed_revision_are_no_commit(
+def test_an_unknown_program_and_an_unknown_or_changed_revision_do_not_count_as_a_commit(
     changes: dict[str, Any], *, comes: bool, tmp_path: Path
 ) -> None:
-    whole = {"program": "0.1.0", "revision": {"commit": "0" * 40, "dirty": False, "code": "0"}}
-    (tmp_path / "run.json").write_text(json.dumps(whole | changes))
+    document = {"program": "0.1.0", "revision": {"commit": "0" * 40, "dirty": False, "code": "0"}}
+    (tmp_path / "run.json").write_text(json.dumps(document | changes))
     assert comes_from_a_commit(tmp_path / "run.json") is comes

@@ -1,4 +1,4 @@
-"""Texts of machines in Markdown."""
+"""Escaping of arbitrary text in Markdown."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_inline_code_ends_where_it_should(word: str) -> None:
 def test_inline_code_shows_its_text_in_a_table_and_out_of_it(word: str) -> None:
     parser = MarkdownIt("commonmark").enable("table")
     for text in (markdown.code(word), "\n".join(markdown.table(("a", "b"), [[markdown.code(word), ""]]))):
-        (found,) = re.findall("<code>(.*?)</code>", parser.render(text))
-        assert html.unescape(found) == word
+        (shown,) = re.findall("<code>(.*?)</code>", parser.render(text))
+        assert html.unescape(shown) == word
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_no_name_becomes_a_link(word: str, text: str) -> None:
 @example("num_sms, a_b_c, __init__, _x_y_")
 @example("<script>alert(1)</script> \r\n| x | y |\n\n# Title &lt; \u2028| \x85 \v")
 def test_any_text_stays_literal(word: str) -> None:
-    """In a paragraph, in bold and in a cell; only a null character is replaced, as CommonMark demands."""
+    """In a paragraph, in bold and in a cell; only a null character is replaced, as CommonMark requires."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     shown = " ".join(word.split()).replace("\0", "\ufffd")
     paragraph = parser.render(f"a {markdown.text(word)} b")

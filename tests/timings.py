@@ -1,6 +1,6 @@
-"""How fast the program itself is (make bench): prints figures of this machine, asserts nothing.
+"""The speed of the program itself (make bench): prints figures of this machine and asserts nothing.
 
-Times depend on the machine; ratios within one run do not, so each figure that has a target is also given as one.
+Times depend on the machine; ratios within one run do not, so each figure with a target is also given as a ratio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.builders import spec
 
 
 def main() -> None:
-    """Every figure, a line each."""
+    """Prints every figure on a line."""
     for name, value in (*_command(), *_planning(), *_aggregating(), *_submitting()):
         print(f"{name:<64} {value}", flush=True)
 
@@ -52,7 +52,7 @@ def _command() -> Iterator[tuple[str, str]]:
         records = [line for line in lines if line["type"] == "record"]
         overhead = sorted(record["wall_s"] - record.get("busy_s", 0.0) for record in records)[len(records) // 2]
         between = sorted(
-            later["started"] - one["started"] - one["wall_s"] for one, later in itertools.pairwise(records)
+            later["started"] - earlier["started"] - earlier["wall_s"] for earlier, later in itertools.pairwise(records)
         )[len(records) // 2]
         yield "command to first measured point, s", f"{records[0]['started'] + records[0]['wall_s'] - began:.1f}"
         yield "a point's time outside warm-up and samples, ms", f"{1000 * (overhead + between):.1f}"
@@ -77,14 +77,14 @@ def _planning() -> Iterator[tuple[str, str]]:
     times = {}
     for count in (10_000, 100_000):
         began = time.monotonic()
-        made = _plan(count)
-        times[count] = (time.monotonic() - began) / len(made.every_point)
-        yield f"planning {len(made.every_point)} points, s", f"{times[count] * len(made.every_point):.2f}"
+        plan = _plan(count)
+        times[count] = (time.monotonic() - began) / len(plan.every_point)
+        yield f"planning {len(plan.every_point)} points, s", f"{times[count] * len(plan.every_point):.2f}"
     yield "planning, time a point at 100,000 over that at 10,000", f"{times[100_000] / times[10_000]:.2f}"
 
 
 def _aggregating() -> Iterator[tuple[str, str]]:
-    """Ten visits of each point, in a hundred records a shard and more: three sizes, up to a million records."""
+    """Times for ten repetitions of each point, in three sizes of up to a million records."""
     times = {}
     for points in (1_000, 10_000, 100_000):
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def _aggregating() -> Iterator[tuple[str, str]]:
 
 
 def _submitting() -> Iterator[tuple[str, str]]:
-    """On a real Slurm of this machine, where its packages are installed."""
+    """Times on a real Slurm on this machine, if its packages are installed."""
     from tests.slurm import slurmlab, sweeps
 
     if slurmlab.missing():
@@ -107,7 +107,9 @@ def _submitting() -> Iterator[tuple[str, str]]:
         lab.command("scontrol", "update", "partitionname=low", "state=down")
         cells = f"grid.num_slices={list(range(1, 61))}".replace(" ", "")
         began = time.monotonic()
-        run = sweeps.detached(lab, Path(folder) / "many", "shard.count=100", cells, "hydra.launcher.partition=low")
+        run = sweeps.begin_detached(
+            lab, Path(folder) / "many", "shard.count=100", cells, "hydra.launcher.partition=low"
+        )
         yield "submitting 100 shards and what follows them, s", f"{time.monotonic() - began:.1f}"
         lab.command("scancel", *(one["array_id"] for one in sweeps.submissions(run)))
         lab.reset()
@@ -118,19 +120,19 @@ def _submitting() -> Iterator[tuple[str, str]]:
         yield "four tiny shards from command to report, s (their points alone)", f"{wall_s:.1f} ({own_s:.1f})"
 
 
-def _written(made: Plan, outputs: Path) -> tuple[RunFolder, int]:
+def _written(plan: Plan, outputs: Path) -> tuple[RunFolder, int]:
     """A run folder with ten records of each point, and their number."""
-    run = RunFolder.create(made, outputs=outputs, path=None, command=["bench"])
-    num_shards = len(made.every_point) // 100
+    run = RunFolder.create(plan, outputs=outputs, path=None, command=["bench"])
+    num_shards = len(plan.every_point) // 100
     for shard in range(num_shards):
         run.shard(shard).mkdir(parents=True)
-        lines = _lines(made.every_point[shard::num_shards], shard)
+        lines = _lines(plan.every_point[shard::num_shards], shard)
         run.records_file(shard).write_bytes(b"\n".join(encode(line) for line in lines) + b"\n")
-    return run, 10 * len(made.every_point)
+    return run, 10 * len(plan.every_point)
 
 
 def _aggregated(run: RunFolder) -> tuple[float, float]:
-    """Wall time in seconds of the command, and the memory in MB of all its processes together at their peak."""
+    """Wall time of the command in s, and the peak memory of all its processes together in MB."""
     began = time.monotonic()
     peak = 0.0
     with subprocess.Popen(
@@ -143,14 +145,14 @@ def _aggregated(run: RunFolder) -> tuple[float, float]:
 
 
 def _memory_mb(pid: int) -> float:
-    """Of a process and its children; pages that they share count once (proportional set size)."""
+    """The memory of a process and its children in MB; shared pages count once (proportional set size)."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    own = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
-    return own / 1000 + sum(_memory_mb(int(child)) for child in children)
+    own_kb = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return own_kb / 1000 + sum(_memory_mb(int(child)) for child in children)
 
 
 def _lines(points: list[Planned], shard: int) -> Iterator[Line]:

@@ -1,1 +1,1 @@
-"""From records to the answer."""
+"""Tests of the analysis, from records to results."""

@@ -1,4 +1,4 @@
-"""Runs on paper, each with one thing to change, and the results of them."""
+"""Constructed runs, each with one value to change, and their results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from bench.records import (
     Stage,
 )
 from bench.stats import Interval
-from launcher.analysis import overlap, results
+from launcher.analysis import overlap
 from launcher.analysis.choice import Choice
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.analysis.results import build as build_results
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.report import findings, results_json
 from launcher.store import results_file
@@ -49,17 +50,17 @@ from tests.builders import (
     record,
 )
 
-MADE = deepep_plan()
-LINES = complete(MADE)
+PLAN = deepep_plan()
+LINES = complete(PLAN)
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "results.schema.json").read_bytes())
 
 
-def build(lines: Iterable[Line], *, plan: Plan = MADE, damaged: Iterable[Damaged] = ()) -> Results:
-    return results.build(plan, MANIFEST, run_records(lines), list(damaged))
+def build(lines: Iterable[Line], *, plan: Plan = PLAN, damaged: Iterable[Damaged] = ()) -> Results:
+    return build_results(plan, MANIFEST, run_records(lines), list(damaged))
 
 
-def with_times(times: Callable[[Planned], list[float] | Failed | None], *, plan: Plan = MADE) -> list[Line]:
-    """One record for each planned point, None for a point that was not reached."""
+def with_times(times: Callable[[Planned], list[float] | Failed | None], *, plan: Plan = PLAN) -> list[Line]:
+    """One record for each planned point; a time of None leaves the point out."""
     drawn = [(planned, times(planned)) for planned in plan.every_point]
     measured = [
         record(planned, outcome, sequence=number)
@@ -70,25 +71,25 @@ def with_times(times: Callable[[Planned], list[float] | Failed | None], *, plan:
 
 
 def faster(pairs: dict[int, float]) -> list[Line]:
-    """Default 250 us for each operation; cells of a num_sms take the time given, others 400 us."""
+    """Records in which the default takes 250 us, the cells of each given num_sms its time, and all others 400 us."""
     return with_times(lambda one: noisy(pairs.get(one.point.knobs.get("num_sms", 0), 400.0) if is_cell(one) else 250.0))
 
 
-def valid(found: Results) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.json.decode(results_file.encode(results_json.document(found)))
+def valid(results: Results) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(results_file.encode(results_json.document(results)))
     jsonschema.Draft202012Validator(SCHEMA).validate(plain)
     return plain
 
 
 times = st.dictionaries(
-    st.sampled_from([one.point.label for one in MADE.every_point]), st.floats(5.0, 1e5), min_size=0, max_size=16
+    st.sampled_from([one.point.label for one in PLAN.every_point]), st.floats(5.0, 1e5), min_size=0, max_size=16
 )
 
-FLOOR_US = 300 * MADE.spec.workload.hidden * 2 / 450e3
+FLOOR_US = 300 * PLAN.spec.workload.hidden * 2 / 450e3
 
 
-def unlike(**changes: Any) -> list[Line]:
-    """Two halves of a run, the second in another environment."""
+def mixed_environments(**changes: Any) -> list[Line]:
+    """A run with a third of its records from another environment."""
     other = msgspec.structs.replace(ENVIRONMENT, **changes)
     half = [
         msgspec.structs.replace(line, environment=other.id) if isinstance(line, Record) and number % 3 == 0 else line
@@ -98,7 +99,7 @@ def unlike(**changes: Any) -> list[Line]:
 
 
 def stored(lines: list[Line], tmp_path: Path) -> RunFolder:
-    folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep"])
+    folder = RunFolder.create(PLAN, outputs=tmp_path, path=None, command=["deepep-sweep"])
     with open_appender(folder, 0) as appender:
         for line in lines:
             appender.add(line)
@@ -110,7 +111,7 @@ def unescaped_pipes(line: str) -> int:
 
 
 def check_tables(text: str) -> int:
-    """Every table keeps its number of columns; the number of rows."""
+    """The number of table rows, after checking that every table keeps its number of columns."""
     rows = 0
     columns = 0
     for line in text.splitlines():
@@ -124,19 +125,19 @@ def check_tables(text: str) -> int:
 def with_final(
     times: Callable[[Planned, int], list[float] | None], *, groups: int = 5, **changes: Any
 ) -> tuple[Plan, list[Line]]:
-    """A sweep where every point takes its time_of, and a final where the points take the times given."""
-    search = msgspec.structs.replace(MADE.spec.search, final_groups=groups)
-    made = deepep_plan(search=search, **changes)
-    lines: list[Line] = complete(made)
+    """A sweep in which every point takes its time_of, and a final with the given times."""
+    search = msgspec.structs.replace(PLAN.spec.search, final_groups=groups)
+    plan = deepep_plan(search=search, **changes)
+    lines: list[Line] = complete(plan)
     for number in range(groups):
-        for planned in [*made.anchors, *made.cells]:
+        for planned in [*plan.anchors, *plan.cells]:
             samples = times(planned, number)
             if samples is not None:
                 lines.append(record(planned, samples, shard=FINAL, stage=Stage.FINAL, round=number, group=number))
-    return made, lines
+    return plan, lines
 
 
-def timed(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> Measurement:
+def make_measurement(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> Measurement:
     point = Point("deepep", op, Dtype.BF16, knobs)
     interval = Interval(median_us, median_us)
     return Measurement(
@@ -145,34 +146,34 @@ def timed(median_us: float, op: Op = Op.DISPATCH, **knobs: int) -> Measurement:
     )  # fmt: skip
 
 
-def paired(num_sms: int, dispatch_us: float, combine_us: float, whole_us: float | None) -> Pair:
+def make_pair(num_sms: int, dispatch_us: float, combine_us: float, full_us: float | None) -> Pair:
     return Pair(
         {"num_sms": num_sms},
-        timed(dispatch_us, num_sms=num_sms),
-        timed(combine_us, Op.COMBINE, num_sms=num_sms),
-        full=None if whole_us is None else timed(whole_us, Op.DISPATCH_FULL, num_sms=num_sms),
+        make_measurement(dispatch_us, num_sms=num_sms),
+        make_measurement(combine_us, Op.COMBINE, num_sms=num_sms),
+        full=None if full_us is None else make_measurement(full_us, Op.DISPATCH_FULL, num_sms=num_sms),
     )
 
 
-def chosen(**changes: Any) -> Results:
-    """A result that was tuned, with another choice here and there."""
+def results_with(**changes: Any) -> Results:
+    """Results of a tuned run with other members in their choice."""
     base = build(LINES)
     return msgspec.structs.replace(base, choice=msgspec.structs.replace(base.choice, **changes))
 
 
-def beside_gemms(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> list[Overlap]:
-    """Pairs by num_sms, with the overlapped time of each pass; isolated, the pair takes 100 us."""
-    found = []
+def overlaps_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) -> list[Overlap]:
+    """Overlaps from the overlapped times of each num_sms in each pass; every pair takes 100 us isolated."""
+    overlaps = []
     for num_sms, times in passes.items():
         mean = float(np.exp(np.log(times).mean()))
         ends = Interval(0.99 * mean, 1.01 * mean)
-        pair = paired(num_sms, 50.0, 50.0, None)
-        found.append(Overlap(pair, mean, ends, mean, ends, alone_us, dict(enumerate(times))))
-    return found
+        pair = make_pair(num_sms, 50.0, 50.0, None)
+        overlaps.append(Overlap(pair, mean, ends, mean, ends, isolated_us, dict(enumerate(times))))
+    return overlaps
 
 
-def choice_of(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> Choice:
-    overlaps = beside_gemms(passes, alone_us=alone_us)
+def choice_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) -> Choice:
+    overlaps = overlaps_of(passes, isolated_us=isolated_us)
     best = overlap.best_overlap(overlaps)
     fastest = next(one.pair for one in overlaps if one.pair.shared["num_sms"] == max(passes))
     return msgspec.structs.replace(
@@ -184,6 +185,6 @@ def choice_of(passes: dict[int, list[float]], *, alone_us: float = 1000.0) -> Ch
     )
 
 
-def said(choice: Choice) -> list[str]:
-    found = msgspec.structs.replace(build(LINES), choice=choice)
-    return list(findings._overlap(found))
+def overlap_findings(choice: Choice) -> list[str]:
+    results = msgspec.structs.replace(build(LINES), choice=choice)
+    return list(findings._overlap(results))

@@ -1,4 +1,4 @@
-"""From the samples of a point to its time, or to its failure."""
+"""Measurements and failures derived from the samples of a point."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from launcher.analysis.measurements import Measurement
 from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, point_id
 from launcher.config.schema import Ep
-from tests.analysis.runs import FLOOR_US, LINES, MADE, build, times, valid, with_times
+from tests.analysis.runs import FLOOR_US, LINES, PLAN, build, times, valid, with_times
 from tests.builders import (
     ENVIRONMENT,
     HOST,
@@ -41,38 +41,38 @@ from tests.builders import (
     record,
     time_of,
 )
-from tests.tuner.machine import Machine, chosen, judged, make_plan
+from tests.tuner.machine import Machine, choose_config, judge, make_plan
 
 
 def test_a_slow_shard_is_judged_by_its_own_anchor() -> None:
-    made = deepep_plan(num_shards=2)
+    plan = deepep_plan(num_shards=2)
     lines: list[Line] = [ENVIRONMENT, HOST, TRAFFIC]
     for shard, slower in ((0, 1.0), (1, 1.5)):
-        for number, planned in enumerate([*made.anchors, *made.baselines, *made.shard(shard)]):
+        for number, planned in enumerate([*plan.anchors, *plan.baselines, *plan.shard(shard)]):
             truth = time_of(planned.point) * slower
             lines.append(record(planned, noisy(truth), shard=shard, sequence=number))
-    found = build(lines, plan=made)
-    assert found.counts.missing == 0
-    assert found.choice.optimal is not None
-    assert found.choice.optimal.shared == {"num_sms": 32}
-    for result in (found.choice.optimal.dispatch, found.choice.optimal.combine):
+    results = build(lines, plan=plan)
+    assert results.counts.missing == 0
+    assert results.choice.optimal is not None
+    assert results.choice.optimal.shared == {"num_sms": 32}
+    for result in (results.choice.optimal.dispatch, results.choice.optimal.combine):
         assert result.point.knobs["nvl_chunk"] == 8
 
 
-def results_in(found: Results) -> list[Measurement]:
+def results_in(results: Results) -> list[Measurement]:
     pairs = [
         pair
-        for pair in (found.choice.optimal, found.choice.default, found.choice.worst, *found.choice.pareto)
+        for pair in (results.choice.optimal, results.choice.default, results.choice.worst, *results.choice.pareto)
         if pair is not None
     ]
-    return [*found.measurements, *(part for pair in pairs for part in (pair.dispatch, pair.combine))]
+    return [*results.measurements, *(part for pair in pairs for part in (pair.dispatch, pair.combine))]
 
 
 @given(times)
 def test_bandwidth_times_time_is_bytes(drawn: dict[str, float]) -> None:
-    found = build(with_times(lambda one: [drawn[one.point.label]] * 3 if one.point.label in drawn else None))
-    row = MADE.spec.workload.hidden * 2
-    for result in results_in(found):
+    results = build(with_times(lambda one: [drawn[one.point.label]] * 3 if one.point.label in drawn else None))
+    row = PLAN.spec.workload.hidden * 2
+    for result in results_in(results):
         assert result.logical_gb_per_s is not None
         assert result.wire_gb_per_s is not None
         assert result.logical_gb_per_s * result.median_us * 1000 == pytest.approx(400 * row)
@@ -81,44 +81,44 @@ def test_bandwidth_times_time_is_bytes(drawn: dict[str, float]) -> None:
 
 
 def test_repeated_records_of_a_point_are_pooled() -> None:
-    found = build(LINES)
-    anchor = next(one for one in found.measurements if one.role is Role.ANCHOR)
+    results = build(LINES)
+    anchor = next(one for one in results.measurements if one.role is Role.ANCHOR)
     assert len(anchor.samples) == 60
     assert anchor.ci95_us == median_interval(noisy(anchor.median_us) * 2)
 
 
 @pytest.mark.parametrize("bad_us", [0.99 * FLOOR_US, 1e-3])
 def test_a_time_that_the_link_forbids_is_a_failure_and_cannot_win(bad_us: float) -> None:
-    cheat = MADE.cells[0]
-    found = build(with_times(lambda one: [bad_us] * 30 if one is cheat else noisy(time_of(one.point))))
-    assert [(one.point, one.kind) for one in found.failures] == [(cheat.point, "impossible")]
-    assert cheat.point not in [result.point for result in results_in(found)]
-    assert (found.counts.measured, found.counts.failed) == (len(MADE.every_point) - 1, 1)
-    assert valid(found)["failures"][0]["kind"] == "impossible"
-    assert "## Failures: 1 impossible" in markdown_of(found)
+    cheat = PLAN.cells[0]
+    results = build(with_times(lambda one: [bad_us] * 30 if one is cheat else noisy(time_of(one.point))))
+    assert [(one.point, one.kind) for one in results.failures] == [(cheat.point, "impossible")]
+    assert cheat.point not in [result.point for result in results_in(results)]
+    assert (results.counts.measured, results.counts.failed) == (len(PLAN.every_point) - 1, 1)
+    assert valid(results)["failures"][0]["kind"] == "impossible"
+    assert "## Failures: 1 impossible" in markdown_of(results)
 
 
 def test_a_time_at_the_links_peak_is_possible() -> None:
-    quick = MADE.cells[0]
-    found = build(with_times(lambda one: [1.001 * FLOOR_US] * 30 if one is quick else noisy(time_of(one.point))))
-    assert found.failures == []
-    assert found.counts.failed == 0
+    quick = PLAN.cells[0]
+    results = build(with_times(lambda one: [1.001 * FLOOR_US] * 30 if one is quick else noisy(time_of(one.point))))
+    assert results.failures == []
+    assert results.counts.failed == 0
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_a_failed_point_cannot_win_and_is_listed(kind: FailureKind) -> None:
-    best = [one for one in MADE.cells if one.point.knobs == {"num_sms": 32, "nvl_chunk": 8, "nvl_buffer": 256}]
+    best = [one for one in PLAN.cells if one.point.knobs == {"num_sms": 32, "nvl_chunk": 8, "nvl_buffer": 256}]
     assert len(best) == 2
-    found = build(with_times(lambda one: failed(kind) if one in best else noisy(time_of(one.point))))
-    assert {result.kind for result in found.failures} == {kind}
-    assert found.choice.optimal is not None
-    assert found.choice.optimal.dispatch.point.knobs["nvl_chunk"] == 12
-    assert f"## Failures: 2 {kind}" in markdown_of(found)
+    results = build(with_times(lambda one: failed(kind) if one in best else noisy(time_of(one.point))))
+    assert {result.kind for result in results.failures} == {kind}
+    assert results.choice.optimal is not None
+    assert results.choice.optimal.dispatch.point.knobs["nvl_chunk"] == 12
+    assert f"## Failures: 2 {kind}" in markdown_of(results)
 
 
 def test_physics_does_not_judge_ranks_that_share_a_gpu() -> None:
-    made = deepep_plan(ep=Ep(size=4, share_gpus=True))
-    assert build(with_times(lambda _: noisy(1e-3), plan=made), plan=made).failures == []
+    plan = deepep_plan(ep=Ep(size=4, share_gpus=True))
+    assert build(with_times(lambda _: noisy(1e-3), plan=plan), plan=plan).failures == []
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -129,17 +129,17 @@ def test_samples_that_scatter_more_than_the_limit_make_a_result_unstable(stage: 
         record(cell, (100 * (1 + UNSTABLE_SPREAD * spreads[cell.id] * np.linspace(-1, 1, 9))).tolist(), stage=stage)
         for cell in plan.cells
     ]
-    results, _ = judged(plan, records)
+    results, _ = judge(plan, records)
     assert {point_id(plan.spec, one.point): one.unstable for one in results} == {
         name: spread > 1 for name, spread in spreads.items()
     }
 
 
 def failing(records: Sequence[Record], point: Point, kind: FailureKind, *, round_number: int) -> list[Record]:
-    """The same records, except that the final's of one point and round are failures."""
+    """The same records with those of one point and round of the final replaced by failures."""
 
-    def is_it(one: Record) -> bool:
-        return one.stage is Stage.FINAL and one.round == round_number and one.point == point
+    def is_it(candidate: Record) -> bool:
+        return candidate.stage is Stage.FINAL and candidate.round == round_number and candidate.point == point
 
     assert any(map(is_it, records))
     return [msgspec.structs.replace(one, outcome=failed(kind)) if is_it(one) else one for one in records]
@@ -149,9 +149,9 @@ def failing(records: Sequence[Record], point: Point, kind: FailureKind, *, round
 def test_the_fastest_that_fails_once_in_the_final_has_no_result_and_the_next_one_wins(kind: FailureKind) -> None:
     plan = make_plan(sms=[16, 64], chunks=[8, 12])
     records = Machine(plan).run()
-    best = chosen(plan, records).optimal
+    best = choose_config(plan, records).optimal
     assert best is not None
-    results, failures = judged(plan, failing(records, best.dispatch.point, kind, round_number=1))
+    results, failures = judge(plan, failing(records, best.dispatch.point, kind, round_number=1))
     assert best.dispatch.point not in [one.point for one in results]
     assert [(one.point, one.kind) for one in failures] == [(best.dispatch.point, kind)]
     second = choose(plan, results).optimal
@@ -159,14 +159,14 @@ def test_the_fastest_that_fails_once_in_the_final_has_no_result_and_the_next_one
     assert second.dispatch.point != best.dispatch.point
 
 
-def test_a_config_whose_whole_dispatch_gives_a_wrong_token_is_incorrect_itself() -> None:
+def test_a_config_whose_full_dispatch_gives_a_wrong_token_is_incorrect_itself() -> None:
     plan = make_plan(sms=[16, 64], chunks=[8, 12])
     records = Machine(plan).run()
-    best = chosen(plan, records).optimal
+    best = choose_config(plan, records).optimal
     assert best is not None
     assert best.full is not None
     wrong = failing(records, best.full.point, FailureKind.INCORRECT, round_number=2)
-    results, failures = judged(plan, wrong)
+    results, failures = judge(plan, wrong)
     assert not {best.dispatch.point.key, best.full.point.key} & {one.point.key for one in results}
     assert [(one.point, one.kind) for one in failures] == [
         (best.full.point, "incorrect"),
@@ -175,7 +175,7 @@ def test_a_config_whose_whole_dispatch_gives_a_wrong_token_is_incorrect_itself()
     assert failures[1].message == f"in {best.full.point.label}: no response within 20 s from rank 1"
 
 
-def test_a_pair_that_gives_a_wrong_token_beside_gemms_makes_both_its_configs_incorrect() -> None:
+def test_a_pair_that_gives_a_wrong_token_when_overlapped_makes_both_its_configs_incorrect() -> None:
     plan = make_plan(sms=[16, 64], chunks=[8, 12])
     records = Machine(plan).run()
     dispatch, combine = (
@@ -188,7 +188,7 @@ def test_a_pair_that_gives_a_wrong_token_beside_gemms_makes_both_its_configs_inc
         combine=combine.knobs | {"num_sms": dispatch.knobs["num_sms"]},
     )
     wrong = Record(both, both.label, failed(FailureKind.INCORRECT), "", 1e6, 0.0, stage=Stage.FINAL, shard=FINAL)
-    results, failures = judged(plan, [*records, wrong])
+    results, failures = judge(plan, [*records, wrong])
     ruled_out = [one.point for one in failures]
     assert ruled_out[:2] == [both, dispatch]
     assert ruled_out[2].op is Op.COMBINE

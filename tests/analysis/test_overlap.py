@@ -1,4 +1,4 @@
-"""Which pair is the best overlapped with GEMMs, and how sure that is."""
+"""The best pair overlapped with GEMMs, and the confidence in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from launcher.analysis import overlap
-from tests.analysis.runs import beside_gemms, choice_of
+from tests.analysis.runs import choice_of, overlaps_of
 
 
 def test_the_pick_of_a_pass_is_made_by_the_others() -> None:
@@ -20,23 +20,24 @@ def test_the_pick_of_a_pass_is_made_by_the_others() -> None:
 
 @given(st.integers(0, 2**32 - 1))
 @example(0)
-def test_equals_beside_gemms_are_rarely_told_apart_and_a_slow_one_is(seed: int) -> None:
+def test_equal_overlapped_pairs_are_indistinguishable_and_a_slow_one_is_distinguished(seed: int) -> None:
     chance = np.random.default_rng(seed)
     passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
     best = {
-        one.pair.shared["num_sms"] for one in choice_of(passes | {40: [2000.0 + at for at in range(9)]}).best_overlaps
+        candidate.pair.shared["num_sms"]
+        for candidate in choice_of(passes | {40: [2000.0 + at for at in range(9)]}).best_overlaps
     }
     assert 40 not in best
     assert len(best) >= 1
 
 
 @pytest.mark.slow  # 200 sets of passes
-def test_the_truly_best_beside_gemms_is_not_excluded_more_often_than_in_5_percent() -> None:
+def test_the_truly_best_overlapped_pair_is_excluded_in_at_most_5_percent() -> None:
     chance = np.random.default_rng(1)
     excluded = 0
     for _ in range(200):
         passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
-        excluded += 2 not in {one.pair.shared["num_sms"] for one in overlap.may_be_best(beside_gemms(passes))}
+        excluded += 2 not in {one.pair.shared["num_sms"] for one in overlap.may_be_best(overlaps_of(passes))}
     assert excluded <= scipy_stats.binom.ppf(0.999, 200, 0.05)
 
 
@@ -45,6 +46,6 @@ def test_without_a_true_difference_the_held_out_cost_is_none_on_average() -> Non
     costs = []
     for _ in range(100):
         passes = {sms: list(1000 * np.exp(chance.normal(0, 0.04, 9))) for sms in range(2, 34, 2)}
-        held_out = overlap.held_out_overlap(beside_gemms(passes))
+        held_out = overlap.held_out_overlap(overlaps_of(passes))
         costs.append(np.log(passes[32]).mean() - np.log(list(held_out.values())).mean())
     assert abs(np.mean(costs)) < 4 * np.std(costs) / 10

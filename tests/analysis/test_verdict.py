@@ -1,4 +1,4 @@
-"""What is said of the library's default."""
+"""The verdict on the library's default."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from bench.records import (
     Op,
 )
 from launcher.analysis.verdict import MARGIN
-from launcher.config import plan
-from launcher.config.plan import Planned
+from launcher.config.plan import SHARED_GPUS, Planned
 from launcher.config.schema import Ep
-from tests.analysis.runs import MADE, build, faster, valid, with_final, with_times
+from tests.analysis.runs import PLAN, build, faster, valid, with_final, with_times
 from tests.builders import (
     ENVIRONMENT,
     HOST,
@@ -36,67 +35,70 @@ from tests.builders import (
     summary_of,
     time_of,
 )
-from tests.tuner.machine import Tuned, tuned
+from tests.tuner.machine import SimulatedSweep, simulate_sweep
 
 
 def test_a_default_that_is_beaten_by_more_than_the_margin_gives_tuned() -> None:
-    found = build(faster({32: 200.0}))
-    assert found.choice.verdict is not None
-    assert found.choice.verdict.kind == "tuned"
-    assert found.choice.verdict.ratio == pytest.approx(1.25)
-    assert found.speedup_over_default == found.choice.verdict.ratio
-    assert found.choice.verdict.ci95.low <= found.choice.verdict.ratio <= found.choice.verdict.ci95.high
-    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in markdown_of(found)
+    results = build(faster({32: 200.0}))
+    assert results.choice.verdict is not None
+    assert results.choice.verdict.kind == "tuned"
+    assert results.choice.verdict.ratio == pytest.approx(1.25)
+    assert results.speedup_over_default == results.choice.verdict.ratio
+    assert results.choice.verdict.ci95.low <= results.choice.verdict.ratio <= results.choice.verdict.ci95.high
+    assert "**Verdict: tuned.** The optimal pair is faster than the default: " in markdown_of(results)
 
 
-def test_a_default_that_nothing_beats_is_optimal() -> None:
-    found = build(faster({}))
-    assert found.choice.verdict is not None
-    assert (found.choice.verdict.kind, found.choice.verdict.over) == ("default_is_optimal", "best other pair")
-    assert found.choice.verdict.ratio == pytest.approx(250 / 400)
-    assert found.speedup_over_default == 1.0
-    assert "default / best other pair = **0.625**" in markdown_of(found)
-    assert "**default_is_optimal** (0.625x, default / best other pair)" in summary_of(found)
-    assert "x as long as the best other pair (95 % CI " in summary_of(found)
+def test_a_default_faster_than_every_other_pair_is_optimal() -> None:
+    results = build(faster({}))
+    assert results.choice.verdict is not None
+    assert (results.choice.verdict.kind, results.choice.verdict.over) == ("default_is_optimal", "best other pair")
+    assert results.choice.verdict.ratio == pytest.approx(250 / 400)
+    assert results.speedup_over_default == 1.0
+    assert "default / best other pair = **0.625**" in markdown_of(results)
+    assert "**default_is_optimal** (0.625x, default / best other pair)" in summary_of(results)
+    assert "x as long as the best other pair (95 % CI " in summary_of(results)
 
 
 def test_where_noise_hides_what_is_faster_the_default_is_not_called_optimal() -> None:
-    """The default looks best, by one percent in truth, and the groups differ by ten."""
+    """The default is truly one percent faster, while groups scatter by ten percent."""
     chance = Random(6)
-    made, lines = with_final(lambda one, _: noisy((252 if is_cell(one) else 250) * chance.gauss(1, 0.1)))
-    verdict = build(lines, plan=made).choice.verdict
+    plan, lines = with_final(lambda one, _: noisy((252 if is_cell(one) else 250) * chance.gauss(1, 0.1)))
+    verdict = build(lines, plan=plan).choice.verdict
     assert verdict is not None
     assert (verdict.over, verdict.kind) == ("best other pair", "inconclusive")
     assert verdict.ci95.low < 1
     assert verdict.ci95.high > 1.02
 
 
-def test_a_default_that_is_alone_in_what_was_measured_is_not_called_optimal() -> None:
-    found = build(with_times(lambda one: None if is_cell(one) else noisy(250)))
-    assert found.choice.verdict is not None
-    assert (found.choice.verdict.kind, found.choice.verdict.meaning) == ("inconclusive", "no other pair was measured")
+def test_a_default_without_any_other_measured_pair_is_not_called_optimal() -> None:
+    results = build(with_times(lambda one: None if is_cell(one) else noisy(250)))
+    assert results.choice.verdict is not None
+    assert (results.choice.verdict.kind, results.choice.verdict.meaning) == (
+        "inconclusive",
+        "no other pair was measured",
+    )
 
 
 def test_a_default_that_is_optimal_but_for_the_margin_is_called_that_by_its_held_out_rival() -> None:
-    made, lines = with_final(lambda one, group: noisy((300 if is_cell(one) else 250) * (1 + 0.1 * group)))
-    found = build(lines, plan=made)
-    assert found.choice.verdict is not None
-    verdict = found.choice.verdict
+    plan, lines = with_final(lambda one, group: noisy((300 if is_cell(one) else 250) * (1 + 0.1 * group)))
+    results = build(lines, plan=plan)
+    assert results.choice.verdict is not None
+    verdict = results.choice.verdict
     assert (verdict.kind, verdict.basis, verdict.over) == ("default_is_optimal", "final", "best other pair")
     assert verdict.ratio == pytest.approx(250 / 300)
     assert verdict.ci95.high < 0.84
 
 
-def test_without_a_final_the_interval_is_that_of_the_visits_and_holds_the_ratio() -> None:
-    """Rounds differ by some percent, which thirty samples of one visit do not show."""
+def test_without_a_final_the_interval_is_that_of_the_repetitions_and_contains_the_ratio() -> None:
+    """Rounds differ by some percent, which thirty samples of one repetition do not show."""
     chance = Random(5)
-    made = deepep_plan(search=msgspec.structs.replace(MADE.spec.search, rounds=4))
+    plan = deepep_plan(search=msgspec.structs.replace(PLAN.spec.search, rounds=4))
     lines: list[Line] = [ENVIRONMENT, HOST, SELF_CHECK, TRAFFIC]
     for number in range(4):
-        for planned in made.every_point:
+        for planned in plan.every_point:
             time_us = (200 if planned.point.knobs.get("num_sms") == 32 else 250) * chance.gauss(1, 0.03)
             lines.append(record(planned, noisy(time_us), round=number, started=1000.0 + number))
-    verdict = build(lines, plan=made).choice.verdict
+    verdict = build(lines, plan=plan).choice.verdict
     assert verdict is not None
     assert verdict.basis == "sweep"
     assert verdict.ci95.low < verdict.ratio < verdict.ci95.high
@@ -106,24 +108,24 @@ def test_without_a_final_the_interval_is_that_of_the_visits_and_holds_the_ratio(
 
 def test_two_groups_of_a_final_are_two_looks_and_not_sixty() -> None:
     chance = Random(7)
-    made, lines = with_final(
+    plan, lines = with_final(
         lambda one, _: noisy((200 if one.point.knobs["num_sms"] == 32 else 250) * chance.gauss(1, 0.01)), groups=2
     )
-    verdict = build(lines, plan=made).choice.verdict
+    verdict = build(lines, plan=plan).choice.verdict
     assert verdict is not None
     assert verdict.basis == "final"
     assert verdict.ci95.high / verdict.ci95.low > 1.05
 
 
 def test_a_default_that_is_beaten_by_less_than_the_margin_is_optimal() -> None:
-    found = build(faster({32: 249.0}))
-    assert found.choice.verdict is not None
-    assert found.choice.verdict.kind == "default_is_optimal"
-    assert found.choice.verdict.ratio == pytest.approx(250 / 249)
-    assert 0.98 < found.choice.verdict.ci95.low < found.choice.verdict.ci95.high < 1.02
+    results = build(faster({32: 249.0}))
+    assert results.choice.verdict is not None
+    assert results.choice.verdict.kind == "default_is_optimal"
+    assert results.choice.verdict.ratio == pytest.approx(250 / 249)
+    assert 0.98 < results.choice.verdict.ci95.low < results.choice.verdict.ci95.high < 1.02
 
 
-def test_samples_too_scattered_to_tell_are_inconclusive() -> None:
+def test_samples_too_scattered_for_a_verdict_are_inconclusive() -> None:
     chance = Random(1)
     lines = with_times(
         lambda one: (
@@ -132,99 +134,105 @@ def test_samples_too_scattered_to_tell_are_inconclusive() -> None:
             else noisy(500)
         )
     )
-    found = build(lines)
-    assert found.choice.verdict is not None
-    assert found.choice.verdict.kind == "inconclusive"
-    assert "measure more" in markdown_of(found)
+    results = build(lines)
+    assert results.choice.verdict is not None
+    assert results.choice.verdict.kind == "inconclusive"
+    assert "measure more" in markdown_of(results)
 
 
 def test_a_ratio_on_the_margin_is_inconclusive() -> None:
-    found = build(faster({32: 250.0 / 1.02}))
-    assert found.choice.verdict is not None
-    assert found.choice.verdict.kind == "inconclusive"
+    results = build(faster({32: 250.0 / 1.02}))
+    assert results.choice.verdict is not None
+    assert results.choice.verdict.kind == "inconclusive"
 
 
 @pytest.mark.parametrize("op", [Op.DISPATCH, Op.COMBINE])
-def test_without_a_default_there_is_no_verdict_and_the_report_says_so(op: Op) -> None:
-    anchor = anchor_of(MADE, op)
-    found = build(with_times(lambda one: failed() if one is anchor else noisy(time_of(one.point))))
-    assert found.choice.default is None
-    assert found.choice.verdict is None
-    assert found.choice.optimal is not None
-    assert "**The library's default has no result**" in markdown_of(found)
-    assert valid(found)["libraries"][0]["speedup_over_default"] is None
+def test_without_a_default_there_is_no_verdict_and_the_report_states_it(op: Op) -> None:
+    anchor = anchor_of(PLAN, op)
+    results = build(with_times(lambda one: failed() if one is anchor else noisy(time_of(one.point))))
+    assert results.choice.default is None
+    assert results.choice.verdict is None
+    assert results.choice.optimal is not None
+    assert "**The library's default has no result**" in markdown_of(results)
+    assert valid(results)["libraries"][0]["speedup_over_default"] is None
 
 
 def test_ranks_that_share_a_gpu_get_no_verdict_and_no_speedup() -> None:
-    made = deepep_plan(ep=Ep(size=4, share_gpus=True))
-    found = build(complete(made), plan=made)
-    assert found.choice.verdict is None
-    assert found.speedup_over_default is None
-    plain = valid(found)
+    plan = deepep_plan(ep=Ep(size=4, share_gpus=True))
+    results = build(complete(plan), plan=plan)
+    assert results.choice.verdict is None
+    assert results.speedup_over_default is None
+    plain = valid(results)
     assert plain["shared_gpus"] is True
     (library,) = plain["libraries"]
     assert (library["verdict"], library["speedup_over_default"]) == (None, None)
-    text = markdown_of(found)
-    assert text.startswith(f"**{plan.SHARED_GPUS}**\n")
+    text = markdown_of(results)
+    assert text.startswith(f"**{SHARED_GPUS}**\n")
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["## Points", "## Checks", "## Files", "## Provenance", "## Summary"]
-    short = summary_of(found)
+    short = summary_of(results)
     assert [line for line in short.splitlines() if line.startswith("## ")] == ["## Summary", "## What to do"]
     assert "* No config: ranks shared a GPU, so only tokens were checked." in short.splitlines()
     assert not re.search(r"\d times|\d us|\dx", text.split("## Checks")[0] + short)
-    shown = html_of(found, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
-    assert plan.SHARED_GPUS in shown
+    shown = html_of(results, pictures={"pareto.svg": "<svg/>"}).split("<h2>All points</h2>")[0]
+    assert SHARED_GPUS in shown
     assert not re.search(r"\d times|\d us|<table|<img", shown)
 
 
 def test_a_difference_between_groups_cancels_in_the_verdict() -> None:
-    made, lines = with_final(lambda one, group: noisy((1 + 0.2 * group) * time_of(one.point)))
-    found = build(lines, plan=made)
-    assert found.choice.verdict is not None
-    assert found.choice.verdict.kind == "tuned"
-    interval = found.choice.verdict.ci95
+    plan, lines = with_final(lambda one, group: noisy((1 + 0.2 * group) * time_of(one.point)))
+    results = build(lines, plan=plan)
+    assert results.choice.verdict is not None
+    assert results.choice.verdict.kind == "tuned"
+    interval = results.choice.verdict.ci95
     assert interval.high - interval.low < 0.01
 
 
 def test_an_interrupted_group_that_measured_little_but_the_default_makes_the_verdict_no_surer() -> None:
-    """The anchors come first in every group, also in one that was preempted and then measured again."""
+    """The anchors come first in every group, including one that was preempted and then repeated."""
 
-    def times(one: Planned, group: int) -> list[float] | None:
-        if group == 5 and is_cell(one):
+    def times(planned: Planned, group: int) -> list[float] | None:
+        if group == 5 and is_cell(planned):
             return None
-        return noisy((253 if is_cell(one) else 250) * (1 + 0.02 * (-1) ** (group + is_cell(one))))
+        return noisy((253 if is_cell(planned) else 250) * (1 + 0.02 * (-1) ** (group + is_cell(planned))))
 
-    whole, broken = (
-        build(lines, plan=made).choice.verdict for made, lines in (with_final(times), with_final(times, groups=6))
+    uninterrupted, interrupted = (
+        build(lines, plan=plan).choice.verdict for plan, lines in (with_final(times), with_final(times, groups=6))
     )
-    assert whole is not None
-    assert broken is not None
-    assert (broken.over, broken.basis) == (whole.over, whole.basis) == ("best other pair", "final")
-    assert broken.ci95.high - broken.ci95.low > 0.8 * (whole.ci95.high - whole.ci95.low)
+    assert uninterrupted is not None
+    assert interrupted is not None
+    assert (
+        (interrupted.over, interrupted.basis)
+        == (uninterrupted.over, uninterrupted.basis)
+        == ("best other pair", "final")
+    )
+    assert interrupted.ci95.high - interrupted.ci95.low > 0.8 * (uninterrupted.ci95.high - uninterrupted.ci95.low)
 
 
 SMALL = {"sms": [20, 48, 64, 128], "chunks": [4, 8, 12, 16, 24]}
 
 
 @pytest.fixture(scope="module")
-def at_the_margin() -> list[Tuned]:
-    """Sweeps of machines whose default is exactly as much slower as the verdict forgives."""
-    return [tuned(seed, default_factor=1 + MARGIN, **SMALL) for seed in range(100, 500)]
+def at_the_margin() -> list[SimulatedSweep]:
+    """Sweeps of machines whose default is slower than the optimum by exactly the margin."""
+    return [simulate_sweep(seed, default_factor=1 + MARGIN, **SMALL) for seed in range(100, 500)]
 
 
 @pytest.mark.slow  # simulates many sweeps
-def test_the_verdicts_interval_covers_the_true_ratio_as_often_as_it_says(at_the_margin: list[Tuned]):
-    """Of 400 intervals that cover 88 %, 93 % or more hold the truth once in a thousand times."""
+def test_the_verdicts_interval_covers_the_true_ratio_as_often_as_stated(at_the_margin: list[SimulatedSweep]):
+    """With a true coverage of 88 %, 93 % or more of 400 intervals cover the truth once in a thousand times."""
     assert np.mean([one.covers for one in at_the_margin]) >= 0.93
 
 
 @pytest.mark.slow  # simulates many sweeps
-def test_a_default_within_the_margin_is_called_worse_in_at_most_a_twentieth_of_the_sweeps(at_the_margin: list[Tuned]):
+def test_a_default_within_the_margin_is_called_worse_in_at_most_a_twentieth_of_the_sweeps(
+    at_the_margin: list[SimulatedSweep],
+):
     assert np.mean([one.choice.verdict.kind == "tuned" for one in at_the_margin]) <= 0.05
 
 
 @pytest.mark.slow  # simulates many sweeps
 def test_a_default_that_is_optimal_is_not_called_worse():
-    kinds = Counter(tuned(seed, default_factor=1.0, **SMALL).choice.verdict.kind for seed in range(500, 600))
+    kinds = Counter(simulate_sweep(seed, default_factor=1.0, **SMALL).choice.verdict.kind for seed in range(500, 600))
     assert kinds["tuned"] == 0
     assert kinds["default_is_optimal"] >= 95

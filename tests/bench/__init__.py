@@ -1,1 +1,1 @@
-"""What measures."""
+"""Tests of the benchmark."""

@@ -1,4 +1,4 @@
-"""What NVML and PCI say of GPUs and links."""
+"""Readings of GPUs and links from NVML and the PCI bus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_links_that_are_active_or_asleep_are_up_and_counted_by_link(states: list
     assert counters.count_links_up(states) == number
 
 
-def test_gpus_are_counted_on_the_pci_bus_whatever_the_driver_says(tmp_path: Path):
+def test_gpus_are_counted_on_the_pci_bus_without_the_driver(tmp_path: Path):
     for name, vendor, kind in (
         ("0000:01:00.0", "0x10de", "0x030200"),
         ("0000:02:00.0", "0x10de", "0x030000"),

@@ -1,4 +1,4 @@
-"""The oracle accepts an exchange that is right and names one that is wrong; the exchange is plain torch."""
+"""The oracle accepts a correct exchange and names the error in a wrong one; plain torch does the exchange."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def goes_to(idx: torch.Tensor, rank: int, local: int) -> torch.Tensor:
 
 
 def dispatched(ranks: list[Oracle], rank: int) -> Dispatched:
-    """What a right library gives this rank: rows in order of source and token."""
+    """The dispatch of a correct library on this rank, in order of source and token."""
     local = ranks[0].workload.num_experts // len(ranks)
     tokens, scales, indices, weights = [], [], [], []
     counts = [0] * local
@@ -63,7 +63,7 @@ def dispatched(ranks: list[Oracle], rank: int) -> Dispatched:
 
 
 def combined(ranks: list[Oracle], rank: int) -> torch.Tensor:
-    """What a right library gives back: FP32 sums of what the ranks return, rounded once."""
+    """The combine of a correct library: FP32 sums of the returned rows, rounded once."""
     local = ranks[0].workload.num_experts // len(ranks)
     total = torch.zeros(len(ranks[rank].inputs.topk_idx), ranks[0].workload.hidden)
     for destination, oracle in enumerate(ranks):
@@ -222,7 +222,7 @@ def test_a_combine_that_swaps_two_tokens_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])
-def test_edge_routings_cover_what_they_claim(num_ranks: int) -> None:
+def test_edge_routings_cover_their_edge_cases(num_ranks: int) -> None:
     local = LAYER.num_experts // num_ranks
     edges = edge_routings(LAYER, num_ranks=num_ranks)
     matrices = {name: oracles(routings)[0].tokens for name, routings in edges.items()}

@@ -1,4 +1,4 @@
-"""Record lines: what is written is what is read, and nothing else is accepted."""
+"""Record lines survive encoding and decoding, and no other line is accepted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_cut_of_a_record_is_refused() -> None:
         b"\x00\x00\x00\x00",
     ],
 )
-def test_a_line_that_is_not_ours_is_a_value_error(text: bytes) -> None:
+def test_a_line_of_another_format_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         decode(text)
     assert not isinstance(caught.value, NewerFormatError)
@@ -103,8 +103,8 @@ points = st.builds(
 
 
 @given(points, points)
-def test_digests_are_equal_exactly_when_the_values_are(one: Point, other: Point) -> None:
-    assert (digest(one) == digest(other)) == (one == other)
+def test_digests_are_equal_exactly_when_the_values_are(point: Point, other: Point) -> None:
+    assert (digest(point) == digest(other)) == (point == other)
 
 
 @given(points)

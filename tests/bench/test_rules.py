@@ -1,4 +1,4 @@
-"""Each rule at its bound and one past it, in the words that a user reads."""
+"""Each rule at its bound and one past it, with its message."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def facts(*, num_ranks: int = 4, memory_bytes: int | None = 141_000_000_000, **l
     return Facts(num_ranks=num_ranks, workload=workload, num_sms=132, memory_bytes=memory_bytes)
 
 
-def said(op: Op, num_sms: int, nvl_chunk: int, nvl_buffer: int, *, given: Facts | None = None) -> list[str]:
+def messages_of(
+    op: Op, num_sms: int, nvl_chunk: int, nvl_buffer: int, *, given_facts: Facts | None = None
+) -> list[str]:
     knobs = {"num_sms": num_sms, "nvl_chunk": nvl_chunk, "nvl_buffer": nvl_buffer}
-    return [str(violation) for violation in DEEPEP.point_violations(op, knobs, facts=given or facts())]
+    return [str(violation) for violation in DEEPEP.point_violations(op, knobs, facts=given_facts or facts())]
 
 
 @pytest.mark.parametrize(
@@ -65,29 +67,29 @@ def said(op: Op, num_sms: int, nvl_chunk: int, nvl_buffer: int, *, given: Facts 
 def test_a_config_runs_at_the_bound_and_is_refused_one_past_it(
     op: Op, good: tuple[int, int, int], bad: tuple[int, int, int], message: str
 ) -> None:
-    assert said(op, *good) == []
-    assert said(op, *bad) == [message]
+    assert messages_of(op, *good) == []
+    assert messages_of(op, *bad) == [message]
 
 
-def test_the_margin_of_22_slots_is_a_rule_of_combine_alone() -> None:
-    assert said(Op.DISPATCH, 24, 8, 29) == []
+def test_the_margin_of_22_slots_is_a_rule_of_combine_only() -> None:
+    assert messages_of(Op.DISPATCH, 24, 8, 29) == []
 
 
 def test_every_broken_rule_is_named() -> None:
-    assert len(said(Op.COMBINE, 135, 8, 29)) == 3
+    assert len(messages_of(Op.COMBINE, 135, 8, 29)) == 3
 
 
 def test_a_buffer_may_take_half_of_the_gpu_and_no_byte_more() -> None:
     needed = buffer_bytes({"num_sms": 132, "nvl_buffer": 1024}, num_ranks=4, hidden_bytes=14336)
-    assert said(Op.DISPATCH, 132, 8, 1024, given=facts(memory_bytes=2 * needed)) == []
-    assert said(Op.DISPATCH, 132, 8, 1024, given=facts(memory_bytes=2 * needed - 1)) == [
+    assert messages_of(Op.DISPATCH, 132, 8, 1024, given_facts=facts(memory_bytes=2 * needed)) == []
+    assert messages_of(Op.DISPATCH, 132, 8, 1024, given_facts=facts(memory_bytes=2 * needed - 1)) == [
         "grid.nvl_buffer must take at most 50% of the GPU's memory, got 1024 (4.4 GB)"
     ]
 
 
-def test_without_a_known_gpu_its_sms_and_memory_refuse_nothing() -> None:
+def test_without_a_known_gpu_there_are_no_limits_of_sms_and_memory() -> None:
     unknown = Facts(num_ranks=4, workload=DEEPSEEK, num_sms=None, memory_bytes=None)
-    assert said(Op.DISPATCH, 200, 8, 512, given=unknown) == []
+    assert messages_of(Op.DISPATCH, 200, 8, 512, given_facts=unknown) == []
 
 
 @pytest.mark.parametrize(("num_sms", "nvl_buffer", "gigabytes"), [(24, 256, 0.20), (132, 1024, 4.43)])
@@ -150,10 +152,10 @@ def test_the_buffer_formula_is_rounded_up_to_128_bytes() -> None:
 def test_a_layer_is_measured_at_the_bound_and_refused_one_past_it(
     good: dict[str, Any], bad: dict[str, Any], messages: list[str]
 ) -> None:
-    def violations(given: dict[str, Any]) -> list[str]:
-        found = workload_violations(facts(**given)) + DEEPEP.workload_violations(facts(**given))
-        assert all(violation.hint for violation in found)
-        return [str(violation) for violation in found]
+    def violations(changes: dict[str, Any]) -> list[str]:
+        messages = workload_violations(facts(**changes)) + DEEPEP.workload_violations(facts(**changes))
+        assert all(violation.hint for violation in messages)
+        return [str(violation) for violation in messages]
 
     assert violations(good) == []
     assert violations(bad) == messages
@@ -171,12 +173,12 @@ def test_a_layer_is_measured_at_the_bound_and_refused_one_past_it(
         (4, 0, "grid.num_in_flight must lie in 1..4 (num_slices=4), got 0"),
     ],
 )
-def test_an_all_to_all_has_as_many_exchanges_in_flight_as_it_has_at_most(
+def test_an_all_to_all_has_at_most_as_many_exchanges_in_flight_as_slices(
     slices: int, in_flight: int, message: str | None
 ) -> None:
     knobs = {"num_slices": slices, "num_in_flight": in_flight}
-    found = ALLTOALL.point_violations(Op.DISPATCH, knobs, facts=facts())
-    assert [str(violation) for violation in found] == ([] if message is None else [message])
+    messages = ALLTOALL.point_violations(Op.DISPATCH, knobs, facts=facts())
+    assert [str(violation) for violation in messages] == ([] if message is None else [message])
 
 
 def test_an_all_to_all_needs_two_ranks() -> None:
@@ -186,7 +188,7 @@ def test_an_all_to_all_needs_two_ranks() -> None:
     ]
 
 
-def test_the_defaults_are_those_of_deep_ep_and_break_no_rule() -> None:
+def test_the_defaults_equal_those_of_deep_ep_and_break_no_rule() -> None:
     assert DEFAULT_NVL_CHUNK == {
         2: {"dispatch": 24, "combine": 10},
         4: {"dispatch": 6, "combine": 9},

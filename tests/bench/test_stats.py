@@ -43,7 +43,7 @@ def test_the_interval_is_the_tightest_pair_of_order_statistics_with_95_percent(c
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_with_too_few_samples_the_interval_is_their_whole_range(count: int) -> None:
+def test_with_too_few_samples_the_interval_is_their_full_range(count: int) -> None:
     interval = median_interval(list(range(count)))
     assert (interval.low, interval.high) == (0, count - 1)
 
@@ -54,7 +54,7 @@ def test_of_30_samples_the_interval_spans_the_10th_to_the_21st() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 30])
-def test_the_interval_covers_the_true_median_as_often_as_theory_says(count: int) -> None:
+def test_the_interval_covers_the_true_median_as_often_as_theory_predicts(count: int) -> None:
     trials = 4000
     draws = np.random.default_rng(7).exponential(size=(trials, count))
     intervals = [median_interval(row) for row in draws]
@@ -76,7 +76,7 @@ def test_the_spread_has_no_unit(samples: list[float], factor: float) -> None:
     assert spread([factor * value for value in samples]) == pytest.approx(spread(samples), abs=1e-9)
 
 
-def test_the_paired_interval_covers_as_it_says():
+def test_the_paired_interval_covers_as_often_as_stated():
     rng = np.random.default_rng(7)
     truth, hits = 1.4, 0
     for _ in range(2000):
@@ -95,13 +95,13 @@ def test_the_paired_test_is_students():
     assert paired_slower_p(values, reference) == pytest.approx(expected)
 
 
-def test_holm_rejects_what_the_step_down_procedure_rejects():
+def test_holm_rejects_the_same_hypotheses_as_the_step_down_procedure():
     assert holm([0.001, 0.04, 0.03, 0.2], alpha=0.05).tolist() == [True, False, False, False]
     assert holm([0.001, 0.012, 0.02, 0.03], alpha=0.05).tolist() == [True, True, True, True]
     assert holm([0.5], alpha=0.05).tolist() == [False]
 
 
-def test_the_error_of_a_log_median_is_that_of_theory():
+def test_the_error_of_a_log_median_agrees_with_theory():
     rng = np.random.default_rng(5)
     samples = np.exp(rng.normal(0, 0.01, (300, 15)))
     theory = 0.01 * np.sqrt(np.pi / 2 / 15)

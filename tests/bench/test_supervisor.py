@@ -1,4 +1,4 @@
-"""Every way a rank can fail is a result, and the rest is measured."""
+"""Every failure of a rank becomes a record, and the other points are measured."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def children(parent: int) -> set[int]:
 
 
 class State(NamedTuple):
-    """What the kernel says of a process."""
+    """The state of a process in /proc."""
 
     is_rank: bool
     parent: int
 
 
 def state_of(folder: Path) -> State:
-    """A zombie, or a process that is gone, is no rank."""
+    """The state of a process; neither a zombie nor a finished process counts as a rank."""
     try:
         name, _, rest = (folder / "stat").read_text().partition(") ")
     except OSError:
@@ -89,7 +89,7 @@ def state_of(folder: Path) -> State:
 
 
 class Outcome(NamedTuple):
-    """What a supervisor wrote, by the label of the point."""
+    """The lines and records from a supervisor."""
 
     lines: list[Line]
     yielded: list[Record]
@@ -99,13 +99,13 @@ class Outcome(NamedTuple):
         return [line for line in self.lines if isinstance(line, Record)]
 
     def of(self, op: Op, num_slices: int) -> Measured | Failed:
-        found = [
-            one
-            for one in self.records
-            if one.role is Role.GRID and one.point.op is op and one.point.knobs["num_slices"] == num_slices
+        records = [
+            record
+            for record in self.records
+            if record.role is Role.GRID and record.point.op is op and record.point.knobs["num_slices"] == num_slices
         ]
-        assert len(found) == 1
-        return found[0].outcome
+        assert len(records) == 1
+        return records[0].outcome
 
     def failed(self, op: Op, num_slices: int) -> Failed:
         outcome = self.of(op, num_slices)
@@ -122,7 +122,7 @@ def supervised(
     lines: list[Line] | None = None,
     **settings: Any,
 ) -> Outcome:
-    """The anchor and the tasks, whose references are the anchors of both operations."""
+    """The outcome of the anchor and the tasks, with the anchors of both operations as references."""
     lines = [] if lines is None else lines
     anchors = (task(spec.points[0], Role.ANCHOR), task(point(Op.COMBINE, 1), Role.ANCHOR))
     supervisor = Supervisor(spec, effort, anchor=anchors[0], sink=lines.append, log_folder=folder, **settings)
@@ -158,7 +158,7 @@ def test_every_task_has_one_record_that_is_yielded_and_kept(outcome: Outcome) ->
     assert [one.sequence for one in outcome.records] == list(range(len(outcome.records)))
 
 
-def test_points_beside_the_faulty_ones_are_measured(outcome: Outcome) -> None:
+def test_the_other_points_are_measured_despite_the_faulty_ones(outcome: Outcome) -> None:
     for op, slices in ((Op.DISPATCH, 6), (Op.DISPATCH, 7), (Op.DISPATCH, 8), (Op.COMBINE, 8)):
         measured = outcome.of(op, slices)
         assert isinstance(measured, Measured)
@@ -202,7 +202,7 @@ def test_a_swapped_token_is_incorrect(outcome: Outcome, op: Op, rank: int) -> No
     )
 
 
-def test_a_sample_is_that_of_the_slowest_rank(outcome: Outcome) -> None:
+def test_a_sample_is_the_time_of_the_slowest_rank(outcome: Outcome) -> None:
     measured = outcome.of(Op.DISPATCH, 7)
     assert isinstance(measured, Measured)
     assert min(measured.samples_us) >= 5000
@@ -212,9 +212,9 @@ def test_a_sample_is_that_of_the_slowest_rank(outcome: Outcome) -> None:
 def test_ranks_are_replaced_after_a_failure_and_measure_the_references_of_the_next_task_first(outcome: Outcome) -> None:
     replacing = (FailureKind.HANG, FailureKind.CRASH, FailureKind.ERROR)
     number = 0
-    for at, one in enumerate(outcome.records):
-        assert one.group == number
-        if isinstance(one.outcome, Failed) and one.outcome.failure in replacing:
+    for at, record in enumerate(outcome.records):
+        assert record.group == number
+        if isinstance(record.outcome, Failed) and record.outcome.failure in replacing:
             number += 1
             references = outcome.records[at + 1 : at + 3]
             assert [(it.role, it.point.op, it.group) for it in references] == [
@@ -256,7 +256,7 @@ def test_ranks_that_do_not_start_in_time_are_a_start_failure(tmp_path: Path) -> 
     hasty = msgspec.structs.replace(EFFORT, startup_s=0.0005)
     with pytest.raises(StartError, match=r"^the ranks did not start: (no response|torch was not imported) within 0 s"):
         supervised(tmp_path, group_spec(), [], effort=hasty)
-    deadline = time.monotonic() + 5  # the kernel ends a freshly forked rank only after its forkserver
+    deadline = time.monotonic() + 5  # the kernel ends a newly forked rank only after its fork server
     while children(os.getpid()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert children(os.getpid()) == set()
@@ -273,7 +273,7 @@ def test_the_process_that_forks_the_ranks_is_replaced_when_it_dies(tmp_path: Pat
         if len(outcomes) == 1:
             ranks = [Path(f"/proc/{rank}") for rank in children(os.getpid())]
             os.kill(state_of(ranks[0]).parent, signal.SIGKILL)
-            while any(state_of(rank).is_rank for rank in ranks):  # the kernel ends them behind it
+            while any(state_of(rank).is_rank for rank in ranks):  # the kernel ends them after it
                 time.sleep(0.01)
     assert [type(outcome) for outcome in outcomes] == [Measured, Failed, Measured]
     assert isinstance(outcomes[1], Failed)
@@ -293,34 +293,36 @@ def test_ranks_that_fail_right_after_each_of_five_starts_end_the_shard(tmp_path:
 
 def test_a_default_that_always_fails_does_not_keep_the_others_from_being_measured(tmp_path: Path) -> None:
     spec = group_spec("exception@0:dispatch/bf16/num_slices=1,", "exception@1:num_slices=3,")
-    found = supervised(tmp_path, spec, [task(point(Op.DISPATCH, slices)) for slices in (2, 3, 4)])
-    assert [type(found.of(Op.DISPATCH, slices)) for slices in (2, 3, 4)] == [Measured, Failed, Measured]
-    failures = [one.point for one in found.records if isinstance(one.outcome, Failed)]
+    outcome = supervised(tmp_path, spec, [task(point(Op.DISPATCH, slices)) for slices in (2, 3, 4)])
+    assert [type(outcome.of(Op.DISPATCH, slices)) for slices in (2, 3, 4)] == [Measured, Failed, Measured]
+    failures = [one.point for one in outcome.records if isinstance(one.outcome, Failed)]
     assert failures == [point(Op.DISPATCH, slices) for slices in (1, 3, 1)]
 
 
-def test_a_hang_is_waited_for_no_longer_than_the_budget_and_is_no_failure_then(tmp_path: Path) -> None:
+def test_a_hang_is_waited_for_no_longer_than_the_budget_and_then_does_not_count_as_a_failure(tmp_path: Path) -> None:
     effort = msgspec.structs.replace(EFFORT, deadline_s=60.0)
     tasks = [task(point(Op.DISPATCH, slices)) for slices in (2, 3)]
-    found = supervised(tmp_path, group_spec("hang@1:num_slices=2,"), tasks, effort=effort, budget_s=6.0)
-    assert not [one for one in found.records if isinstance(one.outcome, Failed)]
-    assert len(found.yielded) < 1 + len(tasks)
+    outcome = supervised(tmp_path, group_spec("hang@1:num_slices=2,"), tasks, effort=effort, budget_s=6.0)
+    assert not [one for one in outcome.records if isinstance(one.outcome, Failed)]
+    assert len(outcome.yielded) < 1 + len(tasks)
     assert children(os.getpid()) == set()
 
 
 @pytest.mark.parametrize("budget_s", [-1.0, 0.0005])
-def test_a_budget_that_ends_before_the_ranks_have_started_is_no_start_failure(tmp_path: Path, budget_s: float) -> None:
-    found = supervised(tmp_path, group_spec(), [task(point(Op.DISPATCH, 2))], budget_s=budget_s)
-    assert found == Outcome([], [])
+def test_a_budget_that_ends_before_the_ranks_have_started_does_not_count_as_a_start_failure(
+    tmp_path: Path, budget_s: float
+) -> None:
+    outcome = supervised(tmp_path, group_spec(), [task(point(Op.DISPATCH, 2))], budget_s=budget_s)
+    assert outcome == Outcome([], [])
     assert children(os.getpid()) == set()
 
 
 def test_groups_and_records_are_numbered_on_from_those_of_earlier_attempts(tmp_path: Path) -> None:
     tasks = [task(point(Op.DISPATCH, slices)) for slices in (2, 3)]
-    found = supervised(tmp_path, group_spec("exception@0:num_slices=2,"), tasks, first_group=4, first_sequence=30)
-    assert [(one.group, one.sequence) for one in found.records] == [(4, 30), (4, 31), (5, 32), (5, 33), (5, 34)]
-    assert [line.group for line in found.lines if isinstance(line, Host)] == [4, 5]
-    assert [line.group for line in found.lines if isinstance(line, SelfCheck)] == [4]
+    outcome = supervised(tmp_path, group_spec("exception@0:num_slices=2,"), tasks, first_group=4, first_sequence=30)
+    assert [(one.group, one.sequence) for one in outcome.records] == [(4, 30), (4, 31), (5, 32), (5, 33), (5, 34)]
+    assert [line.group for line in outcome.lines if isinstance(line, Host)] == [4, 5]
+    assert [line.group for line in outcome.lines if isinstance(line, SelfCheck)] == [4]
 
 
 def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
@@ -335,7 +337,7 @@ def test_work_that_is_given_up_half_way_leaves_no_rank(tmp_path: Path) -> None:
 
 
 def supervise(text: str, log_folder: str) -> None:
-    """Measures the first two points of a spec, and says so of each that it has measured."""
+    """Measures the first two points of a spec and prints a line after each."""
     spec = msgspec.json.decode(text, type=GroupSpec)
 
     def sink(line: Line) -> None:
@@ -370,7 +372,7 @@ def test_killing_the_supervisor_leaves_no_rank_alive(tmp_path: Path, moment: str
 
 @pytest.mark.parametrize("search_path", [str(ROOT), os.pathsep.join([str(ROOT), ""])])
 def test_ranks_measure_in_a_folder_with_packages_of_our_names(tmp_path: Path, search_path: str) -> None:
-    """The supervisor imports us without the working directory, and so must its ranks."""
+    """The supervisor imports the program without the working directory, and its ranks must do the same."""
     for name in ("bench", "launcher", "conf", "torch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('a package of somebody else')\n")
@@ -387,7 +389,7 @@ def test_ranks_measure_in_a_folder_with_packages_of_our_names(tmp_path: Path, se
 
 
 @pytest.mark.parametrize("module", [supervisor, sweep, inline, aggregate], ids=lambda module: module.__name__)
-def test_what_supervises_never_imports_torch(module: ModuleType) -> None:
+def test_the_supervising_process_never_imports_torch(module: ModuleType) -> None:
     code = f"import sys, {module.__name__}; print(sorted({{'torch', 'deep_ep'}} & set(sys.modules)))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout == "[]\n"

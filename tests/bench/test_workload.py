@@ -142,7 +142,7 @@ def test_a_trace_that_does_not_fit_is_a_value_error(tmp_path: Path, array: np.nd
         route(layer, rank=0, num_ranks=2)
 
 
-def test_a_file_that_is_no_array_is_a_value_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_array_is_a_value_error(tmp_path: Path) -> None:
     for name, content in (("empty.npy", b""), ("text.npy", b"0 1 2 3\n")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=r"."):
@@ -155,7 +155,7 @@ def test_an_archive_of_arrays_is_a_value_error(tmp_path: Path) -> None:
         route(small_workload(routing=str(tmp_path / "trace.npz")), rank=0, num_ranks=2)
 
 
-def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_nowhere_for_no_choice() -> None:
+def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_an_empty_choice_to_no_rank() -> None:
     chosen = np.array([[0, 1, 2], [0, 4, 7], [-1, -1, 5], [-1, -1, -1]])
     assert token_in_rank(chosen, num_experts=8, num_ranks=2).tolist() == [
         [True, False],
@@ -165,7 +165,7 @@ def test_a_token_goes_to_a_rank_once_for_all_its_experts_and_nowhere_for_no_choi
     ]
 
 
-def test_the_matrix_counts_what_each_source_sends_to_each_destination() -> None:
+def test_the_matrix_counts_the_tokens_from_each_source_to_each_destination() -> None:
     layer = small_workload()
     for source, row in enumerate(token_matrix(layer, num_ranks=4)):
         owners = route(layer, rank=source, num_ranks=4) // 4
@@ -188,10 +188,10 @@ def test_the_wire_carries_no_more_than_the_rank_moves(tokens: list[list[int]], s
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6))
-def test_tokens_that_stay_on_their_rank_use_no_wire(own: list[int]) -> None:
-    moved = volume(np.diag(own).tolist(), bytes_per_token=2)
+def test_tokens_that_stay_on_their_rank_use_no_wire(tokens: list[int]) -> None:
+    moved = volume(np.diag(tokens).tolist(), bytes_per_token=2)
     assert moved.wire == 0
-    assert moved.logical == 2 * max(own)
+    assert moved.logical == 2 * max(tokens)
 
 
 @given(layouts(), st.data())
@@ -202,11 +202,11 @@ def test_naming_the_ranks_in_another_order_changes_no_volume(tokens: list[list[i
 
 
 @given(layouts())
-def test_combine_sends_back_what_dispatch_brought_so_both_have_one_volume(tokens: list[list[int]]) -> None:
+def test_combine_returns_the_tokens_of_dispatch_with_the_same_volume(tokens: list[list[int]]) -> None:
     back = np.array(tokens).T.tolist()
     assert volume(back, bytes_per_token=3) == volume(tokens, bytes_per_token=3)
 
 
-def test_the_volume_is_that_of_the_busiest_rank_in_its_fuller_direction() -> None:
+def test_the_volume_is_the_larger_direction_of_the_busiest_rank() -> None:
     moved = volume([[5, 1, 1], [9, 0, 0], [0, 0, 0]], bytes_per_token=10)
     assert (moved.logical, moved.wire) == (140, 90)

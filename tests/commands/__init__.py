@@ -1,1 +1,1 @@
-"""Commands as users start them."""
+"""Tests of the commands as users start them."""

@@ -1,4 +1,4 @@
-"""What commands left in their run folders."""
+"""Arguments of small sweeps, and the records in their run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deepep-aggregate: arguments, output, what it leaves as it was."""
+"""deepep-aggregate: arguments, output and the files that it must not change."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_help_of_aggregate_names_its_flags_and_exit_statuses(run_module: Command
 @pytest.mark.parametrize(
     "words", ["FOLDER", "FOLDER/missing", "--frobnicate", "FOLDER strict=maybe", "FOLDER FOLDER", "FOLDER strict"]
 )
-def test_aggregate_refuses_what_is_no_run_folder(
+def test_aggregate_refuses_arguments_that_are_not_one_run_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
     assert aggregate.main(words.replace("FOLDER", str(tmp_path)).split()) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert re.fullmatch(r"error: .+\nhint: .+\n", said.err)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"error: .+\nhint: .+\n", captured.err)
 
 
 def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: Command, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_published_run_whose_records_are_packed_keeps_its_report(run_module: C
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_try_that_was_refused_beside_another_leaves_a_complete_run_complete(
+def test_a_refused_concurrent_attempt_leaves_a_complete_run_complete(
     run_module: Command, sweep: Sweep, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"

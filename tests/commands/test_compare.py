@@ -20,17 +20,17 @@ from tests.comparison.runs import (
     SLOW_SWEPT,
     SWEPT,
     Document,
-    compared,
+    as_compared_run,
+    compare_documents,
     failure,
     label,
     measurement,
     run,
-    sided,
 )
 
 
 def written(folder: Path, **documents: Document) -> list[str]:
-    """The files, named as they will be shown."""
+    """The paths of the written files, relative to the folder."""
     for name, document in documents.items():
         (folder / f"{name}.json").write_bytes(msgspec.json.encode(document))
     return [f"{name}.json" for name in documents]
@@ -131,12 +131,14 @@ def test_json_is_one_document_with_every_number(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert command.main([*written(tmp_path, A=BEFORE, B=AFTER), "--json"]) == 1
-    found = msgspec.json.decode(capsys.readouterr().out)
-    assert found["schema"] == SCHEMA == "deepep-sweep/comparison/1"
-    assert found == msgspec.to_builtins(compare(sided(BEFORE, "A.json"), sided(AFTER, "B.json"), tolerance=0.02))
-    assert found["worse"] == [label(10), label(4)]
-    assert found["counts"] == Counter(row["verdict"] for row in found["points"])
-    assert found["geometric_mean"] == pytest.approx((1.05 * 200 / 210 * 220.5 / 220 * 1.1) ** 0.25)
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert document["schema"] == SCHEMA == "deepep-sweep/comparison/1"
+    assert document == msgspec.to_builtins(
+        compare(as_compared_run(BEFORE, "A.json"), as_compared_run(AFTER, "B.json"), tolerance=0.02)
+    )
+    assert document["worse"] == [label(10), label(4)]
+    assert document["counts"] == Counter(row["verdict"] for row in document["points"])
+    assert document["geometric_mean"] == pytest.approx((1.05 * 200 / 210 * 220.5 / 220 * 1.1) ** 0.25)
 
 
 def last_line(a: Document, b: Document, *flags: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -165,14 +167,14 @@ def last_line(a: Document, b: Document, *flags: str, folder: Path, capsys: pytes
         ((run(FINAL), run(failures=(failure(4),))), [], 1),
     ],
 )
-def test_the_exit_status_is_1_only_for_what_gates(
+def test_the_exit_status_is_1_only_for_points_that_gate(
     pair: tuple[Document, Document], flags: list[str], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last = last_line(*pair, *flags, folder=tmp_path, capsys=capsys)
     assert last.startswith(f"{status} B is worse: " if status else "0 Nothing is worse.")
 
 
-BESIDE = measurement(4, 200.0, op="dispatch_full")
+FULL_DISPATCH = measurement(4, 200.0, op="dispatch_full")
 
 
 @pytest.mark.parametrize(
@@ -185,27 +187,27 @@ BESIDE = measurement(4, 200.0, op="dispatch_full")
         ((run(SWEPT, measurement(8, 200.0, stage="sweep")), run(SWEPT)), [label(8)]),
     ],
 )
-def test_what_b_lacks_of_what_a_is_judged_by_does_not_pass_unless_it_is_allowed(
+def test_missing_gating_points_of_b_do_not_pass_unless_they_are_allowed(
     pair: tuple[Document, Document], lacks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compared(*pair).missing == lacks
+    assert compare_documents(*pair).missing == lacks
     for flags, status in (([], 3), (["--allow-missing"], 0)):
         last = last_line(*pair, *flags, folder=tmp_path, capsys=capsys)
         assert last == f"{status} Nothing is worse among the points that B has."
-    assert f"B lacks: {', '.join(lacks)}.\n" in render.plain(compared(*pair))
+    assert f"B lacks: {', '.join(lacks)}.\n" in render.plain(compare_documents(*pair))
 
 
 @pytest.mark.parametrize(
     "pair",
     [
         (run(FINAL, SWEPT), run(FINAL)),  # the sweep's point does not gate
-        (run(FINAL, BESIDE), run(FINAL)),  # the whole dispatch is timed of what the final chose
-        (run(FINAL, FINALS[1]), run(FINAL, FINALS[1] | {"stage": "sweep"})),  # B's final chose another
+        (run(FINAL, FULL_DISPATCH), run(FINAL)),  # the full dispatch is measured only for picks of the final
+        (run(FINAL, FINALS[1]), run(FINAL, FINALS[1] | {"stage": "sweep"})),  # B's final took other points
         (run(FINAL), run(FINAL, SWEPT)),
     ],
 )
-def test_what_a_final_need_not_choose_is_not_missing(pair: tuple[Document, Document]) -> None:
-    assert compared(*pair).missing == []
+def test_points_that_a_final_need_not_measure_are_not_missing(pair: tuple[Document, Document]) -> None:
+    assert compare_documents(*pair).missing == []
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_a_bad_command_is_one_line_a_hint_and_status_2(
     assert lines[1].startswith(second)
 
 
-def test_two_dry_runs_are_compared_and_said_to_be_no_measurements(run_module: Command, sweep: Sweep) -> None:
+def test_two_dry_runs_are_compared_and_labelled_as_not_a_measurement(run_module: Command, sweep: Sweep) -> None:
     process = run_module("launcher.compare", str(sweep.folder), str(sweep.folder))
     assert (process.returncode, process.stderr) == (0, "")
     lines = process.stdout.splitlines()

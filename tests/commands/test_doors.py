@@ -1,4 +1,4 @@
-"""What all eight commands have in common: help, version, refusals, pipes and Ctrl-C. Each test starts processes."""
+"""The common behaviour of all eight commands: help, version, refusals, pipes and Ctrl-C. Starts processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(no_gpus: dict[str, str], tmp_path: Path) -> Start:
 
 @pytest.fixture
 def unread() -> int:
-    """A pipe whose reader has gone, as that of ``| head`` has."""
+    """A pipe whose reader has exited, like that of ``| head``."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer
@@ -67,7 +67,7 @@ def test_help_is_a_manual_page_and_asking_anywhere_is_enough(name: str, start: S
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_version_import_nothing_that_takes_time(name: str, start: Start) -> None:
+def test_help_and_version_import_no_slow_module(name: str, start: Start) -> None:
     for flag in ("--help", "--version"):
         process = start(name, flag, flags=("-X", "importtime"))
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in process.stderr.splitlines()}
@@ -76,12 +76,12 @@ def test_help_and_version_import_nothing_that_takes_time(name: str, start: Start
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_stands_without_docstrings(name: str, start: Start) -> None:
+def test_help_is_complete_without_docstrings(name: str, start: Start) -> None:
     assert start(name, "--help", flags=("-OO",)).stdout == start(name, "--help").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_version_is_that_of_the_package(name: str, start: Start) -> None:
+def test_the_version_equals_that_of_the_package(name: str, start: Start) -> None:
     process = start(name, "--version")
     assert (process.returncode, process.stdout, process.stderr) == (0, "deepep-sweep 0.1.0\n", "")
 
@@ -90,7 +90,7 @@ def test_the_version_is_that_of_the_package(name: str, start: Start) -> None:
 def test_an_unknown_flag_is_refused_in_one_line_with_a_hint(name: str, start: Start, tmp_path: Path) -> None:
     process = start(name, *["RUN"] * {"compare": 2}.get(name, name in NEEDS_ARGUMENTS), "--frobnicate")
     assert (process.returncode, process.stdout) == (USAGE[name], "")
-    if name == "resume":  # its further arguments are those of the sweep, once there is a run
+    if name == "resume":  # its other arguments are those of a sweep, which needs a run
         process = start(name, "--frobnicate")
     assert process.stderr == (f"error: unrecognized arguments: --frobnicate\nhint: python -m launcher.{name} --help\n")
     assert list(tmp_path.iterdir()) == []
@@ -113,7 +113,7 @@ def test_no_arguments_are_a_usage_error_that_shows_the_usage(name: str, start: S
         (["workload=7"], "In '{name}': Could not find 'workload/7'"),
     ],
 )
-def test_what_hydra_would_refuse_with_its_usage_or_a_traceback_is_one_line(
+def test_a_refusal_of_hydra_is_one_line_without_usage_or_traceback(
     name: str, arguments: list[str], message: str, start: Start
 ) -> None:
     process = start(name, *arguments)
@@ -150,7 +150,7 @@ def test_a_reader_that_has_gone_leaves_no_traceback(
     assert (process.returncode, process.stdout) == (3 if name == "validate" else 141, "")
 
 
-def test_results_that_nobody_reads_leave_no_traceback(start: Start, unread: int, folder: RunFolder) -> None:
+def test_output_without_a_reader_leaves_no_traceback(start: Start, unread: int, folder: RunFolder) -> None:
     run = str(RESULTS.parent)
     for name, *arguments in (
         ("status", str(folder.path)),
@@ -176,12 +176,12 @@ def test_a_full_disk_behind_stdout_is_an_error_in_one_line(words: str, status: i
 
 
 LATE = dict.fromkeys(COMMANDS, "msgspec") | {"sweep": "hydra", "validate": "hydra"}
-"""A module that a command imports in its body."""
+"""A module that the command imports inside a function."""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_leaves_no_traceback(name: str, start: Start, tmp_path: Path) -> None:
-    """It comes while a library is imported, which takes most of the time in which nobody has measured anything."""
+    """The signal arrives during an import; imports take most of the time before the first measurement."""
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / f"{LATE[name]}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
@@ -194,7 +194,7 @@ def test_ctrl_c_leaves_no_traceback(name: str, start: Start, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("module", ["matplotlib", "scipy"])
 def test_ctrl_c_leaves_no_traceback_of_a_child_either(module: str, no_gpus: dict[str, str], tmp_path: Path) -> None:
-    """matplotlib is imported by the process that draws; a C library may turn Ctrl-C into an exception of its own."""
+    """The drawing process imports matplotlib; a C library may turn Ctrl-C into another exception."""
     modules, run = tmp_path / "modules", tmp_path / "run"
     modules.mkdir()
     interrupt = "import os, signal, time\nos.killpg(0, signal.SIGINT)\ntime.sleep(9)\n"

@@ -15,7 +15,7 @@ from tests.builders import Command, Sweep
 from tests.deploy.exported import FILES, RESULTS
 
 
-def test_stdout_is_the_paths_of_what_was_written(run_module: Command, tmp_path: Path) -> None:
+def test_stdout_is_the_paths_of_the_written_files(run_module: Command, tmp_path: Path) -> None:
     shutil.copytree(RESULTS.parent, tmp_path / "run", ignore=shutil.ignore_patterns("shards"))
     process = run_module("launcher.export", str(tmp_path / "run"))
     assert (process.returncode, process.stderr) == (0, "")
@@ -37,19 +37,21 @@ def test_a_dry_run_is_refused_and_nothing_is_written(run_module: Command, sweep:
 def test_to_writes_one_format_and_the_shim_where_the_format_needs_it(name: str, tmp_path: Path) -> None:
     shutil.copy(RESULTS, tmp_path)
     assert export.main([str(tmp_path / RESULTS.name), "--to", name]) == 0
-    wanted = {EXPORTS[name].file} | ({SHIM} if name in ("megatron", "vllm", "verl") else set())
-    assert {path.name for path in (tmp_path / "exports").iterdir()} == wanted
+    expected = {EXPORTS[name].file} | ({SHIM} if name in ("megatron", "vllm", "verl") else set())
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == expected
 
 
 def test_files_of_two_picks_never_share_a_folder(tmp_path: Path) -> None:
     shutil.copy(RESULTS, tmp_path)
     for arguments in ([], ["--to", "megatron", "--pick", "overlapped"], ["--to", "vllm", "--pick", "knee"]):
         assert export.main([str(tmp_path / RESULTS.name), *arguments]) == 0
-    found: dict[Path, set[str]] = {}
+    picks_by_folder: dict[Path, set[str]] = {}
     for file in (tmp_path / "exports").rglob("*.*"):
-        said = {pick for pick in PICKS if re.search(rf"""pick['"]?: ['"]?{pick}\b""", file.read_text())}
-        found[file.parent.relative_to(tmp_path)] = found.get(file.parent.relative_to(tmp_path), set()) | said
-    assert found == {
+        picks = {pick for pick in PICKS if re.search(rf"""pick['"]?: ['"]?{pick}\b""", file.read_text())}
+        picks_by_folder[file.parent.relative_to(tmp_path)] = (
+            picks_by_folder.get(file.parent.relative_to(tmp_path), set()) | picks
+        )
+    assert picks_by_folder == {
         Path("exports"): {"fastest"},
         Path("exports/overlapped"): {"overlapped"},
         Path("exports/knee"): {"knee"},

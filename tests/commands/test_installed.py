@@ -1,4 +1,4 @@
-"""The installed package, from folders that have nothing to do with it. Each test starts processes: slow."""
+"""The installed package, run from unrelated folders. Starts processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checked(*line: str | Path, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(no_gpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, since a build leaves folders in its source; the environment has the build's only need."""
+    """A wheel, built from a copy because a build leaves folders in its source tree."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -46,7 +46,7 @@ def wheel(no_gpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with the wheel. Its other packages are those of the environment of the tests."""
+    """A new virtual environment with the wheel; it takes its other packages from the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     checked(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -59,7 +59,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(environment: Path, no_gpus: dict[str, str], tmp_path: Path) -> Script:
-    """``script("deepep-sweep", ...)`` in a folder with packages that have our names, and that nobody may import."""
+    """``script("deepep-sweep", ...)`` in a folder whose packages have our names and fail on import."""
     for name in FOREIGN:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a foreign package')\n")
@@ -129,5 +129,5 @@ def test_a_validation_runs_there_too(script: Script, tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("DEEPEP OK - dry run without GPUs: 1 node passes")
     (report,) = tmp_path.glob("outputs/*/NODES.md")
-    again = script("deepep-validate", f"report={report.parent}")
-    assert (again.returncode, again.stdout) == (0, process.stdout)
+    rerun = script("deepep-validate", f"report={report.parent}")
+    assert (rerun.returncode, rerun.stdout) == (0, process.stdout)

@@ -1,4 +1,4 @@
-"""Runs that are gone on with, or begun again."""
+"""Interrupted sweeps, resumed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tests.builders import ROOT, Command, Sweep
 from tests.commands.runs import FAULT, SMALL, records_of
 
 
-def test_an_interrupted_sweep_says_so_in_a_line_and_names_its_folder(no_gpus: dict[str, str], tmp_path: Path) -> None:
+def test_an_interrupted_sweep_prints_one_line_and_names_its_folder(no_gpus: dict[str, str], tmp_path: Path) -> None:
     line = [sys.executable, "-m", "launcher.sweep", "-m", f"outputs={tmp_path}"]
     process = subprocess.Popen(line, cwd=ROOT, env=no_gpus, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    said = []
-    for words in process.stderr:
-        said.append(words)
-        if words.startswith("shard 0: starting"):
+    messages = []
+    for message in process.stderr:
+        messages.append(message)
+        if message.startswith("shard 0: starting"):
             process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     (folder,) = [RunFolder.open(path.parent).path for path in tmp_path.glob("*/run.json")]
-    assert f"run folder: {folder}\n" in said
-    assert said[-1] == (
+    assert f"run folder: {folder}\n" in messages
+    assert messages[-1] == (
         "interrupted; all measurements so far are kept. Complete the run: "
         f"python -m launcher.resume {shlex.quote(str(folder))}\n"
     )
-    assert "Traceback" not in "".join(said)
+    assert "Traceback" not in "".join(messages)
 
 
 def test_a_complete_run_is_not_measured_again(run_module: Command, sweep: Sweep, tmp_path: Path) -> None:
@@ -72,15 +72,15 @@ def test_a_run_that_was_cut_in_half_is_reported_as_such_and_completed(
     assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
     assert (folder / "shards" / "0000" / "records.jsonl").read_bytes() == first
     assert file.read_bytes().startswith(b"".join(kept))
-    found, damaged = read_lines(RunFolder.open(folder))
+    records, damaged = read_lines(RunFolder.open(folder))
     assert len(damaged) == 1
-    cells = [line.point_id for line in found if isinstance(line, Record) and line.role is not Role.ANCHOR]
+    cells = [line.point_id for line in records if isinstance(line, Record) and line.role is not Role.ANCHOR]
     assert sorted(cells) == sorted(planned.id for planned in RunFolder.open(folder).plan().cells)
     plain = msgspec.json.decode((folder / "RESULTS_EP2.json").read_bytes())
     assert plain["points"] == {"planned": 10, "measured": 9, "failed": 1, "missing": 0}
 
 
-def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: Command, tmp_path: Path) -> None:
+def test_a_spent_budget_ends_the_search_with_the_best_result_so_far(run_module: Command, tmp_path: Path) -> None:
     process = run_module(
         "launcher.sweep",
         *SMALL,
@@ -104,9 +104,9 @@ def test_a_spent_budget_ends_the_search_with_the_best_answer_so_far(run_module: 
     (library,) = results["libraries"]
     assert library["optimal"]["round_trip_us"] > 0
     assert library["verdict"]["ci95"][0] <= library["verdict"]["ratio"] <= library["verdict"]["ci95"][1]
-    said = (folder / "OPTIMAL_CONFIGS.md").read_text()
+    report = (folder / "OPTIMAL_CONFIGS.md").read_text()
     ending = "spent search.budget_s before its search was complete; resume with a larger one"
-    assert f"{ending}.** These are the best configs so far" in said
+    assert f"{ending}.** These are the best configs so far" in report
 
     resumed = run_module("launcher.resume", str(folder), "search.budget_s=32")
     assert resumed.returncode in (0, 3), resumed.stderr

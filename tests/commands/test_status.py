@@ -1,4 +1,4 @@
-"""deepep-status: what it says of a run."""
+"""deepep-status: arguments and output."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from tests.builders import Command, Sweep
 
 
-def test_the_status_of_a_run_without_slurm_is_that_of_its_attempts(run_module: Command, sweep: Sweep) -> None:
+def test_the_status_of_a_run_without_slurm_follows_from_its_attempts(run_module: Command, sweep: Sweep) -> None:
     process = run_module("launcher.status", str(sweep.folder), "--json")
-    found = json.loads(process.stdout)
-    assert {row["state"] for row in found["rows"]} == {"DONE"}
-    assert (found["final"], found["aggregate"]) == ("COMPLETE", "DONE")
+    status = json.loads(process.stdout)
+    assert {row["state"] for row in status["rows"]} == {"DONE"}
+    assert (status["final"], status["aggregate"]) == ("COMPLETE", "DONE")

@@ -15,23 +15,21 @@ import pytest
 
 from bench.records import Stage
 from launcher import aggregate
-from launcher.config import plan
+from launcher.config.plan import NOT_A_MEASUREMENT
 from launcher.store.run_folder import RunFolder
 from tests.builders import ROOT, Command, Sweep
 from tests.commands.runs import SMALL, records_of
 
-NOT_A_MEASUREMENT = plan.NOT_A_MEASUREMENT
-
 
 class Refusal(NamedTuple):
-    """A bad command, and where its run folder would have been."""
+    """A refused command and its outputs folder."""
 
     process: subprocess.CompletedProcess[str]
     outputs: Path
 
 
 def runs(outputs: Path) -> list[Path]:
-    """The run folders below, whatever Hydra keeps beside them."""
+    """The run folders in a folder, without Hydra's own."""
     return [path for path in outputs.glob("*") if not path.name.startswith(".")] if outputs.exists() else []
 
 
@@ -53,7 +51,7 @@ def test_stdout_of_a_sweep_is_exactly_the_path_of_its_report(sweep: Sweep) -> No
     ]
 
 
-def test_a_sweep_on_cpus_says_first_of_all_that_it_is_no_measurement_of_deepep(sweep: Sweep) -> None:
+def test_a_sweep_on_cpus_first_states_that_it_does_not_measure_deepep(sweep: Sweep) -> None:
     assert "not a measurement of DeepEP" in NOT_A_MEASUREMENT
     assert sweep.process.stderr.splitlines()[0] == NOT_A_MEASUREMENT
     lines = (sweep.folder / "OPTIMAL_CONFIGS.md").read_text().splitlines()
@@ -76,15 +74,15 @@ def test_a_report_names_the_command_and_revision_that_made_it(sweep: Sweep) -> N
     assert revision.commit is None or re.search(rf"revision {revision.commit}\b", text)
 
 
-def test_every_planned_point_is_visited_at_most_once_a_round_and_the_default_twice(sweep: Sweep) -> None:
+def test_every_planned_point_has_at_most_one_repetition_a_round_and_the_default_two(sweep: Sweep) -> None:
     plan = RunFolder.open(sweep.folder).plan()
     records = [record for record in records_of(sweep.folder) if record.stage is Stage.SWEEP]
     assert {record.point_id for record in records} == {planned.id for planned in plan.every_point}
-    visits = Counter((record.round, record.point_id) for record in records)
+    repetitions = Counter((record.round, record.point_id) for record in records)
     anchors = {planned.id for planned in plan.anchors}
-    assert {count for (_, point), count in visits.items() if point in anchors} == {2}
-    assert {count for (_, point), count in visits.items() if point not in anchors} == {1}
-    assert {point for number, point in visits if number == 0} == {planned.id for planned in plan.every_point}
+    assert {count for (_, point), count in repetitions.items() if point in anchors} == {2}
+    assert {count for (_, point), count in repetitions.items() if point not in anchors} == {1}
+    assert {point for number, point in repetitions if number == 0} == {planned.id for planned in plan.every_point}
 
 
 def test_help_names_every_group_its_choices_and_the_exit_statuses(run_module: Command) -> None:
@@ -127,7 +125,7 @@ def test_a_dry_run_prints_points_shards_and_refusals_and_makes_no_run_folder(
     assert runs(tmp_path / "outputs") == []
 
 
-def test_what_another_machine_would_measure_can_be_planned_here(run_module: Command, tmp_path: Path) -> None:
+def test_a_sweep_for_another_machine_can_be_planned_on_this_one(run_module: Command, tmp_path: Path) -> None:
     process = run_module(
         "launcher.sweep", "-m", "dry_run=true", "hardware=h200", "backend=deepep", f"outputs={tmp_path}/outputs"
     )
@@ -157,7 +155,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def refusals(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
-    """What each bad command line gave, two at a time."""
+    """The finished process of each bad command line, run two at a time."""
 
     def refused(words: str) -> Refusal:
         outputs = tmp_path_factory.mktemp("refused") / "outputs"
@@ -208,14 +206,14 @@ def test_run_refuses_the_folder_of_another_plan(run_module: Command, sweep: Swee
     )
 
 
-def test_two_shards_have_two_folders_and_share_the_default_alone(two_shards: Sweep) -> None:
+def test_two_shards_have_two_folders_and_share_only_the_default(two_shards: Sweep) -> None:
     folder = two_shards.folder
     assert sorted(path.name for path in (folder / "shards").iterdir()) == ["0000", "0001"]
     plan = RunFolder.open(folder).plan()
     anchors = {planned.id for planned in plan.anchors}
     for shard in (0, 1):
-        found = {line.point_id for line in records_of(folder) if line.shard == shard}
-        assert found == anchors | {planned.id for planned in plan.shard(shard)}
+        measured = {line.point_id for line in records_of(folder) if line.shard == shard}
+        assert measured == anchors | {planned.id for planned in plan.shard(shard)}
 
 
 def test_a_failed_point_is_a_result_and_makes_the_status_3_only_with_strict(two_shards: Sweep) -> None:
@@ -228,7 +226,7 @@ def test_a_failed_point_is_a_result_and_makes_the_status_3_only_with_strict(two_
     assert aggregate.main([str(two_shards.folder), "strict=true"]) == 3
 
 
-def test_one_shard_alone_leaves_the_others_missing(run_module: Command, tmp_path: Path) -> None:
+def test_a_run_of_one_shard_leaves_the_others_missing(run_module: Command, tmp_path: Path) -> None:
     process = run_module(
         "launcher.sweep", *SMALL, "shard.count=8", "shard.index=3", "workload.dtype=fp8", f"outputs={tmp_path}"
     )

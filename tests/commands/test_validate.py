@@ -27,13 +27,13 @@ from tests.nodes import (
 
 @pytest.fixture(scope="module")
 def dry(run_module: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """``python -m launcher.validate`` as it is."""
+    """``python -m launcher.validate`` without arguments."""
     outputs_ = tmp_path_factory.mktemp("validate")
     done = run_module("launcher.validate", f"outputs={outputs_}")
     return done, next(outputs_.glob("*-nodes-*"))
 
 
-def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped(dry: tuple[Any, Path]):
+def test_a_machine_without_gpus_is_tested_for_correctness_and_the_skipped_phases_are_reported(dry: tuple[Any, Path]):
     done, folder = dry
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("DEEPEP OK - dry run without GPUs: 1 node passes")
@@ -60,15 +60,15 @@ def test_on_a_machine_without_gpus_it_tests_correctness_and_says_what_it_skipped
     assert "Dry run" in (folder / "NODES.md").read_text()
 
 
-def test_the_verdict_stands_at_the_top_a_value_a_line(dry: tuple[Any, Path]):
+def test_the_verdict_is_at_the_top_with_one_value_a_line(dry: tuple[Any, Path]):
     file = dry[1] / "nodes" / socket.gethostname() / "NODE.json"
     assert file.read_text().splitlines()[:3] == ["{", ' "verdict": "PASS",', ' "reason_short": "ok",']
 
 
 def test_a_finished_run_can_be_reported_again_without_measuring(dry: tuple[Any, Path], run_module: Command):
-    again = run_module("launcher.validate", f"report={dry[1]}")
-    assert (again.returncode, again.stdout) == (0, dry[0].stdout)
-    assert [line.split()[0] for line in again.stderr.splitlines()] == ["report:"]  # no phase of a measurement
+    process = run_module("launcher.validate", f"report={dry[1]}")
+    assert (process.returncode, process.stdout) == (0, dry[0].stdout)
+    assert [line.split()[0] for line in process.stderr.splitlines()] == ["report:"]  # no phase ran
 
 
 def test_a_report_needs_no_working_directory_that_can_be_written_and_a_full_stdout_is_unknown(
@@ -76,8 +76,8 @@ def test_a_report_needs_no_working_directory_that_can_be_written_and_a_full_stdo
 ):
     line = [sys.executable, "-m", "launcher.validate", f"report={dry[1]}"]
     environment = no_gpus | {"PYTHONPATH": str(ROOT)}
-    again = subprocess.run(line, cwd="/proc", env=environment, capture_output=True, text=True, check=False)
-    assert (again.returncode, again.stdout) == (0, dry[0].stdout), again.stderr
+    process = subprocess.run(line, cwd="/proc", env=environment, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, dry[0].stdout), process.stderr
     for unbuffered in ("", "1"):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
@@ -90,7 +90,7 @@ def test_a_report_needs_no_working_directory_that_can_be_written_and_a_full_stdo
         assert done.returncode == 3
 
 
-def test_a_validation_of_this_machine_that_runs_is_not_over_and_no_fault(dry: tuple[Any, Path], tmp_path: Path):
+def test_a_running_validation_of_this_machine_is_unfinished_and_not_a_fault(dry: tuple[Any, Path], tmp_path: Path):
     folder = ValidationFolder(Path(shutil.copytree(dry[1], tmp_path / "running")))
     node = socket.gethostname()
     node_files.write(
@@ -106,7 +106,7 @@ def test_a_validation_of_this_machine_that_runs_is_not_over_and_no_fault(dry: tu
     ]
 
 
-def test_a_run_that_is_not_there_is_not_measured_when_a_report_is_wanted(run_module: Command, tmp_path: Path):
+def test_a_missing_run_is_not_measured_when_a_report_is_requested(run_module: Command, tmp_path: Path):
     for more in ([], ["-m", "hydra/launcher=submitit_slurm"]):
         done = run_module("launcher.validate", *more, f"outputs={tmp_path}", f"report={tmp_path / 'gone'}")
         assert (done.returncode, done.stdout) == (64, "")
@@ -117,26 +117,26 @@ def test_a_run_that_is_not_there_is_not_measured_when_a_report_is_wanted(run_mod
         assert not (tmp_path / "gone").exists()
 
 
-def test_what_five_good_nodes_do_is_learned_from_their_files_and_judges_the_next_node(
+def test_a_reference_learned_from_five_good_nodes_judges_the_next_node(
     dry: tuple[Any, Path], run_module: Command, tmp_path: Path
 ):
-    """They are this machine, a hundred times slower, so that it passes whatever else it does; and a sixth failed."""
+    """The five are copies of this machine, a hundred times slower, which makes it pass; a sixth node failed."""
     known = node_files.read(dry[1] / "nodes" / socket.gethostname() / "NODE.json")
     (measured,) = known.suite_runs
-    slowly = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
+    slow_rates = [replace(rate, blocks=[block / 100 for block in rate.blocks]) for rate in measured.rates]
     names = [f"gpu{number}" for number in range(1, 7)]
     folder = ValidationFolder.create(tmp_path, tmp_path / "paper")
     folder.note(Order(1, 0.0, ["deepep-validate"], ValidationFolder(dry[1]).order().spec, names))
     for name in names:
-        made = replace(known, node=name, suite_runs=[replace(measured, rates=slowly)])
-        made = replace(made, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else made
-        node_files.write(folder.node_folder(name), made)
+        copy = replace(known, node=name, suite_runs=[replace(measured, rates=slow_rates)])
+        copy = replace(copy, verdict=NodeVerdict.FAIL, code="E301") if name == "gpu6" else copy
+        node_files.write(folder.node_folder(name), copy)
     file = tmp_path / "reference.json"
     done = run_module("launcher.validate", f"report={folder.path}", f"learn={file}")
     assert done.returncode == 2, done.stderr
-    found = reference.read(file)
-    assert found.nodes == names[:5]
-    assert f"reference: {file} ({len(found.entries)} rates of 5 nodes)" in done.stderr
+    learned = reference.read(file)
+    assert learned.nodes == names[:5]
+    assert f"reference: {file} ({len(learned.entries)} rates of 5 nodes)" in done.stderr
 
     judged_by_it = run_module("launcher.validate", f"outputs={tmp_path / 'next'}", f"reference={file}")
     assert judged_by_it.returncode == 0, judged_by_it.stderr
@@ -196,7 +196,7 @@ def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("broken", ["junitparser", "pynvml", "msgspec", "hydra"])
-def test_a_crash_of_our_own_and_a_broken_installation_are_3_and_no_verdict(
+def test_an_internal_crash_and_a_broken_installation_give_status_3_and_no_verdict(
     broken: str, no_gpus: dict[str, str], tmp_path: Path
 ):
     (tmp_path / f"{broken}.py").write_text("raise ZeroDivisionError\n")

@@ -1,1 +1,1 @@
-"""Two runs side by side."""
+"""Tests of the comparison of two runs."""

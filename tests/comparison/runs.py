@@ -1,4 +1,4 @@
-"""RESULTS documents on paper, to be compared."""
+"""Constructed RESULTS documents to compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.comparison import run as side
+from launcher.comparison import run as compared_runs
 from launcher.comparison.compare import Comparison, compare
 from launcher.comparison.run import ComparedRun
 from launcher.store import results_file
@@ -31,7 +31,7 @@ def measurement(
     count: int = 150,
     unstable: bool = False,
 ) -> Document:
-    """A point with num_sms 24 and an interval of +- ``half`` in logs."""
+    """A measurement at num_sms 24 whose interval is +- ``half`` in logarithms."""
     return {
         "backend": "deepep",
         "op": op,
@@ -69,24 +69,26 @@ def label(chunk: int, op: str = "dispatch") -> str:
 
 
 def run(*points: Document, failures: tuple[Document, ...] = (), **changes: Any) -> Document:
-    """A RESULTS file of these points; ``changes`` such as ``environment__num_sms`` reach into its parts."""
-    found = copy.deepcopy(BASE) | {"measurements": list(points), "failures": list(failures)}
+    """A RESULTS document with these points; a change such as ``environment__num_sms`` sets a nested member."""
+    document = copy.deepcopy(BASE) | {"measurements": list(points), "failures": list(failures)}
     for path, value in changes.items():
         *parts, last = path.split("__")
-        inner = found
+        inner = document
         for part in parts:
             inner = inner[part]
         inner[last] = value
-    return found
+    return document
 
 
-def sided(document: Document, name: str = "RESULTS_EP2.json") -> ComparedRun:
+def as_compared_run(document: Document, name: str = "RESULTS_EP2.json") -> ComparedRun:
     file = Path(name)
-    return side.compared_run(file, results_file.decode(file, msgspec.json.encode(document)))
+    return compared_runs.compared_run(file, results_file.decode(file, msgspec.json.encode(document)))
 
 
-def compared(a: Document, b: Document, *, tolerance: float = 0.02, unlike_hardware: bool = False) -> Comparison:
-    return compare(sided(a), sided(b), tolerance=tolerance, unlike_hardware=unlike_hardware)
+def compare_documents(
+    a: Document, b: Document, *, tolerance: float = 0.02, unlike_hardware: bool = False
+) -> Comparison:
+    return compare(as_compared_run(a), as_compared_run(b), tolerance=tolerance, unlike_hardware=unlike_hardware)
 
 
 FINAL, SWEPT = measurement(4, 200.0), measurement(6, 200.0, stage="sweep", count=48)

@@ -1,4 +1,4 @@
-"""What differs between two runs, and what that proves."""
+"""Differences between two runs and their significance."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tests.comparison.runs import (
     SLOW_SWEPT,
     SWEPT,
     Document,
-    compared,
+    as_compared_run,
+    compare_documents,
     failure,
     label,
     measurement,
     run,
-    sided,
 )
 
 LABELS = ("backend", "op", "dtype", "role", "num_sms")
 """Members of a measurement that an operation of a pair does not have."""
 
 
-def verdicts(found: Comparison) -> dict[str, str]:
-    return {row.point: row.verdict for row in found.points}
+def verdicts(comparison: Comparison) -> dict[str, str]:
+    return {row.point: row.verdict for row in comparison.points}
 
 
-def test_a_point_that_is_missing_stands_before_those_that_are_not_worse() -> None:
-    found = compared(run(*FINALS, SWEPT), run(FINALS[0], FINALS[1], SLOW_SWEPT))
-    assert list(verdicts(found).items()) == [
+def test_a_missing_point_is_listed_before_the_points_that_are_not_worse() -> None:
+    comparison = compare_documents(run(*FINALS, SWEPT), run(FINALS[0], FINALS[1], SLOW_SWEPT))
+    assert list(verdicts(comparison).items()) == [
         (label(6), "slower"),
         (label(10), "missing in B"),
         (label(4), "same"),
@@ -53,48 +53,50 @@ SPIKY = measurement(8, 1100.0, stage="sweep", count=16, unstable=True)
 
 
 @pytest.mark.parametrize("pair", [(SPIKY | {"unstable": False, "median_us": 384.0}, SPIKY)])
-def test_an_unstable_point_of_one_set_of_processes_says_nothing_and_is_listed(pair: tuple[Document, Document]) -> None:
+def test_an_unstable_point_of_one_set_of_processes_has_no_verdict_and_is_listed(
+    pair: tuple[Document, Document],
+) -> None:
     calm = [measurement(chunk, 200.0, stage="sweep", count=48) for chunk in (4, 6)]
     for a, b in (pair, pair[::-1]):
-        found = compared(run(*calm, a), run(*calm, b))
-        row = next(row for row in found.points if row.point == label(8))
+        comparison = compare_documents(run(*calm, a), run(*calm, b))
+        row = next(row for row in comparison.points if row.point == label(8))
         assert (row.verdict, row.ratio, row.ci95) == ("unstable", b["median_us"] / a["median_us"], None)
-        assert (found.worse, found.missing) == ([], [])
-        assert (found.geometric_mean, found.num_ratios) == (1.0, 2)
-        assert found.counts == {"unstable": 1, "same": 2}
-        assert next(line for line in render.plain(found).splitlines() if label(8) in line).endswith("unstable")
+        assert (comparison.worse, comparison.missing) == ([], [])
+        assert (comparison.geometric_mean, comparison.num_ratios) == (1.0, 2)
+        assert comparison.counts == {"unstable": 1, "same": 2}
+        assert next(line for line in render.plain(comparison).splitlines() if label(8) in line).endswith("unstable")
 
 
 def test_the_groups_of_a_final_hold_the_scatter_of_an_unstable_point_in_their_interval() -> None:
     slow = measurement(4, 300.0, half=0.1, unstable=True)
-    assert verdicts(compared(run(FINAL), run(slow))) == {label(4): "slower"}
-    assert verdicts(compared(run(FINAL), run(slow | {"median_us": 210.0}))) == {label(4): "same"}
+    assert verdicts(compare_documents(run(FINAL), run(slow))) == {label(4): "slower"}
+    assert verdicts(compare_documents(run(FINAL), run(slow | {"median_us": 210.0}))) == {label(4): "same"}
 
 
-def test_where_nothing_that_gates_can_be_judged_nothing_passes() -> None:
+def test_a_comparison_without_a_judged_gating_point_does_not_pass() -> None:
     calm, wild = SWEPT, measurement(6, 600.0, stage="sweep", count=48, unstable=True)
-    found = compared(run(calm), run(wild))
-    assert (found.worse, found.missing) == ([], ["a judgement: every point that gates is unstable"])
-    assert "B lacks: a judgement: " in render.plain(found)
+    comparison = compare_documents(run(calm), run(wild))
+    assert (comparison.worse, comparison.missing) == ([], ["a judgement: every point that gates is unstable"])
+    assert "B lacks: a judgement: " in render.plain(comparison)
 
 
-def test_what_a_run_chose_gates_also_where_the_other_s_final_left_it_out() -> None:
+def test_a_pick_of_one_run_gates_also_where_the_other_s_final_left_it_out() -> None:
     dispatch, combine = measurement(8, 200.0), measurement(10, 200.0, op="combine")
     numbers = [{name: value for name, value in one.items() if name not in LABELS} for one in (dispatch, combine)]
     pair = {"num_sms": 24, "round_trip_us": 400.0, "dispatch": numbers[0], "combine": numbers[1]}
     a = run(FINAL, dispatch, combine, optimal=pair)
     swept = [measurement(8, 300.0, stage="sweep"), measurement(10, 200.0, op="combine", stage="sweep")]
-    found = compared(a, run(FINAL, *swept))
-    assert found.worse == [label(8)]
-    assert {row.point for row in found.points if row.gates} == {label(4), label(8), label(10, "combine")}
-    assert compared(run(FINAL, measurement(8, 200.0)), run(FINAL, swept[0])).worse == []
+    comparison = compare_documents(a, run(FINAL, *swept))
+    assert comparison.worse == [label(8)]
+    assert {row.point for row in comparison.points if row.gates} == {label(4), label(8), label(10, "combine")}
+    assert compare_documents(run(FINAL, measurement(8, 200.0)), run(FINAL, swept[0])).worse == []
 
 
-def test_times_beside_gemms_share_their_processes_and_do_not_gate() -> None:
-    beside = [measurement(4, median_us, op="overlapped", half=0.001) for median_us in (5000.0, 6000.0)]
-    found = compared(run(FINAL, beside[0]), run(FINAL, beside[1]))
-    assert verdicts(found) == {label(4): "same", label(4, "overlapped"): "slower"}
-    assert found.worse == []
+def test_overlapped_times_share_their_processes_and_do_not_gate() -> None:
+    overlapped = [measurement(4, median_us, op="overlapped", half=0.001) for median_us in (5000.0, 6000.0)]
+    comparison = compare_documents(run(FINAL, overlapped[0]), run(FINAL, overlapped[1]))
+    assert verdicts(comparison) == {label(4): "same", label(4, "overlapped"): "slower"}
+    assert comparison.worse == []
 
 
 @pytest.mark.parametrize(
@@ -115,13 +117,13 @@ def test_times_beside_gemms_share_their_processes_and_do_not_gate() -> None:
 def test_runs_of_different_things_are_refused_whatever_the_flags(changes: Document, message: str) -> None:
     for allowed in (False, True):
         with pytest.raises(UserError) as caught:
-            compared(run(FINAL), run(FINAL, **changes), unlike_hardware=allowed)
+            compare_documents(run(FINAL), run(FINAL, **changes), unlike_hardware=allowed)
         assert (str(caught.value), caught.value.hint) == (message, "sweep B with the options of A")
 
 
-def test_another_name_of_the_same_workload_is_a_difference_and_no_refusal() -> None:
-    found = compared(run(FINAL), run(FINAL, workload__name="ours"))
-    assert [(one.field, one.a, one.b) for one in found.differences] == [("workload.name", "deepseek_v3", "ours")]
+def test_another_name_of_the_same_workload_is_listed_as_a_difference_and_not_refused() -> None:
+    comparison = compare_documents(run(FINAL), run(FINAL, workload__name="ours"))
+    assert [(one.field, one.a, one.b) for one in comparison.differences] == [("workload.name", "deepseek_v3", "ours")]
 
 
 @pytest.mark.parametrize(
@@ -139,16 +141,16 @@ def test_another_name_of_the_same_workload_is_a_difference_and_no_refusal() -> N
 def test_unlike_hardware_is_refused_and_compared_on_demand(field: str, value: object, phrase: str) -> None:
     a, b = run(FINAL), run(FINAL, **{f"environment__{field}": value})
     with pytest.raises(UserError) as caught:
-        compared(a, b)
+        compare_documents(a, b)
     assert str(caught.value) == f"the hardware differs: {phrase}"
     assert caught.value.hint.startswith("--unlike-hardware ")
-    assert compared(a, b, unlike_hardware=True).notes == [f"The hardware differs: {phrase}."]
+    assert compare_documents(a, b, unlike_hardware=True).notes == [f"The hardware differs: {phrase}."]
 
 
-def test_memory_that_another_driver_counts_differently_is_no_other_hardware() -> None:
-    found = compared(run(FINAL), run(FINAL, environment__memory_bytes=152_000_000_000))
-    assert found.notes == []
-    assert [one.field for one in found.differences] == ["environment.memory_bytes"]
+def test_a_memory_size_that_differs_by_the_driver_still_counts_as_the_same_hardware() -> None:
+    comparison = compare_documents(run(FINAL), run(FINAL, environment__memory_bytes=152_000_000_000))
+    assert comparison.notes == []
+    assert [one.field for one in comparison.differences] == ["environment.memory_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_memory_that_another_driver_counts_differently_is_no_other_hardware() ->
 )
 def test_runs_without_a_common_point_are_refused(a: Document, b: Document) -> None:
     with pytest.raises(UserError, match=r"^the two runs have no point in common$"):
-        compared(a, b)
+        compare_documents(a, b)
 
 
 POINTS = range(2, 12)
@@ -181,7 +183,7 @@ results_of_a_point = st.one_of(
 
 @st.composite
 def runs(draw: st.DrawFn) -> Document:
-    """Any mixture of points that are measured, failed and not there; the first is always measured."""
+    """Any mixture of measured, failed and absent points; the first is always measured."""
     points, failures = [measurement(2, 55.0)], []
     for chunk in POINTS[1:]:
         drawn = draw(results_of_a_point)
@@ -197,11 +199,16 @@ tolerances = st.sampled_from([0.0, 0.02, 0.5])
 
 
 @given(runs(), tolerances)
-def test_a_run_is_the_same_as_itself(one: Document, tolerance: float) -> None:
-    found = compared(one, one, tolerance=tolerance)
-    assert set(found.counts) <= {"same", "unstable", "failed in both"}
-    assert {row.ratio for row in found.points if row.verdict == "same"} == {1.0}
-    assert (found.geometric_mean, found.worse, found.missing, found.differences) == (1.0, [], [], [])
+def test_a_run_is_the_same_as_itself(document: Document, tolerance: float) -> None:
+    comparison = compare_documents(document, document, tolerance=tolerance)
+    assert set(comparison.counts) <= {"same", "unstable", "failed in both"}
+    assert {row.ratio for row in comparison.points if row.verdict == "same"} == {1.0}
+    assert (comparison.geometric_mean, comparison.worse, comparison.missing, comparison.differences) == (
+        1.0,
+        [],
+        [],
+        [],
+    )
 
 
 MIRROR = {
@@ -216,48 +223,51 @@ MIRROR = {
 
 @given(runs(), runs(), tolerances)
 def test_swapping_the_runs_inverts_the_ratios_and_mirrors_the_verdicts(
-    one: Document, other: Document, tolerance: float
+    first: Document, second: Document, tolerance: float
 ) -> None:
-    found, mirrored = compared(one, other, tolerance=tolerance), compared(other, one, tolerance=tolerance)
+    comparison, mirrored = (
+        compare_documents(first, second, tolerance=tolerance),
+        compare_documents(second, first, tolerance=tolerance),
+    )
     there, back = (
-        {point: "only in A" if verdict == "missing in B" else verdict for point, verdict in verdicts(one).items()}
-        for one in (found, mirrored)
+        {point: "only in A" if verdict == "missing in B" else verdict for point, verdict in verdicts(result).items()}
+        for result in (comparison, mirrored)
     )
     assert {point: MIRROR.get(verdict, verdict) for point, verdict in there.items()} == back
     rows = {row.point: row for row in mirrored.points}
-    for row in found.points:
+    for row in comparison.points:
         mirror = rows[row.point]
         assert (row.a_us, row.b_us, row.gates) == (mirror.b_us, mirror.a_us, mirror.gates)
         if row.ratio is not None and mirror.ratio is not None:
             assert row.ratio * mirror.ratio == pytest.approx(1)
         if row.ci95 is not None and mirror.ci95 is not None:
             assert row.ci95.low * mirror.ci95.high == pytest.approx(1)
-    assert found.gate == mirrored.gate
-    assert (found.geometric_mean or 0) * (mirrored.geometric_mean or 0) == pytest.approx(1)
+    assert comparison.gate == mirrored.gate
+    assert (comparison.geometric_mean or 0) * (mirrored.geometric_mean or 0) == pytest.approx(1)
 
 
 @given(runs(), runs(), st.randoms(use_true_random=False))
-def test_the_order_of_the_points_in_a_file_does_not_matter(one: Document, other: Document, chance: Any) -> None:
-    shuffled = copy.deepcopy(other)
+def test_the_order_of_the_points_in_a_file_does_not_matter(first: Document, second: Document, chance: Any) -> None:
+    shuffled = copy.deepcopy(second)
     chance.shuffle(shuffled["measurements"])
     chance.shuffle(shuffled["failures"])
-    assert compared(one, shuffled) == compared(one, other)
+    assert compare_documents(first, shuffled) == compare_documents(first, second)
 
 
 @given(runs(), runs())
-def test_every_point_has_one_verdict_and_the_worst_stand_first(one: Document, other: Document) -> None:
-    found = compared(one, other)
-    assert sum(found.counts.values()) == len(found.points) == len(verdicts(found))
-    assert [row.verdict for row in found.points] == [
-        verdict for verdict, count in found.counts.items() for _ in range(count)
+def test_every_point_has_one_verdict_and_the_worst_stand_first(first: Document, second: Document) -> None:
+    comparison = compare_documents(first, second)
+    assert sum(comparison.counts.values()) == len(comparison.points) == len(verdicts(comparison))
+    assert [row.verdict for row in comparison.points] == [
+        verdict for verdict, count in comparison.counts.items() for _ in range(count)
     ]
-    assert all(row.ratio == row.b_us / row.a_us for row in found.points if row.a_us and row.b_us and row.ratio)
-    assert found.worse == [row.point for row in found.points if row.is_worse]
+    assert all(row.ratio == row.b_us / row.a_us for row in comparison.points if row.a_us and row.b_us and row.ratio)
+    assert comparison.worse == [row.point for row in comparison.points if row.is_worse]
 
 
 def test_the_interval_of_a_ratio_of_two_finals_is_the_quadrature_of_theirs() -> None:
     a, b = run(measurement(4, 200.0, half=0.003)), run(measurement(4, 208.0, half=0.004))
-    (row,) = compared(a, b).points
+    (row,) = compare_documents(a, b).points
     assert row.ci95 is not None
     assert row.ci95 == Interval(
         pytest.approx(1.04 * math.exp(-0.005), rel=1e-6), pytest.approx(1.04 * math.exp(0.005), rel=1e-6)
@@ -265,17 +275,17 @@ def test_the_interval_of_a_ratio_of_two_finals_is_the_quadrature_of_theirs() -> 
 
 
 @pytest.mark.parametrize("groups", [1, 5])
-def test_where_one_set_of_processes_measured_what_processes_add_is_added(groups: int) -> None:
+def test_the_drift_between_processes_widens_the_interval_where_one_set_of_processes_measured(groups: int) -> None:
     stage = "sweep" if groups == 5 else "final"
-    one = run(measurement(4, 200.0, half=0.0, stage=stage), search__final_groups_measured=groups)
-    (row,) = compared(one, one).points
+    document = run(measurement(4, 200.0, half=0.0, stage=stage), search__final_groups_measured=groups)
+    (row,) = compare_documents(document, document).points
     assert row.ci95 is not None
     assert math.log(row.ci95.high) == pytest.approx(1.96 * math.sqrt(2) * DRIFT, rel=1e-3)
 
 
-def test_of_points_with_too_few_samples_nothing_is_said() -> None:
+def test_points_with_too_few_samples_have_no_interval_and_count_as_the_same() -> None:
     few = [measurement(4, median_us, stage="sweep", count=5, half=0.0) for median_us in (100.0, 200.0)]
-    (row,) = compared(run(few[0]), run(few[1])).points
+    (row,) = compare_documents(run(few[0]), run(few[1])).points
     assert (row.verdict, row.ratio, row.ci95) == ("same", 2.0, None)
 
 
@@ -283,18 +293,20 @@ group_medians = st.lists(st.floats(199.0, 201.0), min_size=5, max_size=5, unique
 
 
 @given(group_medians, group_medians, st.sampled_from([0.0, 0.02]))
-def test_two_finals_are_told_apart_by_welch_s_test(one: list[float], other: list[float], tolerance: float) -> None:
-    sides = []
-    for groups in (one, other):
+def test_two_finals_are_distinguished_by_welch_s_test(
+    first: list[float], second: list[float], tolerance: float
+) -> None:
+    documents = []
+    for groups in (first, second):
         low, high = msgspec.structs.astuple(paired_ratio_interval(groups, np.ones(5)))
         times = measurement(4, float(np.exp(np.log(groups).mean())))
-        sides.append(sided(run(times | {"ci95_us": [low, high]})))
-    both = [levels.levels_of(one, [label(4)]) for one in sides]
-    wanted = scipy_stats.ttest_ind(
-        np.log(other) - math.log1p(tolerance), np.log(one), equal_var=False, alternative="greater"
+        documents.append(as_compared_run(run(times | {"ci95_us": [low, high]})))
+    log_levels = [levels.levels_of(one, [label(4)]) for one in documents]
+    expected = scipy_stats.ttest_ind(
+        np.log(second) - math.log1p(tolerance), np.log(first), equal_var=False, alternative="greater"
     )
-    found = levels.slower_p(*both, margin=math.log1p(tolerance))
-    assert found == pytest.approx(wanted.pvalue, rel=1e-2, abs=1e-6)
+    p = levels.slower_p(*log_levels, margin=math.log1p(tolerance))
+    assert p == pytest.approx(expected.pvalue, rel=1e-2, abs=1e-6)
 
 
 NUM_PAIRS = 300
@@ -303,14 +315,14 @@ NUM_FINAL, NUM_SWEPT, NUM_EITHER = 16, 24, 4
 
 
 class Machine:
-    """Measures points of 200 us: every process group, and every point's scatter between groups, is its own."""
+    """Measures points of 200 us; each process group and each point has a separate scatter."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.scatter = 0.003 * np.exp(self.rng.normal(0, 0.5, NUM_FINAL + NUM_EITHER))
 
     def run(self, *, swept: int, times: dict[int, float]) -> Document:
-        """A run that has the points in between only from its sweep if ``swept`` is their remainder; times by chunk."""
+        """A run with these times by chunk; ``swept`` (0 or 1) selects the chunks that only its sweep measured."""
         points = []
         for chunk in range(NUM_FINAL + NUM_EITHER + NUM_SWEPT):
             median_us = times.get(chunk, 200.0)
@@ -340,9 +352,11 @@ def test_runs_that_differ_by_no_more_than_the_tolerance_give_a_false_alarm_in_at
     alarms, covered, ratios = 0, 0, 0
     for seed in range(NUM_PAIRS):
         machine = Machine(seed)
-        found = compared(machine.run(swept=0, times={}), machine.run(swept=1, times=truth), tolerance=tolerance)
-        alarms += bool(found.worse) or bool({"slower", "faster"} & found.counts.keys() and tolerance == 0)
-        for row in found.points:
+        comparison = compare_documents(
+            machine.run(swept=0, times={}), machine.run(swept=1, times=truth), tolerance=tolerance
+        )
+        alarms += bool(comparison.worse) or bool({"slower", "faster"} & comparison.counts.keys() and tolerance == 0)
+        for row in comparison.points:
             assert row.ci95 is not None
             covered += row.ci95.low <= truth_us / 200 <= row.ci95.high
             ratios += 1
@@ -355,7 +369,9 @@ def test_a_final_point_that_is_5_percent_slower_is_found_and_nothing_else() -> N
     for seed in range(100):
         machine = Machine(seed)
         machine.scatter[7] = 0.003
-        found = compared(machine.run(swept=0, times={}), machine.run(swept=1, times={7: 210.0}), tolerance=0.02)
-        assert label(7) in found.worse, seed
-        exact += found.worse == [label(7)]
+        comparison = compare_documents(
+            machine.run(swept=0, times={}), machine.run(swept=1, times={7: 210.0}), tolerance=0.02
+        )
+        assert label(7) in comparison.worse, seed
+        exact += comparison.worse == [label(7)]
     assert exact >= 95

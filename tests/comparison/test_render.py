@@ -1,4 +1,4 @@
-"""A comparison as text, whatever the runs may hold."""
+"""Comparisons rendered as text, with hostile input too."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ from markdown_it import MarkdownIt
 
 from launcher.comparison import render
 from launcher.comparison.compare import Comparison, compare
-from tests.comparison.runs import BASE, FINAL, SWEPT, compared, failure, label, measurement, run, sided
+from tests.comparison.runs import (
+    BASE,
+    FINAL,
+    SWEPT,
+    as_compared_run,
+    compare_documents,
+    failure,
+    label,
+    measurement,
+    run,
+)
 
 
-def test_a_long_list_of_what_is_missing_is_cut() -> None:
-    found = compared(run(SWEPT, *(measurement(chunk, 200.0) for chunk in range(10, 18))), run(SWEPT))
+def test_a_long_list_of_missing_points_is_cut() -> None:
+    comparison = compare_documents(run(SWEPT, *(measurement(chunk, 200.0) for chunk in range(10, 18))), run(SWEPT))
     line = f"B lacks: {', '.join(label(chunk) for chunk in range(10, 15))} and 4 more."
-    assert line in render.plain(found).splitlines()
+    assert line in render.plain(comparison).splitlines()
 
 
-def test_the_output_says_which_points_gate() -> None:
-    with_final = render.plain(compared(run(FINAL, SWEPT), run(FINAL, SWEPT)))
+def test_the_output_states_which_points_gate() -> None:
+    with_final = render.plain(compare_documents(run(FINAL, SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or p" in with_final
-    without = render.plain(compared(run(SWEPT), run(FINAL, SWEPT)))
+    without = render.plain(compare_documents(run(SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: all 1 with two times, since no point is in the finals of both runs.\n" in without
 
 
@@ -31,7 +41,7 @@ hostile = st.one_of(
 
 
 def spoilt(text: str) -> Comparison:
-    """A comparison with a text wherever a machine, a command or a configuration may put one."""
+    """A comparison with this text in every field from a machine, a command or a configuration."""
     host = BASE["hosts"][0] | {"hostname": text, "python": text, "gpu_uuids": [text]}
     other = run(
         FINAL,
@@ -46,12 +56,12 @@ def spoilt(text: str) -> Comparison:
         hosts=[host],
         command=["deepep-sweep", text],
     )
-    a, b = sided(run(FINAL, SWEPT), f"{text}!"), sided(other, f"{text}!")
+    a, b = as_compared_run(run(FINAL, SWEPT), f"{text}!"), as_compared_run(other, f"{text}!")
     return compare(a, b, tolerance=0.02, unlike_hardware=True)
 
 
 def structure(text: str) -> list[str]:
-    """The kinds of all blocks, without what is in them."""
+    """The types of all blocks, without their content."""
     return [token.type for token in MarkdownIt("commonmark").enable("table").parse(text)]
 
 
@@ -65,19 +75,19 @@ HARMLESS = spoilt("x")
 @example("\x1b[2J\x1b[31m")
 @given(hostile)
 def test_no_text_from_a_run_gets_out_of_its_cell(text: str) -> None:
-    found = spoilt(text)
-    marked = render.github(found)
+    comparison = spoilt(text)
+    marked = render.github(comparison)
     assert structure(marked) == structure(render.github(HARMLESS))
     inline = [token for token in MarkdownIt("commonmark").enable("table").parse(marked) if token.children]
     kinds = {child.type for token in inline for child in token.children or []}
     assert kinds <= {"text", "code_inline", "strong_open", "strong_close"}
-    plain = render.plain(found)
+    plain = render.plain(comparison)
     assert [char for char in plain if not char.isprintable() and char != "\n"] == []
     assert plain.count("\n") == render.plain(HARMLESS).count("\n")
 
 
-def test_shared_gpus_are_said_first() -> None:
-    one = run(FINAL, shared_gpus=True)
-    assert render.github(compared(one, one)).splitlines()[0] == (
+def test_shared_gpus_are_stated_first() -> None:
+    document = run(FINAL, shared_gpus=True)
+    assert render.github(compare_documents(document, document)).splitlines()[0] == (
         "**In both runs several ranks shared a GPU: the times mean nothing.**"
     )

@@ -1,1 +1,1 @@
-"""What is asked for: schema, hardware, arguments, plan, manual."""
+"""Tests of the configuration: schema, hardware, arguments, plan and manual."""

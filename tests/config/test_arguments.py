@@ -13,10 +13,10 @@ from launcher.config import arguments, job_options, schema
 from launcher.errors import UserError
 
 
-def test_one_of_several_sweeps_is_resumed_by_a_command_of_its_own(monkeypatch: pytest.MonkeyPatch):
+def test_each_of_several_sweeps_is_resumed_by_a_separate_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='2','4'", "hydra/launcher=submitit_slurm"])
-    given = arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
-    assert given == ["deepep-sweep", "-m", "hydra/launcher=submitit_slurm", "ep='4'"]
+    command = arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN", "hydra/launcher=submitit_slurm"])
+    assert command == ["deepep-sweep", "-m", "hydra/launcher=submitit_slurm", "ep='4'"]
     monkeypatch.setattr(sys, "argv", ["sweep", "-m", "ep='4'"])
     assert arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
 

@@ -1,4 +1,4 @@
-"""Hydra's frame around a command: its job settings, its errors, and which command runs."""
+"""Commands under Hydra: job settings, errors, and the choice of the command."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def _restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_environment_of_hydras_job_is_that_of_the_measurement() -> None:
-    seen: list[str | None] = []
+def test_a_measurement_has_the_environment_of_hydras_job() -> None:
+    values: list[str | None] = []
 
     def body(_: Composed) -> int:
-        seen.append(os.environ.get("A_SETTING_OF_NCCL"))
+        values.append(os.environ.get("A_SETTING_OF_NCCL"))
         return 0
 
     assert compose.run("sweep", ["-m", *HERE, "+hydra.job.env_set.A_SETTING_OF_NCCL=7"], body) == 0
-    assert (seen, os.environ.get("A_SETTING_OF_NCCL")) == (["7"], None)
+    assert (values, os.environ.get("A_SETTING_OF_NCCL")) == (["7"], None)
 
 
 def test_the_status_of_several_sweeps_is_the_highest_and_a_refusal_ends_them() -> None:
@@ -46,25 +46,25 @@ def test_the_status_of_several_sweeps_is_the_highest_and_a_refusal_ends_them() -
         compose.run("sweep", ["-m", *HERE, "seed=1,2"], refuse)
 
 
-def test_a_sweep_that_breaks_leaves_the_others_to_run() -> None:
-    ran: list[int] = []
+def test_a_sweep_that_fails_does_not_keep_the_others_from_running() -> None:
+    seeds: list[int] = []
 
     def body(composed: Composed) -> int:
-        ran.append(composed.config.seed)
+        seeds.append(composed.config.seed)
         if composed.config.seed == 1:
             raise OSError("a full disk")
         return 0
 
     with pytest.raises(OSError, match="a full disk"):
         compose.run("sweep", ["-m", *HERE, "seed=1,2"], body)
-    assert ran == [1, 2]
+    assert seeds == [1, 2]
 
 
 def test_a_primary_config_of_the_site_belongs_to_the_command_that_names_it(run_module: Command, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "ours.yaml").write_text("defaults: [validate]\n")
-    own = ("--config-dir", str(tmp_path / "site"), "--config-name", "ours")
-    there = ("-m", *own, "hydra/launcher=submitit_local", "hardware=cpu", "nodes=a", f"outputs={tmp_path}/outputs")
-    process = run_module("launcher.validate", *there)
+    site = ("--config-dir", str(tmp_path / "site"), "--config-name", "ours")
+    arguments = ("-m", *site, "hydra/launcher=submitit_local", "hardware=cpu", "nodes=a", f"outputs={tmp_path}/outputs")
+    process = run_module("launcher.validate", *arguments)
     assert process.returncode == 64, process.stderr
     assert process.stderr.startswith("error: ")

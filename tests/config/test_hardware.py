@@ -1,4 +1,4 @@
-"""Files of hardware, and the GPUs they are for."""
+"""Hardware files and the GPUs that they match."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ from launcher.config import hardware as machine
         ("NVIDIA GB200", "gb200"),
     ],
 )
-def test_a_hardware_file_is_that_of_one_board_and_not_of_its_pcie_card(name: str, hardware: str | None):
+def test_a_hardware_file_matches_its_board_and_not_the_pcie_card(name: str, hardware: str | None):
     matching = [one.name for one in machine.known_hardware() if one.gpu_pattern and re.search(one.gpu_pattern, name)]
     assert matching == ([] if hardware is None else [hardware])

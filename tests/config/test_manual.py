@@ -1,4 +1,4 @@
-"""Generated documents are what their generators give now, and leave nothing out."""
+"""Generated documents are up to date and complete."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from launcher.config.manual import SWEEP, VALIDATE, ConfigKey, sections
 from launcher.validation import config, node
 from tests.builders import ROOT
 
-REMAKE = "make docs writes it anew"
+REMAKE = "make docs rewrites it"
 REFERENCE = manual.reference()
 
 KEYS = [key for section in [*sections(SWEEP), *sections(VALIDATE)] for key in section.keys]
 
 
 def classes(module: ModuleType) -> set[tuple[str, str]]:
-    """The dataclasses of a module of the schema, each with its file as the manual names it."""
+    """The dataclasses of a schema module, each with its file as in the manual."""
     assert module.__file__ is not None
     file = Path(module.__file__).relative_to(ROOT / "launcher").as_posix()
-    found = ast.parse(Path(module.__file__).read_text()).body
-    return {(file, one.name) for one in found if isinstance(one, ast.ClassDef) and one.decorator_list}
+    statements = ast.parse(Path(module.__file__).read_text()).body
+    return {(file, one.name) for one in statements if isinstance(one, ast.ClassDef) and one.decorator_list}
 
 
-def test_configs_md_is_what_the_generator_gives() -> None:
+def test_configs_md_equals_the_output_of_its_generator() -> None:
     assert (ROOT / "docs" / "CONFIGS.md").read_text() == REFERENCE, REMAKE
 
 
-def test_node_schema_json_is_what_the_program_reads() -> None:
+def test_node_schema_json_is_the_schema_that_the_program_reads() -> None:
     assert (ROOT / "docs" / "node.schema.json").read_bytes() == node.schema(), REMAKE
 
 

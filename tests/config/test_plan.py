@@ -1,4 +1,4 @@
-"""What is planned: every cell once, in one shard; what cannot run is refused before it starts."""
+"""Plans: every cell once and in one shard; sweeps that cannot run are refused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from bench.backends import BACKENDS
 from bench.records import Dtype, Op, Role, Stage
-from launcher.config import plan, planning
-from launcher.config.plan import Plan
+from launcher.config import planning
+from launcher.config.plan import ANCHOR_EVERY, Plan
 from launcher.config.schema import Ep
 from launcher.errors import UserError
 from launcher.tuner.shard import in_order
@@ -24,7 +24,7 @@ from tests.builders import ROOT, anchor_of, deepep_plan, small_workload, spec
 
 
 def axis(values: st.SearchStrategy[int], always: int) -> st.SearchStrategy[list[int]]:
-    """Distinct values with one that no rule refuses among them, in any order."""
+    """Distinct values in any order; ``always``, which no rule refuses, is among them."""
     return st.lists(values, max_size=3).flatmap(lambda drawn: st.permutations(sorted({*drawn, always})))
 
 
@@ -37,75 +37,75 @@ grids = st.fixed_dictionaries(
 )
 
 
-def replaced(made: Plan, **changes: Any) -> Plan:
-    return planning.make(msgspec.structs.replace(made.spec, **changes))
+def replaced(plan: Plan, **changes: Any) -> Plan:
+    return planning.make(msgspec.structs.replace(plan.spec, **changes))
 
 
 @given(grids, st.integers(1, 9), st.integers(0, 10_000))
 def test_shards_partition_the_grid(grid: dict[str, list[int]], num_shards: int, seed: int) -> None:
-    made = deepep_plan(grid=grid, num_shards=num_shards, seed=seed)
-    shards = [made.shard(index) for index in range(num_shards)]
+    plan = deepep_plan(grid=grid, num_shards=num_shards, seed=seed)
+    shards = [plan.shard(index) for index in range(num_shards)]
     ids = [planned.id for shard in shards for planned in shard]
-    assert sorted(ids) == sorted(planned.id for planned in made.cells)
+    assert sorted(ids) == sorted(planned.id for planned in plan.cells)
     assert len(set(ids)) == len(ids)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @given(grids, st.integers(0, 10_000))
 def test_every_cell_is_the_default_or_planned_or_refused(grid: dict[str, list[int]], seed: int) -> None:
-    made = deepep_plan(grid=grid, seed=seed)
+    plan = deepep_plan(grid=grid, seed=seed)
     product = {
         (op, combination)
         for op in (Op.DISPATCH, Op.COMBINE)
         for combination in itertools.product(grid["num_sms"], grid["nvl_chunk"], grid["nvl_buffer"])
     }
-    cells = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in made.cells}
-    refused = {(cell.op, tuple(cell.knobs.values())) for cell in made.refused}
-    defaults = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in made.anchors}
+    cells = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in plan.cells}
+    refused = {(cell.op, tuple(cell.knobs.values())) for cell in plan.refused}
+    defaults = {(planned.point.op, tuple(planned.point.knobs.values())) for planned in plan.anchors}
     assert cells | refused | (defaults & product) == product
     assert len(cells) + len(refused) + len(defaults & product) == len(product)
-    assert all(cell.violations for cell in made.refused)
-    assert len(made.cells) == len(cells)
+    assert all(cell.violations for cell in plan.refused)
+    assert len(plan.cells) == len(cells)
 
 
 @given(grids)
 def test_the_default_is_planned_once_whether_or_not_the_grid_names_it(grid: dict[str, list[int]]) -> None:
     for num_sms in ([24], [20, 24]):
-        made = deepep_plan(grid=grid | {"num_sms": num_sms})
+        plan = deepep_plan(grid=grid | {"num_sms": num_sms})
         for op in (Op.DISPATCH, Op.COMBINE):
             default = BACKENDS["deepep"].default(op, num_ranks=4)
-            matching = [one for one in made.every_point if (one.point.op, one.point.knobs) == (op, default)]
+            matching = [one for one in plan.every_point if (one.point.op, one.point.knobs) == (op, default)]
             assert [one.role for one in matching] == [Role.ANCHOR]
 
 
-def test_the_seed_changes_the_order_and_nothing_else(made: Plan) -> None:
-    other = replaced(made, seed=made.spec.seed + 1)
-    assert [one.id for one in made.cells] != [one.id for one in other.cells]
-    assert {one.id for one in made.cells} == {one.id for one in other.cells}
-    assert planning.make(made.spec) == made
+def test_the_seed_changes_only_the_order(plan: Plan) -> None:
+    other = replaced(plan, seed=plan.spec.seed + 1)
+    assert [one.id for one in plan.cells] != [one.id for one in other.cells]
+    assert {one.id for one in plan.cells} == {one.id for one in other.cells}
+    assert planning.make(plan.spec) == plan
 
 
-def test_deepep_is_planned_beside_one_all_to_all_and_an_all_to_all_alone(made: Plan) -> None:
-    assert [(one.point.backend, one.point.op) for one in made.baselines] == [
+def test_deepep_is_planned_with_one_all_to_all_baseline_and_an_all_to_all_without(plan: Plan) -> None:
+    assert [(one.point.backend, one.point.op) for one in plan.baselines] == [
         ("alltoall", Op.DISPATCH),
         ("alltoall", Op.COMBINE),
     ]
-    assert replaced(made, backend="alltoall", grid={"num_slices": [1], "num_in_flight": [1]}).baselines == []
-    assert replaced(made, ep=Ep(size=4, share_gpus=True)).baselines == []
+    assert replaced(plan, backend="alltoall", grid={"num_slices": [1], "num_in_flight": [1]}).baselines == []
+    assert replaced(plan, ep=Ep(size=4, share_gpus=True)).baselines == []
 
 
-def test_combine_is_always_bf16(made: Plan) -> None:
-    fp8 = replaced(made, workload=small_workload(dtype=Dtype.FP8))
+def test_combine_is_always_bf16(plan: Plan) -> None:
+    fp8 = replaced(plan, workload=small_workload(dtype=Dtype.FP8))
     assert {(one.point.op, one.point.dtype) for one in fp8.every_point} == {
         (Op.DISPATCH, Dtype.FP8),
         (Op.COMBINE, Dtype.BF16),
     }
 
 
-def test_a_knob_may_have_its_own_values_for_each_operation(made: Plan) -> None:
+def test_a_knob_may_have_different_values_for_each_operation(plan: Plan) -> None:
     chunks = {"dispatch": [8, 12], "combine": [16]}
-    own = replaced(made, grid={"num_sms": [24], "nvl_chunk": chunks, "nvl_buffer": [256]})
-    assert {(one.point.op.value, one.point.knobs["nvl_chunk"]) for one in own.cells} == {
+    separate = replaced(plan, grid={"num_sms": [24], "nvl_chunk": chunks, "nvl_buffer": [256]})
+    assert {(one.point.op.value, one.point.knobs["nvl_chunk"]) for one in separate.cells} == {
         ("dispatch", 8),
         ("dispatch", 12),
         ("combine", 16),
@@ -147,9 +147,9 @@ def test_a_knob_may_have_its_own_values_for_each_operation(made: Plan) -> None:
         ({"workload": small_workload(seed=-1)}, "workload.seed must be at least 0, got -1"),
     ],
 )
-def test_a_sweep_that_cannot_run_is_refused_in_one_line(made: Plan, changes: dict[str, Any], message: str) -> None:
+def test_a_sweep_that_cannot_run_is_refused_in_one_line(plan: Plan, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        replaced(made, **changes)
+        replaced(plan, **changes)
     assert str(caught.value) == message
 
 
@@ -164,10 +164,10 @@ def test_a_fault_that_is_not_one_is_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("budget_s", [-5.0, 0.0, math.nan])
 @pytest.mark.parametrize("final_groups", [0, 5])
-def test_a_budget_that_is_not_positive_is_refused(made: Plan, budget_s: float, final_groups: int) -> None:
-    settings = msgspec.structs.replace(made.spec.search, budget_s=budget_s, final_groups=final_groups)
+def test_a_budget_that_is_not_positive_is_refused(plan: Plan, budget_s: float, final_groups: int) -> None:
+    settings = msgspec.structs.replace(plan.spec.search, budget_s=budget_s, final_groups=final_groups)
     with pytest.raises(UserError) as caught:
-        replaced(made, search=settings)
+        replaced(plan, search=settings)
     assert str(caught.value) == f"search.budget_s must be positive, or null for none, got {budget_s:g}"
 
 
@@ -216,26 +216,26 @@ def test_any_other_objective_is_refused_in_one_line(objective: str, shown: str) 
     assert caught.value.hint == "search.objective={dispatch:2,combine:1}"
 
 
-def test_a_refusal_of_the_grid_hints_at_the_knobs_of_the_backend(made: Plan) -> None:
+def test_a_refusal_of_the_grid_hints_at_the_knobs_of_the_backend(plan: Plan) -> None:
     with pytest.raises(UserError) as caught:
-        replaced(made, grid={"num_smss": [24]})
+        replaced(plan, grid={"num_smss": [24]})
     assert caught.value.hint == "knobs of backend deepep: num_sms, nvl_chunk, nvl_buffer"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no array"])
-def test_an_unreadable_trace_is_refused_when_planning(made: Plan, tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_trace_is_refused_when_planning(plan: Plan, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "trace.npy"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^workload\.routing must be .* or a readable trace, got {path}") as caught:
-        replaced(made, workload=small_workload(routing=str(path)))
+        replaced(plan, workload=small_workload(routing=str(path)))
     assert "\n" not in str(caught.value)
 
 
-def test_a_fitting_trace_is_planned(made: Plan, tmp_path: Path) -> None:
+def test_a_fitting_trace_is_planned(plan: Plan, tmp_path: Path) -> None:
     path = tmp_path / "trace.npy"
     np.save(path, np.zeros((4, 64, 4), dtype=np.int64))
-    assert replaced(made, workload=small_workload(routing=str(path))).cells
+    assert replaced(plan, workload=small_workload(routing=str(path))).cells
 
 
 @pytest.mark.parametrize(
@@ -257,65 +257,65 @@ def test_ids_change_with_all_that_a_result_depends_on(changes: dict[str, Any]) -
     assert base.id != other.id
 
 
-def test_ids_do_not_depend_on_the_rest_of_the_sweep(made: Plan) -> None:
-    larger = replaced(made, grid=made.spec.grid | {"num_sms": [16, 24, 32, 40]}, seed=9, num_shards=3)
-    assert {one.id for one in made.every_point} < {one.id for one in larger.every_point}
-    assert made.id != larger.id
+def test_ids_do_not_depend_on_the_rest_of_the_sweep(plan: Plan) -> None:
+    larger = replaced(plan, grid=plan.spec.grid | {"num_sms": [16, 24, 32, 40]}, seed=9, num_shards=3)
+    assert {one.id for one in plan.every_point} < {one.id for one in larger.every_point}
+    assert plan.id != larger.id
 
 
 @given(grids, st.integers(1, 4))
 def test_a_plan_survives_its_file(grid: dict[str, list[int]], num_shards: int) -> None:
-    made = deepep_plan(grid=grid, num_shards=num_shards)
-    read = msgspec.json.decode(msgspec.json.format(msgspec.json.encode(made), indent=1), type=Plan)
-    assert read == made
-    assert read.id == made.id
+    plan = deepep_plan(grid=grid, num_shards=num_shards)
+    read = msgspec.json.decode(msgspec.json.format(msgspec.json.encode(plan), indent=1), type=Plan)
+    assert read == plan
+    assert read.id == plan.id
 
 
 @given(grids)
-def test_a_plan_of_an_earlier_version_keeps_its_id_although_it_names_an_option_that_is_none_now(
+def test_a_plan_of_an_earlier_version_keeps_its_id_although_it_names_a_removed_option(
     grid: dict[str, list[int]],
 ) -> None:
-    made = deepep_plan(grid=grid)
-    earlier = msgspec.to_builtins(made)
+    plan = deepep_plan(grid=grid)
+    earlier = msgspec.to_builtins(plan)
     earlier["spec"]["search"]["finalists_per_group"] = 2
     read = msgspec.json.decode(msgspec.json.encode(earlier), type=Plan)
-    assert read == made
-    assert read.id == made.id
+    assert read == plan
+    assert read.id == plan.id
 
 
-def test_labels_are_unique_within_a_plan(made: Plan) -> None:
-    labels = [one.point.label for one in made.every_point]
+def test_labels_are_unique_within_a_plan(plan: Plan) -> None:
+    labels = [one.point.label for one in plan.every_point]
     assert len(set(labels)) == len(labels)
 
 
 def test_anchors_come_first_last_and_every_25_points() -> None:
-    made = deepep_plan(grid={"num_sms": [2 * sms for sms in range(1, 16)], "nvl_chunk": [8, 12], "nvl_buffer": [256]})
-    roles = [task.role for task in in_order(made, [*made.baselines, *made.cells], 0)]
+    plan = deepep_plan(grid={"num_sms": [2 * sms for sms in range(1, 16)], "nvl_chunk": [8, 12], "nvl_buffer": [256]})
+    roles = [task.role for task in in_order(plan, [*plan.baselines, *plan.cells], 0)]
     assert roles[:4] == [Role.ANCHOR] * 2 + [Role.BASELINE] * 2
     assert roles[-2:] == [Role.ANCHOR] * 2
     runs = [len(list(group)) for role, group in itertools.groupby(roles, lambda role: role is Role.ANCHOR) if not role]
-    assert max(runs) == plan.ANCHOR_EVERY
-    assert sum(runs) == len(made.cells) + 2
-    assert len(runs) == math.ceil(sum(runs) / plan.ANCHOR_EVERY)
+    assert max(runs) == ANCHOR_EVERY
+    assert sum(runs) == len(plan.cells) + 2
+    assert len(runs) == math.ceil(sum(runs) / ANCHOR_EVERY)
 
 
-def test_ranks_that_replace_failed_ones_measure_the_default_of_both_operations_in_the_round_that_goes_on(
-    made: Plan,
+def test_ranks_that_replace_failed_ones_measure_the_default_of_both_operations_in_the_current_round(
+    plan: Plan,
 ) -> None:
-    for task in in_order(made, [*made.baselines, *made.cells], 3):
+    for task in in_order(plan, [*plan.baselines, *plan.cells], 3):
         assert (task.stage, task.round) == (Stage.SWEEP, 3)
         if task.role is Role.ANCHOR:
             assert task.references == ()
         else:
             assert [(one.point, one.role) for one in task.references] == [
-                (one.point, Role.ANCHOR) for one in made.anchors
+                (anchor.point, Role.ANCHOR) for anchor in plan.anchors
             ]
             assert {(one.stage, one.round) for one in task.references} == {(Stage.SWEEP, 3)}
 
 
-def test_the_default_of_a_plan_is_what_deepep_takes_at_that_many_ranks(made: Plan) -> None:
-    assert anchor_of(made, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 6, "nvl_buffer": 256}
-    two = replaced(made, ep=Ep(size=2, share_gpus=False))
+def test_the_default_of_a_plan_is_deepep_s_config_for_that_many_ranks(plan: Plan) -> None:
+    assert anchor_of(plan, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 6, "nvl_buffer": 256}
+    two = replaced(plan, ep=Ep(size=2, share_gpus=False))
     assert anchor_of(two, Op.DISPATCH).point.knobs == {"num_sms": 20, "nvl_chunk": 24, "nvl_buffer": 256}
 
 

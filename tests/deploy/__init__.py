@@ -1,1 +1,1 @@
-"""From a RESULTS file to what frameworks load."""
+"""Tests of the deployment, from a RESULTS file to files for frameworks."""

@@ -1,4 +1,4 @@
-"""What is exported, for the tests of several modules."""
+"""Fixtures for the tests of exports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.deploy.exported import FILES, RESULTS, Document
 
 @pytest.fixture
 def document() -> Document:
-    """A real RESULTS file, to be spoilt; the long tables left out."""
-    found: Document = msgspec.json.decode(RESULTS.read_bytes())
-    return found | {"measurements": [], "best_per_shared": []}
+    """A real RESULTS document without its long tables, to be changed."""
+    decoded: Document = msgspec.json.decode(RESULTS.read_bytes())
+    return decoded | {"measurements": [], "best_per_shared": []}
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of everything that is exported of two H200s at EP=2."""
+    """The folder of all exports of two H200s at EP=2."""
     run = tmp_path_factory.mktemp("run")
     shutil.copy(RESULTS, run)
     paths = exporting.export(run / RESULTS.name, names=list(EXPORTS))

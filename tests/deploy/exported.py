@@ -1,4 +1,4 @@
-"""The run that is exported, and processes that load what was written."""
+"""The exported run, and processes that load the exported files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.published import PUBLISHED
 
 RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 STAND_INS = ROOT / "tests" / "stand_ins"
-ANSWER = tuned.read(RESULTS)
+TUNED = tuned.read(RESULTS)
 FILES = [one.file for one in EXPORTS.values()]
 DISPATCH, COMBINE = (128, 8, 128, 6, 128), (128, 14, 256, 6, 128)
 
@@ -33,7 +33,7 @@ def written(document: Document, folder: Path, name: str = "RESULTS_EP2.json") ->
 
 
 def python(code: str, *folders: Path, stand_ins: bool = True) -> subprocess.CompletedProcess[str]:
-    """A process that can import the stand-in deep_ep and what lies in the folders."""
+    """A finished process that could import from the folders, and the stand-in deep_ep."""
     path = [*map(str, folders), *([str(STAND_INS)] if stand_ins else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "RANK": "0"}
     return subprocess.run(
@@ -42,7 +42,7 @@ def python(code: str, *folders: Path, stand_ins: bool = True) -> subprocess.Comp
 
 
 def holds(code: str, *folders: Path) -> subprocess.CompletedProcess[str]:
-    """The process, whose every assertion held."""
+    """The finished process, after checking that its assertions held."""
     process = python(code, *folders)
     assert process.returncode == 0, process.stderr
     return process
@@ -55,9 +55,9 @@ hostile = st.one_of(
 
 
 def with_text(text: str) -> TunedResults:
-    """The answer with a text wherever a machine, a command or a configuration may put one."""
-    replace, results = msgspec.structs.replace, ANSWER.results
-    return ANSWER._replace(
+    """The tuned results with this text in every field from a machine, a command or a configuration."""
+    replace, results = msgspec.structs.replace, TUNED.results
+    return TUNED._replace(
         results=replace(
             results,
             command=["deepep-sweep", text, f"run={text}"],
@@ -65,7 +65,7 @@ def with_text(text: str) -> TunedResults:
             hosts=[replace(results.hosts[0], hostname=text)],
             workload=replace(results.workload, name=text, routing=text),
         ),
-        library=replace(ANSWER.library, version=text),
+        library=replace(TUNED.library, version=text),
         device=text,
-        verdict=replace(ANSWER.verdict, meaning=text),
+        verdict=replace(TUNED.verdict, meaning=text),
     )

@@ -1,4 +1,4 @@
-"""Texts for frameworks: what they hold, and that they load."""
+"""Files for frameworks: their content, and that they load."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from launcher.deploy import exporting
 from launcher.deploy.formats import EXPORTS, SHIM, render
 from launcher.deploy.tuned import PICKS, provenance
 from tests.builders import ROOT
-from tests.deploy.exported import ANSWER, COMBINE, DISPATCH, FILES, Document, holds, hostile, with_text, written
+from tests.deploy.exported import COMBINE, DISPATCH, FILES, TUNED, Document, holds, hostile, with_text, written
 
 
 def bare(text: str) -> list[str]:
-    """The lines that are no comments."""
+    """The lines without comments."""
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def test_the_documented_table_is_that_of_the_report() -> None:
+def test_the_documented_table_equals_that_of_the_report() -> None:
     lines = (ROOT / "docs" / "APPLY.md").read_text().split("## What each can take")[1].split("## ")[0].splitlines()[4:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")[:3]] for line in lines if line.startswith("|")]
     assert [[re.sub(r"^\[(.*)\]\(.*\)$", r"\1", name), *carried] for name, *carried in rows] == [
-        [one.framework, one.num_sms, one.chunk_and_buffer] for one in EXPORTS.values()
+        [export.framework, export.num_sms, export.chunk_and_buffer] for export in EXPORTS.values()
     ]
 
 
 @pytest.mark.parametrize("kind", ["default_is_optimal", "inconclusive"])
-def test_a_verdict_other_than_tuned_is_exported_and_said_everywhere(
+def test_a_verdict_other_than_tuned_is_exported_and_stated_in_every_file(
     kind: str, document: Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document["verdict"] |= {"kind": kind, "meaning": "why it is so"}
@@ -47,7 +47,7 @@ def test_a_verdict_other_than_tuned_is_exported_and_said_everywhere(
     assert [path.name for path in paths if kind not in path.read_text()] == []
 
 
-def test_a_run_that_is_not_whole_is_exported_and_said_everywhere(
+def test_an_incomplete_run_is_exported_and_every_file_states_it(
     document: Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document["points"] |= {"missing": 3}
@@ -57,22 +57,22 @@ def test_a_run_that_is_not_whole_is_exported_and_said_everywhere(
 
 
 @pytest.mark.parametrize("pick", PICKS)
-def test_each_pick_exports_its_own_pair(pick: str, document: Document) -> None:
-    text = render(ANSWER, pick=pick, names=["sglang"])["sglang_deepep_config.json"]
-    found = msgspec.json.decode(text)
+def test_each_pick_exports_its_pair(pick: str, document: Document) -> None:
+    text = render(TUNED, pick=pick, names=["sglang"])["sglang_deepep_config.json"]
+    exported = msgspec.json.decode(text)
     pair = document["picks"][pick]
     for operation in ("dispatch", "combine"):
         values = [pair["num_sms"], pair[operation]["nvl_chunk"], pair[operation]["nvl_buffer"], 6, 128]
-        assert list(found[f"normal_{operation}"].values()) == values
-    assert found["deepep_sweep"]["pick"] == pick
+        assert list(exported[f"normal_{operation}"].values()) == values
+    assert exported["deepep_sweep"]["pick"] == pick
 
 
-def test_every_file_says_where_it_comes_from(exports: Path) -> None:
-    said = provenance(ANSWER, "fastest")
-    assert said.keys() >= {"machine", "workload", "deep_ep", "measured", "command", "verdict", "pick", "dispatch"}
+def test_every_file_states_its_provenance(exports: Path) -> None:
+    facts = provenance(TUNED, "fastest")
+    assert facts.keys() >= {"machine", "workload", "deep_ep", "measured", "command", "verdict", "pick", "dispatch"}
     for name in set(FILES) - {SHIM, "sglang_deepep_config.json"}:
         lines = (exports / name).read_text().splitlines()
-        assert [value for key, value in said.items() if f"# deepep-sweep, {key}: {value}" not in lines] == []
+        assert [value for key, value in facts.items() if f"# deepep-sweep, {key}: {value}" not in lines] == []
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_every_file_says_where_it_comes_from(exports: Path) -> None:
         (SHIM, "For other numbers of ranks both return what"),
     ],
 )
-def test_every_file_says_what_it_cannot_carry(name: str, sentence: str, exports: Path) -> None:
+def test_every_file_names_the_knobs_that_its_framework_cannot_take(name: str, sentence: str, exports: Path) -> None:
     assert sentence in (exports / name).read_text()
 
 
 def test_sglang_s_objects_are_keyword_arguments_of_config_with_one_num_sms(exports: Path) -> None:
-    found = msgspec.json.decode((exports / "sglang_deepep_config.json").read_bytes())
-    assert list(found["normal_dispatch"].values()) == list(DISPATCH)
-    assert list(found["normal_combine"].values()) == list(COMBINE)
+    exported = msgspec.json.decode((exports / "sglang_deepep_config.json").read_bytes())
+    assert list(exported["normal_dispatch"].values()) == list(DISPATCH)
+    assert list(exported["normal_combine"].values()) == list(COMBINE)
     process = holds(
         "import deep_ep, json\n"
         f"found = json.load(open({str(exports / 'sglang_deepep_config.json')!r}))\n"
@@ -113,9 +113,9 @@ def test_megatron_s_arguments_parse_as_a_shell_hands_them_over(exports: Path) ->
     parser.add_argument("--moe-flex-dispatcher-backend", choices=["deepep", "hybridep"])
     parser.add_argument("--moe-flex-dispatcher-num-sms", type=int)
     line = f"printf '%s\\n' $(grep -v '^#' {shlex.quote(str(exports / 'megatron.args'))})"
-    given = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout.split()
-    found = parser.parse_args(given)
-    assert vars(found) == {
+    arguments = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout.split()
+    parsed = parser.parse_args(arguments)
+    assert vars(parsed) == {
         "moe_token_dispatcher_type": "flex",
         "moe_flex_dispatcher_backend": "deepep",
         "moe_flex_dispatcher_num_sms": 128,
@@ -130,12 +130,12 @@ def test_vllm_s_environment_is_sourced_and_holds_the_config(exports: Path) -> No
 
 
 def test_vllm_s_buffer_grows_where_the_config_needs_more_than_vllm_gives() -> None:
-    pair = ANSWER.picks["fastest"]
+    pair = TUNED.picks["fastest"]
     combine = msgspec.structs.replace(pair.combine, knobs=pair.combine.knobs | {"nvl_buffer": 1024})
     large = msgspec.structs.replace(pair, combine=combine)
-    found = ANSWER._replace(library=msgspec.structs.replace(ANSWER.library, picks={"fastest": large}))
+    tuned = TUNED._replace(library=msgspec.structs.replace(TUNED.library, picks={"fastest": large}))
     # 64 channels * 2 ranks * (20 + 1024 * (14336 + 8 + 1024 + 512 + 512)) bytes = 2049.0 MiB
-    assert bare(render(found, pick="fastest", names=["vllm"])["vllm.env"]) == ["VLLM_DEEPEP_BUFFER_SIZE_MB=2050"]
+    assert bare(render(tuned, pick="fastest", names=["vllm"])["vllm.env"]) == ["VLLM_DEEPEP_BUFFER_SIZE_MB=2050"]
 
 
 def test_verl_s_overrides_parse_in_hydra(exports: Path) -> None:
@@ -160,10 +160,10 @@ def test_primus_and_paddle_files_are_yaml_with_the_numbers(exports: Path) -> Non
 
 
 def test_paddle_s_lists_become_the_tuned_configs_behind_num_sms(exports: Path) -> None:
-    found = yaml.safe_load((exports / "paddle.yaml").read_text())["deepep_buffer_configs"]
+    configs = yaml.safe_load((exports / "paddle.yaml").read_text())["deepep_buffer_configs"]
     holds(
         "import deep_ep\n"
-        f"found = {found!r}\n"
+        f"found = {configs!r}\n"
         f"assert deep_ep.Config(found['num_sms'], *found['dispatch_config']) == deep_ep.Config{DISPATCH[:3]}\n"
         f"assert deep_ep.Config(found['num_sms'], *found['combine_config']) == deep_ep.Config{COMBINE[:3]}\n"
     )
@@ -186,8 +186,8 @@ def test_torchtitan_s_tuples_become_the_tuned_configs_behind_num_sms(exports: Pa
 
 def code_of(text: str) -> list[str]:
     """A Python file without its comments and its table of provenance."""
-    found = ast.parse(text).body
-    return [ast.dump(one) for one in found if getattr(getattr(one, "target", None), "id", "") != "PROVENANCE"]
+    statements = ast.parse(text).body
+    return [ast.dump(one) for one in statements if getattr(getattr(one, "target", None), "id", "") != "PROVENANCE"]
 
 
 CHECKS: dict[str, Callable[[str], Any]] = {
@@ -203,7 +203,7 @@ CHECKS: dict[str, Callable[[str], Any]] = {
     "paddle.yaml": lambda text: (bare(text), yaml.safe_load(text)),
 }
 
-HARMLESS = {name: CHECKS[name](text) for name, text in render(ANSWER, pick="fastest", names=list(EXPORTS)).items()}
+HARMLESS = {name: CHECKS[name](text) for name, text in render(TUNED, pick="fastest", names=list(EXPORTS)).items()}
 
 
 @example("\nVLLM_DEEPEP_BUFFER_SIZE_MB=1")

@@ -1,4 +1,4 @@
-"""What goes into a library of tuned configs, and what gives way to what."""
+"""Publishing to a library of tuned configs, and which pick replaces which."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from launcher.errors import UserError
 from launcher.library import Entry, Key, load_tuned_config
 from launcher.store.results_file import SavedOverlap, SavedPair
 from tests.builders import ROOT, Command, Sweep, calling
-from tests.deploy.answers import ANSWER, ASKED, LIBRARY, RESULTS, changed, replace, routed
-from tests.published import Unpacked
+from tests.deploy.tuned_results import LIBRARY, LOOKUP, RESULTS, TUNED, changed, replace, routed
+from tests.published import Unpack
 
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
 
@@ -33,7 +33,7 @@ def knobs(num_sms: int) -> dict[str, int]:
 def trip(low: float, high: float, *, num_sms: int = 64) -> SavedPair:
     """A pair whose round trip has this interval."""
     half = replace(
-        ANSWER.picks["fastest"].dispatch,
+        TUNED.picks["fastest"].dispatch,
         knobs=knobs(num_sms),
         median_us=(low + high) / 4,
         ci95_us=(low / 2, high / 2),
@@ -42,12 +42,12 @@ def trip(low: float, high: float, *, num_sms: int = 64) -> SavedPair:
 
 
 def taking(low: float, high: float, **others: SavedPair) -> TunedResults:
-    """The answer with a fastest pair whose round trip has this interval, and other picks."""
+    """Tuned results whose fastest pair has this interval of the round trip, with other picks."""
     return changed(picks={"fastest": trip(low, high), **others})
 
 
 def overlapping(fastest: tuple[float, float], ends: tuple[float, float], *, num_sms: int = 32) -> TunedResults:
-    """The answer whose overlapped pick takes 900 us isolated, and this long overlapped with GEMMs."""
+    """Tuned results whose overlapped pick takes 900 us isolated and ``ends`` overlapped with GEMMs."""
     overlap = SavedOverlap(
         shared_knobs={"num_sms": num_sms},
         dispatch=knobs(num_sms),
@@ -66,7 +66,7 @@ def overlapping(fastest: tuple[float, float], ends: tuple[float, float], *, num_
 
 
 def numbers(entry: Entry) -> Entry:
-    """The entry without its texts for people."""
+    """The entry without its provenance."""
     picks = {name: replace(pick, provenance={}) for name, pick in entry.picks.items()}
     return replace(entry, picks=picks, provenance={})
 
@@ -86,13 +86,13 @@ def best(folder: Path) -> tuple[float, float]:
 def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
-    found = tuned.read(results)
-    file, done = publishing.publish(found, tmp_path)
-    assert done == dict.fromkeys(found.picks, "filed")
+    tuned_results = tuned.read(results)
+    file, done = publishing.publish(tuned_results, tmp_path)
+    assert done == dict.fromkeys(tuned_results.picks, "filed")
     jsonschema.Draft202012Validator(SCHEMA).validate(msgspec.json.decode(file.read_bytes()))
 
 
-def test_stdout_is_the_path_of_the_file_and_stderr_what_was_done(run_module: Command, tmp_path: Path) -> None:
+def test_stdout_is_the_path_of_the_file_and_stderr_a_line_for_each_pick(run_module: Command, tmp_path: Path) -> None:
     first, second = (run_module("launcher.publish", str(RESULTS), "--library", str(tmp_path / "a" / "b")) for _ in "12")
     assert (first.returncode, first.stderr) == (
         0,
@@ -120,7 +120,7 @@ def test_a_dry_run_is_not_published(run_module: Command, sweep: Sweep, tmp_path:
 
 
 def incomplete() -> list[Any]:
-    pair, results = ANSWER.picks["fastest"], ANSWER.results
+    pair, results = TUNED.picks["fastest"], TUNED.results
     sweep_only = replace(pair, combine=replace(pair.combine, stage=Stage.SWEEP))
     points = replace(results.points, planned=1335, missing=3)
     search = replace(results.search, final_groups=5, final_groups_measured=2)
@@ -131,24 +131,24 @@ def incomplete() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("found", "why"), incomplete())
-def test_a_run_that_is_not_whole_is_not_published(found: TunedResults, why: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tuned_results", "why"), incomplete())
+def test_an_incomplete_run_is_not_published(tuned_results: TunedResults, why: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^only complete runs are published: {why}$"):
-        publishing.publish(found, tmp_path)
+        publishing.publish(tuned_results, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("objective", ["dispatch", "combine", {"dispatch": 2, "combine": 1}, {"combine": 1.0}])
 def test_a_run_with_another_objective_is_not_published(objective: Any, tmp_path: Path) -> None:
-    found = changed(results={"search": replace(ANSWER.results.search, objective=objective)})
+    tuned_results = changed(results={"search": replace(TUNED.results.search, objective=objective)})
     with pytest.raises(UserError, match=r"^only runs that minimise the round trip are published; this one's search\."):
-        publishing.publish(found, tmp_path)
+        publishing.publish(tuned_results, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("objective", ["round_trip", "training", {"dispatch": 2, "combine": 2.0}])
 def test_a_run_that_counts_both_operations_alike_is_published(objective: Any, tmp_path: Path) -> None:
-    publishing.publish(changed(results={"search": replace(ANSWER.results.search, objective=objective)}), tmp_path)
+    publishing.publish(changed(results={"search": replace(TUNED.results.search, objective=objective)}), tmp_path)
     assert on_file(tmp_path).picks["fastest"].round_trip_us == pytest.approx(412.4, abs=0.1)
 
 
@@ -157,7 +157,7 @@ intervals = st.tuples(st.integers(1, 60), st.integers(0, 20)).map(lambda one: (f
 
 @given(intervals, intervals)
 @example((10.0, 20.0), (20.0, 30.0))
-def test_what_is_on_file_gives_way_only_to_what_is_surely_faster(
+def test_a_pick_on_file_is_replaced_only_by_one_that_is_faster_beyond_its_interval(
     tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
 ) -> None:
     folder = tmp_path_factory.mktemp("library")
@@ -175,8 +175,8 @@ def test_a_better_run_without_a_pick_leaves_that_of_the_run_before(tmp_path: Pat
         "fastest": "filed: 305.0 us (300.0 to 310.0) is faster than the 405.0 us (400.0 to 410.0) on file",
         "overlapped": "kept: this run has none",
     }
-    assert load_tuned_config(tmp_path, **ASKED).entry.picks["fastest"].round_trip_us == 305.0
-    kept = load_tuned_config(tmp_path, **ASKED, pick="overlapped")
+    assert load_tuned_config(tmp_path, **LOOKUP).entry.picks["fastest"].round_trip_us == 305.0
+    kept = load_tuned_config(tmp_path, **LOOKUP, pick="overlapped")
     assert kept.dispatch["num_sms"] == 32
     picks = on_file(tmp_path).picks
     assert {name: one.provenance["pick"] for name, one in picks.items()} == {name: name for name in picks}
@@ -186,7 +186,7 @@ ON_FILE = "5050.0 us (5000.0 to 5100.0)"
 
 
 @pytest.mark.parametrize(
-    ("second", "num_sms", "said"),
+    ("second", "num_sms", "message"),
     [
         ((4800, 4900), 48, f"filed: 4850.0 us (4800.0 to 4900.0) is faster than the {ON_FILE} on file"),
         ((5200, 5300), 32, f"kept the {ON_FILE} on file: this run's 5250.0 us (5200.0 to 5300.0) is slower"),
@@ -197,18 +197,18 @@ ON_FILE = "5050.0 us (5000.0 to 5100.0)"
         ),
     ],
 )
-def test_overlapped_is_judged_by_the_time_beside_gemms_whatever_becomes_of_fastest(
-    second: tuple[float, float], num_sms: int, said: str, tmp_path: Path
+def test_overlapped_is_judged_by_its_overlapped_time_whether_or_not_fastest_is_replaced(
+    second: tuple[float, float], num_sms: int, message: str, tmp_path: Path
 ) -> None:
     publishing.publish(overlapping((400, 410), (5000, 5100)), tmp_path)
     _, done = publishing.publish(overlapping((500, 510), second, num_sms=48), tmp_path)
-    assert done["overlapped"] == said
+    assert done["overlapped"] == message
     assert done["fastest"].startswith("kept ")
     assert on_file(tmp_path).picks["overlapped"].dispatch["num_sms"] == num_sms
     assert best(tmp_path) == (400.0, 410.0)
 
 
-def test_an_overlapped_pick_without_a_time_beside_gemms_gives_way_to_one_with(tmp_path: Path) -> None:
+def test_an_overlapped_pick_without_an_overlapped_time_is_replaced_by_one_that_has_it(tmp_path: Path) -> None:
     timed = overlapping((400, 410), (1, 2))
     untimed = timed._replace(library=replace(timed.library, overlapped=[]))
     publishing.publish(untimed, tmp_path)
@@ -219,7 +219,7 @@ def test_an_overlapped_pick_without_a_time_beside_gemms_gives_way_to_one_with(tm
     assert on_file(tmp_path).picks["overlapped"].overlapped_ci95_us == (5000.0, 5100.0)
 
 
-def test_knee_goes_with_fastest_of_which_it_is_a_part(tmp_path: Path) -> None:
+def test_knee_is_filed_and_kept_together_with_fastest(tmp_path: Path) -> None:
     publishing.publish(taking(400, 410, knee=trip(420, 421, num_sms=24)), tmp_path)
     publishing.publish(taking(405, 412, knee=trip(411, 411, num_sms=28)), tmp_path)
     assert on_file(tmp_path).picks["knee"].dispatch["num_sms"] == 24
@@ -229,36 +229,36 @@ def test_knee_goes_with_fastest_of_which_it_is_a_part(tmp_path: Path) -> None:
 
 
 @given(intervals, intervals)
-def test_two_results_that_can_be_told_apart_leave_the_same_in_either_order(
+def test_two_distinguished_results_leave_the_same_pick_in_either_order(
     tmp_path_factory: pytest.TempPathFactory, first: tuple[float, float], second: tuple[float, float]
 ) -> None:
     left = []
     for order in ((first, second), (second, first)):
         folder = tmp_path_factory.mktemp("library")
-        for one in order:
-            publishing.publish(taking(*one), folder)
+        for ends in order:
+            publishing.publish(taking(*ends), folder)
         left.append(best(folder))
     overlap = first[0] <= second[1] and second[0] <= first[1]
     assert left == ([first, second] if overlap else [min(first, second)] * 2)
 
 
-def test_each_routing_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_each_routing_has_a_separate_file(tmp_path: Path) -> None:
     files = []
     for routing in ("uniform", "zipf", "grouped", "traces/a b.npy", "TRACES/a/b.npy"):
         file, done = publishing.publish(routed(routing), tmp_path)
         assert done["fastest"] == "filed"
         files.append(file.name)
-        assert load_tuned_config(tmp_path, **ASKED, routing=routing).match == "exact"
+        assert load_tuned_config(tmp_path, **LOOKUP, routing=routing).match == "exact"
     assert len(set(files)) == 5
-    assert files[0] == Key(**ASKED).file_name() == Key(**ASKED).file_name("uniform")
+    assert files[0] == Key(**LOOKUP).file_name() == Key(**LOOKUP).file_name("uniform")
     assert "-tokens4096-zipf-" in files[1]
 
 
 @given(st.text(max_size=300), st.text(max_size=300))
 @example("../../etc/passwd", "..")
 @example("", "\x00/\n")
-def test_any_gpu_has_a_file_of_its_own_inside_the_folder(gpu: str, deep_ep: str) -> None:
-    key = Key(**ASKED | {"gpu": gpu, "deep_ep": deep_ep})
+def test_any_gpu_has_a_separate_file_inside_the_folder(gpu: str, deep_ep: str) -> None:
+    key = Key(**LOOKUP | {"gpu": gpu, "deep_ep": deep_ep})
     for name in (key.file_name(), key.file_name(gpu)):
         assert Path(name).name == name
         assert len(name.encode()) < 255
@@ -270,30 +270,30 @@ def test_any_gpu_has_a_file_of_its_own_inside_the_folder(gpu: str, deep_ep: str)
 def test_a_library_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "library").touch()
     with pytest.raises(UserError, match=r"cannot write to .*: File exists"):
-        publishing.publish(ANSWER, tmp_path / "library")
+        publishing.publish(TUNED, tmp_path / "library")
 
 
 def publish_some(first: str, folder: str) -> None:
-    """A fourth of 200 answers, each a bit faster or slower than the others."""
+    """Publishes a quarter of 200 tuned results with different times."""
     for number in range(int(first), 200, 4):
         low = 1000.0 - 2 * (number * 37 % 200)
         publishing.publish(taking(low, low + 1), Path(folder))
 
 
 @pytest.mark.slow  # starts four processes
-def test_publishers_at_once_leave_the_fastest_and_readers_never_see_half(tmp_path: Path) -> None:
+def test_concurrent_publishers_leave_the_fastest_pick_and_readers_never_see_a_partial_file(tmp_path: Path) -> None:
     writers = [subprocess.Popen(calling(publish_some, one, tmp_path), cwd=ROOT) for one in range(4)]
-    seen = []
+    low_ends = []
     while any(writer.poll() is None for writer in writers):
         if library.read_all(tmp_path)[0]:
-            seen.append(best(tmp_path)[0])
+            low_ends.append(best(tmp_path)[0])
     assert [writer.returncode for writer in writers] == [0] * 4
     assert best(tmp_path) == (602.0, 603.0)
-    assert seen == sorted(seen, reverse=True)
+    assert low_ends == sorted(low_ends, reverse=True)
     assert [file.suffix for file in tmp_path.iterdir() if file.name != ".lock"] == [".json"]
 
 
-def test_the_published_library_holds_the_published_runs(published: Unpacked) -> None:
+def test_the_published_library_holds_the_published_runs(published: Unpack) -> None:
     runs = {
         ("NVIDIA H200", 2, 7168): "h200x2-ep2-{}-again",
         ("NVIDIA H100 80GB HBM3", 2, 7168): "h100x2-ep2-{}",

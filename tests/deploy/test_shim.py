@@ -1,4 +1,4 @@
-"""The shim that replaces the library's answers."""
+"""The shim that replaces the library's static configs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.builders import ROOT
 from tests.deploy.exported import COMBINE, DISPATCH, RESULTS, Document, holds, hostile, python, with_text, written
 
 
-def test_importing_the_shim_replaces_the_answers_for_the_measured_ranks(exports: Path) -> None:
+def test_importing_the_shim_replaces_the_configs_for_the_measured_ranks(exports: Path) -> None:
     process = holds(
         "import deepep_shim\n"
         "from deep_ep import Buffer, Config\n"
@@ -34,7 +34,7 @@ def test_importing_the_shim_replaces_the_answers_for_the_measured_ranks(exports:
     )
 
 
-def test_the_shim_leaves_other_numbers_of_ranks_with_the_library_s_own_answer(exports: Path) -> None:
+def test_the_shim_keeps_the_library_s_configs_for_other_numbers_of_ranks(exports: Path) -> None:
     holds(
         "from deep_ep import Buffer, Config\n"
         "before = [(Buffer.get_dispatch_config(n), Buffer.get_combine_config(n)) for n in (4, 8)]\n"
@@ -73,20 +73,20 @@ def test_applying_the_shim_again_even_from_a_copy_changes_nothing(exports: Path,
     )
 
 
-def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
+def test_apply_adds_the_results_of_another_sweep_to_the_embedded_ones(
     exports: Path, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | {"ep": 4}, tmp_path, "RESULTS_EP4.json")
     pair = tuned.read(RESULTS).pair("overlapped")
-    wanted = {name: tuple(operation.knobs.values()) for name, operation in pair.operations.items()}
+    expected = {name: tuple(operation.knobs.values()) for name, operation in pair.operations.items()}
     holds(
         "import deepep_shim\n"
         f"active = deepep_shim.apply({str(file)!r}, pick='overlapped')\n"
         "from deep_ep import Buffer, Config\n"
-        f"assert Buffer(4).dispatch() == Config{wanted['dispatch']}\n"
-        f"assert Buffer(4).combine() == Config{wanted['combine']}\n"
+        f"assert Buffer(4).dispatch() == Config{expected['dispatch']}\n"
+        f"assert Buffer(4).combine() == Config{expected['combine']}\n"
         f"assert Buffer(2).dispatch() == Config{DISPATCH}\n"
-        f"assert Buffer.num_sms == {wanted['dispatch'][0]}\n"
+        f"assert Buffer.num_sms == {expected['dispatch'][0]}\n"
         "assert active == deepep_shim.active() and list(active) == [2, 4]\n"
         "assert Buffer.get_dispatch_config(8) == Config(20, 6, 256, 6, 128)\n",
         exports,
@@ -107,7 +107,7 @@ def test_apply_takes_the_results_of_another_sweep_beside_the_embedded_ones(
         ({"shared_gpus": None, "backend": None}, "is not a measurement of DeepEP"),
     ],
 )
-def test_apply_refuses_what_export_refuses(
+def test_apply_refuses_the_results_that_export_refuses(
     changes: Document, why: str, exports: Path, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | changes, tmp_path)
@@ -151,22 +151,24 @@ def test_the_template_itself_changes_nothing() -> None:
 
 def test_the_stand_in_has_the_defaults_that_the_project_keeps_of_deep_ep() -> None:
     for num_ranks in (2, 4, 8):
-        wanted = [
+        expected = [
             tuple(BACKENDS["deepep"].default(op, num_ranks=num_ranks).values()) for op in (Op.DISPATCH, Op.COMBINE)
         ]
         holds(
             "from deep_ep import Buffer, Config\n"
-            f"assert Buffer.get_dispatch_config({num_ranks}) == Config(*{wanted[0]}, 6, 128)\n"
-            f"assert Buffer.get_combine_config({num_ranks}) == Config(*{wanted[1]}, 6, 128)\n"
+            f"assert Buffer.get_dispatch_config({num_ranks}) == Config(*{expected[0]}, 6, 128)\n"
+            f"assert Buffer.get_combine_config({num_ranks}) == Config(*{expected[1]}, 6, 128)\n"
         )
 
 
 @given(hostile.filter(lambda text: "\ud83d" not in text))
 def test_the_shim_keeps_its_provenance_to_the_letter(text: str) -> None:
-    found = with_text(text)
-    module = ast.parse(render(found, pick="fastest", names=["shim"])[SHIM])
+    tuned_results = with_text(text)
+    module = ast.parse(render(tuned_results, pick="fastest", names=["shim"])[SHIM])
     table = next(
-        one for one in module.body if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "PROVENANCE"
+        statement
+        for statement in module.body
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "PROVENANCE"
     )
     assert table.value is not None
-    assert ast.literal_eval(table.value) == provenance(found, "fastest")
+    assert ast.literal_eval(table.value) == provenance(tuned_results, "fastest")

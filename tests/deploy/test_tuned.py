@@ -1,4 +1,4 @@
-"""What a RESULTS file says to deploy, and what must not be deployed."""
+"""Reading tuned results, and refusing those that must not be deployed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.deploy.exported import Document, written
         ({"ep": "two"}, "is not a RESULTS file: Expected `int`, got `str` - at `$.ep`"),
     ],
 )
-def test_what_must_not_be_deployed_is_refused_in_one_line(
+def test_results_that_must_not_be_deployed_are_refused_in_one_line(
     changes: Document, message: str, document: Document, tmp_path: Path
 ) -> None:
     file = written(document | changes, tmp_path)
@@ -42,13 +42,13 @@ def test_what_must_not_be_deployed_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"text"', b"{}"])
-def test_a_file_that_is_no_results_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_results_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "RESULTS_EP2.json").write_bytes(content)
     with pytest.raises(UserError, match="is not a RESULTS file"):
         tuned.read(tmp_path / "RESULTS_EP2.json")
 
 
-def test_a_run_folder_without_results_says_how_to_make_them(tmp_path: Path) -> None:
+def test_a_run_folder_without_results_names_the_command_that_makes_them(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 1}')
     with pytest.raises(UserError, match="has no RESULTS file yet") as caught:
         results_file.locate(tmp_path)

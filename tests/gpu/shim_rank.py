@@ -1,7 +1,7 @@
-"""One of two ranks: python shim_rank.py RENDEZVOUS RANK. Tries the shim on real GPUs and prints what it saw, as JSON.
+"""One of two ranks: python shim_rank.py RENDEZVOUS RANK. Tries the shim on real GPUs and prints JSON.
 
 ``channels`` of a dispatch is the second dimension of its handle's channel_prefix_matrix, half the SMs that it ran on:
-the one number of a Config that a dispatch gives away. ``hints`` are buffer sizes, in which num_sms and nvl_buffer show.
+the only number of a Config that a dispatch shows. ``hints`` are buffer sizes; they depend on num_sms and nvl_buffer.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ RANKS = (2, 4, 8)
 
 
 def hints(buffer: Any) -> dict[int, list[int]]:
-    """The sizes that the library's static answers ask for, dispatch and combine, by number of ranks."""
-    answers = {n: (buffer.get_dispatch_config(n), buffer.get_combine_config(n)) for n in RANKS}
-    return {n: [config.get_nvl_buffer_size_hint(2 * HIDDEN, n) for config in pair] for n, pair in answers.items()}
+    """Buffer size hints of the library's configs for dispatch and combine, by number of ranks."""
+    configs = {n: (buffer.get_dispatch_config(n), buffer.get_combine_config(n)) for n in RANKS}
+    return {n: [config.get_nvl_buffer_size_hint(2 * HIDDEN, n) for config in pair] for n, pair in configs.items()}
 
 
 def round_trip(deep_ep: Any, group: Any, size: int) -> tuple[int, bool]:
-    """Channels of a dispatch without config=, and whether a combine without config= gives the tokens back."""
+    """Channels of a dispatch without config=, and whether a combine without config= returns the right tokens."""
     buffer = deep_ep.Buffer(group, size, 0, explicitly_destroy=True)
     tokens = torch.randn(TOKENS, HIDDEN, device="cuda").to(torch.bfloat16)
     choices = torch.rand(TOKENS, EXPERTS, device="cuda").topk(TOPK).indices.to(deep_ep.topk_idx_t)
@@ -47,7 +47,7 @@ def round_trip(deep_ep: Any, group: Any, size: int) -> tuple[int, bool]:
 
 
 def main(rendezvous: str, rank: int) -> None:
-    """Before the shim, and after it."""
+    """Prints the observations before and after the import of the shim."""
     torch.cuda.set_device(rank)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     import deep_ep
@@ -59,9 +59,14 @@ def main(rendezvous: str, rank: int) -> None:
     after = hints(deep_ep.Buffer)
     channels, right = round_trip(deep_ep, dist.group.WORLD, max(after[2]))
     if rank == 0:
-        seen = {"before": before, "after": after, "num_sms": deep_ep.Buffer.num_sms, "active": deepep_shim.active()}
-        seen |= {"channels": [channels_before, channels], "right": [right_before, right]}
-        print(json.dumps(seen))
+        observations = {
+            "before": before,
+            "after": after,
+            "num_sms": deep_ep.Buffer.num_sms,
+            "active": deepep_shim.active(),
+        }
+        observations |= {"channels": [channels_before, channels], "right": [right_before, right]}
+        print(json.dumps(observations))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""The exported files under the real deep_ep: its Config takes them, and the shim is what a dispatch runs with."""
+"""Exported files with the real deep_ep: its Config takes them, and a dispatch runs with the shim's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HIDDEN_BYTES = 2 * 7168
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that is exported of the published run at EP=2."""
+    """All exports of the published run at EP=2."""
     run = tmp_path_factory.mktemp("run")
     shutil.copy(RESULTS, run)
     exporting.export(run / RESULTS.name, names=["sglang", "shim"])
@@ -41,8 +41,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two ranks saw before and after they imported the shim."""
+def observations(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Observations of two ranks before and after the import of the shim."""
     meeting = tmp_path_factory.mktemp("meeting") / "ranks"
     script = ROOT / "tests" / "gpu" / "shim_rank.py"
     path = os.pathsep.join(filter(None, [str(exports), os.environ.get("PYTHONPATH")]))
@@ -57,14 +57,14 @@ def seen(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
         for rank in range(2)
     ]
     try:
-        answers = [rank.communicate(timeout=300) for rank in ranks]
+        outputs = [rank.communicate(timeout=300) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], answers
-    assert [error.count("deepep_shim: at EP=2") for _, error in answers] == [1, 0]
-    found: dict[str, Any] = json.loads(answers[0][0].splitlines()[-1])
-    return found
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [error.count("deepep_shim: at EP=2") for _, error in outputs] == [1, 0]
+    decoded: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
+    return decoded
 
 
 def test_sglang_s_objects_are_arguments_of_the_real_config(exports: Path) -> None:
@@ -85,17 +85,21 @@ def tuned_hints() -> list[int]:
     ]
 
 
-def test_the_shim_replaces_the_defaults_of_the_measured_ranks(seen: dict[str, Any]) -> None:
-    assert seen["after"]["2"] == tuned_hints()
-    assert seen["before"]["2"] != tuned_hints()
-    assert seen["num_sms"] == PAIR.dispatch.knobs["num_sms"]
-    assert seen["active"] == {"2": tuned.configs(PAIR)}
+def test_the_shim_replaces_the_defaults_of_the_measured_ranks(observations: dict[str, Any]) -> None:
+    assert observations["after"]["2"] == tuned_hints()
+    assert observations["before"]["2"] != tuned_hints()
+    assert observations["num_sms"] == PAIR.dispatch.knobs["num_sms"]
+    assert observations["active"] == {"2": tuned.configs(PAIR)}
 
 
-def test_the_shim_leaves_other_numbers_of_ranks_alone(seen: dict[str, Any]) -> None:
-    assert [seen["after"][ranks] for ranks in ("4", "8")] == [seen["before"][ranks] for ranks in ("4", "8")]
+def test_the_shim_does_not_change_other_numbers_of_ranks(observations: dict[str, Any]) -> None:
+    assert [observations["after"][ranks] for ranks in ("4", "8")] == [
+        observations["before"][ranks] for ranks in ("4", "8")
+    ]
 
 
-def test_a_dispatch_without_config_runs_on_the_tuned_sms_and_comes_back_right(seen: dict[str, Any]) -> None:
-    assert seen["channels"] == [10, PAIR.dispatch.knobs["num_sms"] // 2]
-    assert seen["right"] == [True, True]
+def test_a_dispatch_without_config_runs_on_the_tuned_sms_and_returns_the_right_tokens(
+    observations: dict[str, Any],
+) -> None:
+    assert observations["channels"] == [10, PAIR.dispatch.knobs["num_sms"] // 2]
+    assert observations["right"] == [True, True]

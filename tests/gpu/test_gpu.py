@@ -1,4 +1,4 @@
-"""Real GPUs and the real deep_ep: smoke sweeps, the timer's own proof, and a config that DeepEP refuses."""
+"""Real GPUs and the real deep_ep: smoke sweeps, the check of the timer, and configs that DeepEP refuses."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_no_time_is_shorter_than_the_links_allow(sweep: dict[str, Any]) -> None:
 def test_a_combine_runs_with_22_slots_more_than_its_chunk_and_hangs_with_21_while_the_shard_lives_on(
     num_ranks: int, tmp_path: Path
 ) -> None:
-    """Nothing in DeepEP asserts it; four ranks share two GPUs where there are no more."""
+    """DeepEP does not assert this bound; four ranks share GPUs where there are fewer than four."""
     shared = len(gpus.inventory()) < num_ranks
     at_bound, below = (
         Point("deepep", Op.COMBINE, Dtype.BF16, {"num_sms": 24, "nvl_chunk": 8, "nvl_buffer": 8 + more})

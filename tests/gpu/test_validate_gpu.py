@@ -1,4 +1,4 @@
-"""The validation of a node with real GPUs: a healthy pair passes, and what is injected is named."""
+"""Node validation with real GPUs: a healthy pair passes, and injected faults are named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 QUICK = ("gpus=2", "blocks=6", "measure=quick")
 
 
-class Validated(NamedTuple):
+class Validation(NamedTuple):
     """The exit status, the node's file, and NODES.md."""
 
     status: int
@@ -31,7 +31,7 @@ class Validated(NamedTuple):
     report: str
 
     @property
-    def said(self) -> tuple[str, str]:
+    def verdict(self) -> tuple[str, str]:
         return self.node.verdict.value, self.node.code
 
     @property
@@ -39,20 +39,20 @@ class Validated(NamedTuple):
         return next((one.where for one in self.node.findings if one.code == self.node.code), "")
 
 
-def validated(folder: Path, *arguments: str) -> Validated:
+def validate(folder: Path, *arguments: str) -> Validation:
     done = command("launcher.validate", *QUICK, f"outputs={folder}", *arguments, environment=dict(os.environ))
     (file,) = folder.glob("*-nodes-*/nodes/*/NODE.json")
     (report,) = folder.glob("*-nodes-*/NODES.md")
-    return Validated(done.returncode, node_files.read(file), report.read_text())
+    return Validation(done.returncode, node_files.read(file), report.read_text())
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Validated:
-    return validated(tmp_path_factory.mktemp("healthy"))
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Validation:
+    return validate(tmp_path_factory.mktemp("healthy"))
 
 
-def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
-    assert (healthy.status, *healthy.said) == (0, "PASS", ""), healthy.node.reason
+def test_a_healthy_pair_passes_every_phase(healthy: Validation) -> None:
+    assert (healthy.status, *healthy.verdict) == (0, "PASS", ""), healthy.node.reason
     (attempt,) = healthy.node.suite_runs
     assert {phase.status for phase in attempt.phases} == {"done"}
     assert set(attempt.checks.values()) == {"ok"}
@@ -60,7 +60,7 @@ def test_a_healthy_pair_passes_every_phase(healthy: Validated) -> None:
 
 
 def test_the_links_that_are_up_are_all_that_a_gpu_has() -> None:
-    """A sum of the links' states would be more where some of them sleep."""
+    """A sum of link states would be larger where some links sleep."""
     for gpu, read in zip(gpus.inventory(), counters.read(), strict=True):
         assert read.values["links_up"] in (gpu.num_links, None)
 
@@ -69,7 +69,7 @@ def test_the_pci_bus_shows_no_fewer_gpus_than_the_driver() -> None:
     assert gpus.pci_gpus() >= len(gpus.inventory())
 
 
-def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy: Validated) -> None:
+def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy: Validation) -> None:
     (attempt,) = healthy.node.suite_runs
     assert {(one.where, one.direction) for one in attempt.link_bytes if one.test == "dispatch"} == {
         (gpu, direction) for gpu in ("gpu0", "gpu1") for direction in ("in", "out")
@@ -78,14 +78,14 @@ def test_nvml_counts_the_bytes_of_the_tokens_on_the_links_within_a_tenth(healthy
 
 
 def test_a_gpu_that_is_slowed_is_named_and_never_drained_since_it_was_on_purpose(tmp_path: Path) -> None:
-    found = validated(tmp_path, "faults=['slow=1500@1:']")
-    assert (found.status, *found.said, found.where) == (2, "FAIL", "E203", "gpu1")
-    assert len(found.node.suite_runs) == 2
-    assert "Faults were injected on purpose." in found.report
-    assert "scontrol" not in found.report
+    validation = validate(tmp_path, "faults=['slow=1500@1:']")
+    assert (validation.status, *validation.verdict, validation.where) == (2, "FAIL", "E203", "gpu1")
+    assert len(validation.node.suite_runs) == 2
+    assert "Faults were injected on purpose." in validation.report
+    assert "scontrol" not in validation.report
 
 
 def test_a_wrong_token_is_named_at_once(tmp_path: Path) -> None:
-    found = validated(tmp_path, "faults=['wrong_token@1:combine']")
-    assert (found.status, *found.said) == (2, "FAIL", "E301")
-    assert found.where in ("gpu0", "gpu1")
+    validation = validate(tmp_path, "faults=['wrong_token@1:combine']")
+    assert (validation.status, *validation.verdict) == (2, "FAIL", "E301")
+    assert validation.where in ("gpu0", "gpu1")

@@ -1,1 +1,1 @@
-"""Where and when work runs."""
+"""Tests of jobs: local, under Slurm, and waiting for them."""

@@ -51,6 +51,6 @@ def test_only_the_second_time_limit_in_a_row_without_a_point_is_a_failure(tmp_pa
     assert [one.outcome for one in read_shard_attempts(folder, 0)] == ["stopped", "stopped"]
 
 
-def test_the_aggregate_job_is_told_that_mixed_environments_are_allowed(made: Plan, folder: RunFolder):
-    job.run_aggregate(str(measured_twice(folder, made).path), allow_mixed=True)
+def test_the_aggregate_job_allows_mixed_environments_where_the_command_does(plan: Plan, folder: RunFolder):
+    job.run_aggregate(str(measured_twice(folder, plan).path), allow_mixed=True)
     assert len(list(folder.path.glob("RESULTS_EP*.json"))) == 2

@@ -1,4 +1,4 @@
-"""What is said of a run whose jobs are on their own."""
+"""The status of a run with detached jobs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from tests.builders import complete
     ("outcome", "state"),
     [("failed", "FAILED"), ("terminated", "TERMINATED"), ("stopped", "STOPPED"), (None, "UNKNOWN")],
 )
-def test_what_slurm_has_forgotten_the_attempt_itself_may_tell(
-    outcome: str | None, state: str, made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_slurm_has_forgotten_has_the_state_of_its_attempt(
+    outcome: str | None, state: str, plan: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", "")
     add_submission(folder, Submission("shards", "7", [0], 0.0))
     for number in range(11):  # the tenth goes before the second in the order of names
         add_attempt(folder, 0, Attempt("7", "gpu1", float(number), number + 1.0, outcome if number == 10 else "other"))
-    now = run_status.run_status(folder, made)
+    now = run_status.run_status(folder, plan)
     assert (now.rows[0].state, now.slurm_silent, now.is_over) == (state, True, False)
 
 
-def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_points_left(
-    made: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_time_left_excludes_pauses_between_attempts_and_finished_shards(
+    plan: Plan, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     now = time.time()
     add_attempt(folder, 0, Attempt("7", "gpu1", now - 90_000, now - 89_990, "terminated"))
     add_attempt(folder, 0, Attempt("7", "gpu1", now - 10))
-    lines = complete(made)
+    lines = complete(plan)
     with open_appender(folder, 0) as appender:
         for line in lines[: len(lines) // 2]:
             appender.add(line)
@@ -46,7 +46,7 @@ def test_the_time_left_counts_no_pause_between_attempts_and_nothing_that_has_no_
         (tmp_path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = run_status.run_status(folder, made)
-    assert found.time_left_s is not None
-    left = found.planned - found.done
-    assert found.time_left_s == pytest.approx(20 / found.done * left, rel=0.2)
+    status = run_status.run_status(folder, plan)
+    assert status.time_left_s is not None
+    left = status.planned - status.done
+    assert status.time_left_s == pytest.approx(20 / status.done * left, rel=0.2)

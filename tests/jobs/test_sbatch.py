@@ -13,7 +13,7 @@ from launcher.store.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("refusals", [0, 1])
-def test_a_batch_script_asks_again_where_the_controller_does_not_answer(
+def test_a_batch_script_retries_the_requeue_where_the_controller_does_not_answer(
     folder: RunFolder, tmp_path: Path, refusals: int
 ):
     scontrol = tmp_path / "scontrol"

@@ -1,4 +1,4 @@
-"""What Slurm answers."""
+"""Reading the output of Slurm's commands."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ from launcher.jobs import slurm
         ("7|PENDING||\n8|COMPLETED|10|gres/gpu=1\n", 10.0),
     ],
 )
-def test_gpu_seconds_are_only_told_where_accounting_tracks_gpus(accounts: str, expected: float | None):
+def test_gpu_seconds_are_reported_only_where_accounting_tracks_gpus(accounts: str, expected: float | None):
     assert slurm.sum_gpu_seconds(accounts) == expected

@@ -1,4 +1,4 @@
-"""What is submitted, as a dry run shows it."""
+"""Submitted scripts, as a dry run prints them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def scripts(run_module: Command, *arguments: str) -> dict[str, list[str]]:
     """Title -> lines of each script of a dry run; titles with the same script are joined."""
     done = run_module("launcher.sweep", *DRY, *arguments)
     assert done.returncode == 0, done.stderr
-    found = re.split(r"^# ---- (.*(?:\n# ---- .*)*)\n", done.stdout, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^# ---- (.*(?:\n# ---- .*)*)\n", done.stdout, flags=re.MULTILINE)[1:]
     return {
-        title.replace("\n# ---- ", ", "): text.splitlines() for title, text in zip(found[::2], found[1::2], strict=True)
+        title.replace("\n# ---- ", ", "): text.splitlines() for title, text in zip(parts[::2], parts[1::2], strict=True)
     }
 
 
-def test_a_dry_run_shows_every_job_and_what_it_waits_for(run_module: Command):
-    found = scripts(run_module, "ep=4", "shard.count=3")
-    assert list(found) == ["shards 0 to 2", "final", "aggregate"]
-    assert "#SBATCH --array=0-2%3" in found["shards 0 to 2"]
-    assert "#SBATCH --dependency=afterany:JOB1" in found["final"]
-    assert "#SBATCH --dependency=afterany:JOB1:JOB2" in found["aggregate"]
-    (minutes,) = [line for line in found["final"] if line.startswith("#SBATCH --time=")]
+def test_a_dry_run_shows_every_job_with_its_dependencies(run_module: Command):
+    jobs = scripts(run_module, "ep=4", "shard.count=3")
+    assert list(jobs) == ["shards 0 to 2", "final", "aggregate"]
+    assert "#SBATCH --array=0-2%3" in jobs["shards 0 to 2"]
+    assert "#SBATCH --dependency=afterany:JOB1" in jobs["final"]
+    assert "#SBATCH --dependency=afterany:JOB1:JOB2" in jobs["aggregate"]
+    (minutes,) = [line for line in jobs["final"] if line.startswith("#SBATCH --time=")]
     assert int(minutes.partition("=")[2]) > 10
-    assert not [line for line in found["aggregate"] if "gpus" in line]
+    assert not [line for line in jobs["aggregate"] if "gpus" in line]
 
 
 def test_every_field_of_the_launcher_is_an_option_of_the_shards_and_the_aggregate_gets_those_of_the_site(
@@ -36,10 +36,10 @@ def test_every_field_of_the_launcher_is_an_option_of_the_shards_and_the_aggregat
 ):
     of_the_site = {"partition": "gpu", "account": "moe", "qos": "high", "reservation": "new", "timeout_min": "77"}
     of_the_node = {"constraint": "nvl", "nodelist": "gpu7", "exclude": "gpu8", "mem": "0"}
-    given = {**of_the_site, **of_the_node, "exclusive": "true", "requeue": "false", "array_parallelism": "2"}
+    fields = {**of_the_site, **of_the_node, "exclusive": "true", "requeue": "false", "array_parallelism": "2"}
     more = ("hydra.launcher.srun_args=['--mpi=none']", "hydra.launcher.python=python3.12", "shard.count=3")
-    found = scripts(run_module, *(f"hydra.launcher.{key}='{value}'" for key, value in given.items()), *more)
-    shards, aggregate = found["shards 0 to 2"], found["aggregate"]
+    jobs = scripts(run_module, *(f"hydra.launcher.{key}='{value}'" for key, value in fields.items()), *more)
+    shards, aggregate = jobs["shards 0 to 2"], jobs["aggregate"]
     options_ = {key.replace("timeout_min", "time"): value for key, value in (of_the_site | of_the_node).items()}
     assert {f"#SBATCH --{key}={value}" for key, value in options_.items()} <= set(shards)
     assert {"#SBATCH --exclusive", "#SBATCH --no-requeue", "#SBATCH --array=0-2%2"} <= set(shards)
@@ -50,15 +50,15 @@ def test_every_field_of_the_launcher_is_an_option_of_the_shards_and_the_aggregat
 
 
 def test_a_shard_by_its_index_is_one_job_without_a_final(run_module: Command):
-    found = scripts(run_module, "shard.count=4", "shard.index=2")
-    assert list(found) == ["shard 2", "aggregate"]
-    assert not [line for line in found["shard 2"] if "array" in line]
+    jobs = scripts(run_module, "shard.count=4", "shard.index=2")
+    assert list(jobs) == ["shard 2", "aggregate"]
+    assert not [line for line in jobs["shard 2"] if "array" in line]
 
 
 def test_arrays_of_a_thousand_shards_are_shown_once(run_module: Command):
-    found = scripts(run_module, "shard.count=2500", "grid=full", "hydra.launcher.nodelist=gpu1")
-    assert next(iter(found)) == "shards 0 to 999, shards 1000 to 1999"
-    assert "#SBATCH --array=0-499%64" in found["shards 2000 to 2499"]
+    jobs = scripts(run_module, "shard.count=2500", "grid=full", "hydra.launcher.nodelist=gpu1")
+    assert next(iter(jobs)) == "shards 0 to 999, shards 1000 to 1999"
+    assert "#SBATCH --array=0-499%64" in jobs["shards 2000 to 2499"]
 
 
 def test_our_setup_comes_after_the_sites_and_our_code_before_its_path(run_module: Command):
@@ -67,7 +67,7 @@ def test_our_setup_comes_after_the_sites_and_our_code_before_its_path(run_module
     assert lines.index("export PYTHONPATH=/site") < ours
 
 
-def test_a_container_gets_its_own_python_and_the_run_folder(run_module: Command):
+def test_a_container_uses_its_python_and_mounts_the_run_folder(run_module: Command):
     image = ("hydra.launcher.container_image=moe.sqsh", "hydra.launcher.container_mounts='/data:/data'")
     (command,) = [line for line in scripts(run_module, *image)["final"] if line.startswith("srun ")]
     run = Path.cwd() / "RUN"

@@ -1,4 +1,4 @@
-"""One loop waits for jobs, of sweeps and of validations."""
+"""The loop that waits for jobs of sweeps and of validations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.jobs import waiting
 
 
 class Look(NamedTuple):
-    """What is seen at one look."""
+    """The state of all jobs at one poll."""
 
     states: str
     is_over: bool = False

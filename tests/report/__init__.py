@@ -1,1 +1,1 @@
-"""Results in; RESULTS, Markdown and HTML out."""
+"""Tests of RESULTS, Markdown and HTML reports."""

@@ -1,4 +1,4 @@
-"""The numbers of a RESULTS document, whatever its format and its wording."""
+"""The numbers of a RESULTS document, independent of its format and wording."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ RENAMED = {
 """Members of results/1 -> their names in results/2."""
 
 LEFT_OUT = {"finalists_per_group"}
-"""Settings of results/1 that results/2 has no more."""
+"""Settings of results/1 that results/2 dropped."""
 
 
 def values(document: Mapping[str, Any]) -> dict[str, float]:
-    """Path -> number of every number in a document as it was decoded: ``optimal.dispatch.ci95_us.0`` -> 495.19.
+    """Every number of a decoded document by its path: ``optimal.dispatch.ci95_us.0`` -> 495.19.
 
-    Paths are those of results/1 with the names of results/2: the members of the first library stand at the top, the
-    default of the library itself is ``default``, and knobs lie among the numbers, shared ones once for each pair.
+    Paths are those of results/1 with the names of results/2: the members of the first library are at the top level,
+    the library's default is ``default``, and knobs are among the numbers, shared knobs once for each pair.
     """
     first, *others = document.get("libraries", [{}])
     rest = {name: member for name, member in document.items() if name != "libraries"}
     defaults = {"default" if name == "library" else name: pair for name, pair in first.get("defaults", {}).items()}
-    answer = {name: member for name, member in first.items() if name != "defaults"}
-    return dict(_walk(rest | defaults | answer | {library["name"]: library for library in others}, ()))
+    library = {name: member for name, member in first.items() if name != "defaults"}
+    return dict(_walk(rest | defaults | library | {other["name"]: other for other in others}, ()))
 
 
-def differences(one: dict[str, float], other: dict[str, float]) -> list[str]:
-    """A line for each number that only one has, or that is not the same to the last digit."""
+def differences(first: dict[str, float], second: dict[str, float]) -> list[str]:
+    """A line for each number that differs in any digit or that only one document has."""
     return [
-        f"{path}: {one.get(path)} | {other.get(path)}"
-        for path in sorted(one.keys() | other.keys())
-        if one.get(path) != other.get(path)
+        f"{path}: {first.get(path)} | {second.get(path)}"
+        for path in sorted(first.keys() | second.keys())
+        if first.get(path) != second.get(path)
     ]
 
 
@@ -52,7 +52,7 @@ def _walk(part: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
 
 
 def _flat(part: dict[str, Any]) -> dict[str, Any]:
-    """Knobs beside the numbers; of a pair those that are shared on top, and with each operation only the others."""
+    """Knobs among the numbers; a pair has its shared knobs at the top, and each operation has the others."""
     shared = part.get("shared_knobs", {})
     members = {name: member for name, member in part.items() if name not in ("knobs", "shared_knobs")}
     if shared:
@@ -62,7 +62,7 @@ def _flat(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unshared(operation: dict[str, Any], shared: dict[str, int]) -> dict[str, Any]:
-    """The operation's own knobs, and its numbers where it has any."""
+    """The knobs that the operation does not share, and its numbers if any."""
     knobs = operation.get("knobs", operation)
     assert shared.items() <= knobs.items()
     numbers = {name: member for name, member in operation.items() if name != "knobs"} if "knobs" in operation else {}

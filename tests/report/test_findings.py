@@ -1,4 +1,4 @@
-"""What is computed from the numbers, in sentences."""
+"""Key findings, computed from the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from launcher.report import effect as effects
 from launcher.report import findings
-from tests.analysis.runs import choice_of, chosen, paired, said
+from tests.analysis.runs import choice_of, make_pair, overlap_findings, results_with
 from tests.builders import (
     Sweep,
     html_of,
@@ -15,35 +15,35 @@ from tests.builders import (
 )
 
 
-def test_a_forward_pass_waits_for_the_whole_dispatch_and_a_backward_pass_has_its_handle() -> None:
-    found = chosen(default=paired(20, 464.0, 497.1, 534.2), optimal=paired(128, 201.0, 216.0, 267.7))
-    layers = found.plan.spec.workload.num_moe_layers
-    effect = effects.effect(found)
+def test_a_forward_pass_takes_the_full_dispatch_and_a_backward_pass_the_cached_one() -> None:
+    results = results_with(default=make_pair(20, 464.0, 497.1, 534.2), optimal=make_pair(128, 201.0, 216.0, 267.7))
+    layers = results.plan.spec.workload.num_moe_layers
+    effect = effects.effect(results)
     assert effect is not None
     assert (effect.num_layers, effect.has_full) == (layers, True)
     assert effect.forward_ms == pytest.approx((layers * (534.2 + 497.1) / 1e3, layers * (267.7 + 216.0) / 1e3))
     assert effect.training_ms == pytest.approx(
         (layers * (534.2 + 497.1 + 464.0 + 497.1) / 1e3, layers * (267.7 + 216.0 + 201.0 + 216.0) / 1e3)
     )
-    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in markdown_of(found)
-    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in html_of(found)
+    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in markdown_of(results)
+    assert f"Forward pass: {layers} MoE layers x (full dispatch + combine)." in html_of(results)
 
 
 @pytest.mark.parametrize("without", ["default", "optimal"])
-def test_without_the_whole_dispatch_of_both_the_effect_takes_the_cached_one_and_says_so(without: str) -> None:
-    pairs = {"default": paired(20, 464.0, 497.1, 534.2), "optimal": paired(128, 201.0, 216.0, 267.7)}
-    found = chosen(**pairs | {without: msgspec.structs.replace(pairs[without], full=None)})
-    layers = found.plan.spec.workload.num_moe_layers
-    effect = effects.effect(found)
+def test_without_a_full_dispatch_of_both_pairs_the_effect_takes_the_cached_one_and_states_it(without: str) -> None:
+    pairs = {"default": make_pair(20, 464.0, 497.1, 534.2), "optimal": make_pair(128, 201.0, 216.0, 267.7)}
+    results = results_with(**pairs | {without: msgspec.structs.replace(pairs[without], full=None)})
+    layers = results.plan.spec.workload.num_moe_layers
+    effect = effects.effect(results)
     assert effect is not None
     assert not effect.has_full
     assert effect.forward_ms == pytest.approx((layers * 961.1 / 1e3, layers * 417.0 / 1e3))
     assert effect.training_ms == pytest.approx((2 * layers * 961.1 / 1e3, 2 * layers * 417.0 / 1e3))
-    assert "x (cached dispatch + combine). The full dispatch was not measured" in markdown_of(found)
-    assert "x (cached dispatch + combine). The full dispatch was not measured" in html_of(found)
+    assert "x (cached dispatch + combine). The full dispatch was not measured" in markdown_of(results)
+    assert "x (cached dispatch + combine). The full dispatch was not measured" in html_of(results)
 
 
-def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whether_overlapping_pays() -> None:
+def test_indistinguishable_overlapped_pairs_are_reported_with_their_cost_and_whether_overlap_pays() -> None:
     rise = [1.0, 1.02, 0.98, 1.01]
     noisy_passes = {
         8: [2000.0 * one for one in rise],
@@ -51,7 +51,7 @@ def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whethe
         24: [1150.0, 1100.0, 1120.0, 1080.0],
         32: [1100.0, 1130.0, 1040.0, 1150.0],
     }
-    assert said(choice_of(noisy_passes)) == [
+    assert overlap_findings(choice_of(noisy_passes)) == [
         "Overlapped with expert GEMMs, num_sms 16 to 32 are indistinguishable: any of them may be the best. One set of "
         "processes measured all passes, so another run may rank them differently.",
         "The pick is num_sms 32 for isolated communication and num_sms 16 for communication overlapped with expert "
@@ -63,9 +63,9 @@ def test_what_cannot_be_told_apart_beside_gemms_is_said_with_its_cost_and_whethe
     ]
 
 
-def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_open() -> None:
+def test_where_one_overlapped_pair_is_distinguished_and_overlap_pays_the_findings_have_no_caveats() -> None:
     clear = {16: [1010.0, 1011.0, 1012.0, 1013.0], 32: [1050.0, 1051.0, 1053.0, 1054.0]}
-    assert said(choice_of(clear, alone_us=1000.0)) == [
+    assert overlap_findings(choice_of(clear, isolated_us=1000.0)) == [
         "The pick is num_sms 32 for isolated communication and num_sms 16 for communication overlapped with expert "
         "GEMMs. Isolated, num_sms 16 takes 0 us longer per round trip; no two groups measured both.",
         "Overlapped with expert GEMMs, num_sms 32 takes 1.040x as long as the best pair (leave-one-out over passes; "
@@ -74,7 +74,7 @@ def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_
 
 
 @pytest.mark.parametrize(
-    ("chosen", "words"),
+    ("members", "words"),
     [
         ({2}, "2"),
         ({2, 4}, "2 and 4"),
@@ -83,11 +83,11 @@ def test_where_one_pair_is_surely_the_best_and_overlapping_pays_nothing_is_left_
         ({2, 8, 16}, "2, 8 and 16"),
     ],
 )
-def test_neighbours_are_a_range(chosen: set[int], words: str) -> None:
-    assert findings._ranges({(one,) for one in chosen}, {(one,) for one in (2, 4, 8, 12, 16)}) == words
+def test_neighbours_are_a_range(members: set[int], words: str) -> None:
+    assert findings._ranges({(one,) for one in members}, {(one,) for one in (2, 4, 8, 12, 16)}) == words
 
 
-def test_a_dry_run_s_findings_are_labelled_and_nothing_of_it_is_to_be_deployed(sweep: Sweep) -> None:
+def test_the_findings_of_a_dry_run_are_labelled_and_must_not_be_deployed(sweep: Sweep) -> None:
     for name in ("OPTIMAL_CONFIGS.md", "SUMMARY.md", "report.html"):
         text = (sweep.folder / name).read_text()
         assert "Key findings of a dry run on this CPU" in text

@@ -1,4 +1,4 @@
-"""report.html in a real browser: headless Chromium opens it from a file and runs its script."""
+"""report.html in headless Chromium, which opens it from a file and runs its script."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ HOSTILE = "<script>document.title='owned'</script> </script> | ` ** ]]> &amp; \u
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Skips where there is no browser; fails under CI, which would be green for nothing."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    """The path of Chromium; without it, tests are skipped, but fail under CI."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         refuse("no chromium on PATH; apt-get install chromium")
-    return found
+    return program
 
 
 def shown(chromium: str, file: Path, *, fragment: str = "", raw: str = "") -> str:
-    """The page's document once its script has run; ``raw`` is a fragment that is given as it stands."""
+    """The page's document after its script has run; ``raw`` is a fragment that is not encoded."""
     hash_text = urllib.parse.quote(fragment) or raw
     address = file.as_uri() + ("#" + hash_text if hash_text else "")
     done = subprocess.run(
@@ -58,73 +58,73 @@ def rows(document: str) -> list[list[str]]:
     ]
 
 
-def written(made: Plan, lines: list[Line], folder: Path) -> Path:
+def written(plan: Plan, lines: list[Line], folder: Path) -> Path:
     file = folder / "report.html"
-    file.write_text(html_of(results.build(made, MANIFEST, run_records(lines), []), pictures={"pareto.svg": "<svg/>"}))
+    file.write_text(html_of(results.build(plan, MANIFEST, run_records(lines), []), pictures={"pareto.svg": "<svg/>"}))
     return file
 
 
-def with_a_failure(made: Plan, message: str) -> list[Line]:
-    """A complete run but for one cell, which failed."""
-    lines = complete(made)
+def with_a_failure(plan: Plan, message: str) -> list[Line]:
+    """A complete run in which one cell failed."""
+    lines = complete(plan)
     index, victim = next((i, one) for i, one in enumerate(lines) if isinstance(one, Record) and one.role is Role.GRID)
     failed = msgspec.structs.replace(victim, outcome=Failed(FailureKind.HANG, message, "time", 1))
     return [*lines[:index], failed, *lines[index + 1 :]]
 
 
-def test_every_point_has_a_row_fastest_first_and_failures_last(chromium: str, made: Plan, tmp_path: Path):
-    document = shown(chromium, written(made, with_a_failure(made, "no answer"), tmp_path))
-    found = rows(document)
-    assert len(found) == len(made.every_point)
-    assert [row[0] for row in found] == ["measured"] * (len(found) - 1) + ["failed"]
+def test_every_point_has_a_row_fastest_first_and_failures_last(chromium: str, plan: Plan, tmp_path: Path):
+    document = shown(chromium, written(plan, with_a_failure(plan, "no answer"), tmp_path))
+    shown_rows = rows(document)
+    assert len(shown_rows) == len(plan.every_point)
+    assert [row[0] for row in shown_rows] == ["measured"] * (len(shown_rows) - 1) + ["failed"]
     column = 2 + 3
-    times = [float(row[column]) for row in found[:-1]]
+    times = [float(row[column]) for row in shown_rows[:-1]]
     assert times == sorted(times)
-    assert f"{len(found)} of {len(found)} points" in document
+    assert f"{len(shown_rows)} of {len(shown_rows)} points" in document
 
 
-def test_a_filter_in_the_address_shows_just_what_matches(chromium: str, made: Plan, tmp_path: Path):
-    file = written(made, with_a_failure(made, "no answer"), tmp_path)
+def test_a_filter_in_the_address_shows_only_matching_rows(chromium: str, plan: Plan, tmp_path: Path):
+    file = written(plan, with_a_failure(plan, "no answer"), tmp_path)
     failed = rows(shown(chromium, file, fragment="state=failed"))
     assert [row[0] for row in failed] == ["failed"]
     assert "hang in time (shard 0, rank 1): no answer" in failed[0][-1]
-    sms = made.cells[0].point.knobs["num_sms"]
+    sms = plan.cells[0].point.knobs["num_sms"]
     chosen = rows(shown(chromium, file, fragment=f"num_sms={sms}"))
     assert chosen
     assert {row[2] for row in chosen} == {str(sms)}
 
 
 def test_a_percent_sign_in_the_address_that_encodes_nothing_is_a_filter_like_any(
-    chromium: str, made: Plan, tmp_path: Path
+    chromium: str, plan: Plan, tmp_path: Path
 ):
-    file = written(made, with_a_failure(made, "100% gone"), tmp_path)
-    found = rows(shown(chromium, file, raw="100%"))
-    assert [row[0] for row in found] == ["failed"]
+    file = written(plan, with_a_failure(plan, "100% gone"), tmp_path)
+    shown_rows = rows(shown(chromium, file, raw="100%"))
+    assert [row[0] for row in shown_rows] == ["failed"]
 
 
-def test_hostile_names_and_errors_stay_text(chromium: str, made: Plan, tmp_path: Path):
+def test_hostile_names_and_errors_stay_text(chromium: str, plan: Plan, tmp_path: Path):
     manifest = msgspec.structs.replace(MANIFEST, command=["deepep-sweep", HOSTILE])
     lines = [
         msgspec.structs.replace(line, hostname=HOSTILE) if isinstance(line, Host) else line
-        for line in with_a_failure(made, HOSTILE)
+        for line in with_a_failure(plan, HOSTILE)
     ]
     file = tmp_path / "report.html"
-    file.write_text(html_of(results.build(made, manifest, run_records(lines), [])))
+    file.write_text(html_of(results.build(plan, manifest, run_records(lines), [])))
     document = shown(chromium, file)
     assert "owned" not in re.findall("<title>(.*?)</title>", document, re.DOTALL)[0]
-    found = rows(document)
-    assert found[-1][0] == "failed"
-    assert HOSTILE in found[-1][-1]
+    shown_rows = rows(document)
+    assert shown_rows[-1][0] == "failed"
+    assert HOSTILE in shown_rows[-1][-1]
 
 
-def test_the_page_asks_for_nothing_outside_itself(made: Plan, tmp_path: Path):
-    text = written(made, complete(made), tmp_path).read_text()
+def test_the_page_loads_no_other_resource(plan: Plan, tmp_path: Path):
+    text = written(plan, complete(plan), tmp_path).read_text()
     assert re.findall(r"""(?:src|href)=["'](?!data:)[^"']*""", text) == []
     assert "default-src 'none'" in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
-def test_a_run_without_any_result_has_a_page_too(chromium: str, made: Plan, tmp_path: Path):
-    document = shown(chromium, written(made, [], tmp_path))
+def test_a_run_without_any_result_has_a_page_too(chromium: str, plan: Plan, tmp_path: Path):
+    document = shown(chromium, written(plan, [], tmp_path))
     assert {row[0] for row in rows(document)} == {"missing"}
     assert "No pair of a dispatch and a combine was measured" in document

@@ -1,4 +1,4 @@
-"""Numbers of others beside ours."""
+"""Published numbers in the report."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.builders import (
 
 
 def of_ep(size: int) -> tuple[Plan, list[Line]]:
-    """DeepSeek-V3's shape on so many ranks, every point in 900 us, with the layout that its routing gives."""
-    made = deepep_plan(workload=spec("workload=deepseek_v3").workload, ep=Ep(size=size, share_gpus=False))
-    traffic = Traffic(token_matrix(made.spec.workload, num_ranks=size))
-    timed = [record(planned, noisy(900.0), sequence=at) for at, planned in enumerate(made.every_point)]
-    return made, [ENVIRONMENT, HOST, SELF_CHECK, traffic, *timed]
+    """A run of DeepSeek-V3's shape on ``size`` ranks with its real layout; every point takes 900 us."""
+    plan = deepep_plan(workload=spec("workload=deepseek_v3").workload, ep=Ep(size=size, share_gpus=False))
+    traffic = Traffic(token_matrix(plan.spec.workload, num_ranks=size))
+    timed = [record(planned, noisy(900.0), sequence=at) for at, planned in enumerate(plan.every_point)]
+    return plan, [ENVIRONMENT, HOST, SELF_CHECK, traffic, *timed]
 
 
-def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_labelled() -> None:
-    made, lines = of_ep(8)
-    text = markdown_of(build(lines, plan=made))
+def test_published_numbers_for_the_same_shape_are_listed_and_labelled() -> None:
+    plan, lines = of_ep(8)
+    text = markdown_of(build(lines, plan=plan))
     section = text.split("## Published numbers for this shape")[1].split("\n## ")[0]
     assert "| reported | H800, combine bf16 | 158 | 69% | README of DeepEP V1 |" in section
     assert "| **measured** | h200, dispatch bf16 | 347 | 68% | this run |" in section
@@ -42,6 +42,6 @@ def test_published_numbers_stand_beside_ours_where_the_shape_is_theirs_and_are_l
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_no_number_of_another_shape_stands_beside_ours(size: int) -> None:
-    made, lines = of_ep(size)
-    assert "reported" not in markdown_of(build(lines, plan=made)).split("## Points")[0]
+def test_published_numbers_for_another_shape_are_left_out(size: int) -> None:
+    plan, lines = of_ep(size)
+    assert "reported" not in markdown_of(build(lines, plan=plan)).split("## Points")[0]

@@ -1,4 +1,4 @@
-"""The report for people, whatever a machine may put into it."""
+"""The report in Markdown, with hostile input too."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bench.records import (
     Stage,
     Telemetry,
 )
-from launcher.analysis import results
 from launcher.analysis.results import Results
+from launcher.analysis.results import build as build_results
 from launcher.config.plan import FINAL, Planned
 from launcher.deploy.formats import EXPORTS
 from launcher.store.records_file import Damaged
 from launcher.store.table import run_records
-from tests.analysis.runs import LINES, MADE, build, check_tables, faster, valid, with_times
+from tests.analysis.runs import LINES, PLAN, build, check_tables, faster, valid, with_times
 from tests.builders import (
     ENVIRONMENT,
     HOST,
@@ -66,11 +66,15 @@ HOSTILE = [
 
 
 def with_text(text: str) -> list[Line]:
-    """A run whose machine says this text wherever it may."""
+    """A run with this text in every field from its machine."""
     environment = msgspec.structs.replace(ENVIRONMENT, device=text, driver=text, topology=text, versions={text: text})
 
-    def outcome(one: Planned) -> list[float] | Failed:
-        return Failed(FailureKind.ERROR, text, text, 1, text) if one in MADE.cells[:2] else noisy(time_of(one.point))
+    def outcome(planned: Planned) -> list[float] | Failed:
+        return (
+            Failed(FailureKind.ERROR, text, text, 1, text)
+            if planned in PLAN.cells[:2]
+            else noisy(time_of(planned.point))
+        )
 
     measured = [line for line in with_times(outcome) if isinstance(line, Record)]
     return [
@@ -86,14 +90,14 @@ def with_text(text: str) -> list[Line]:
 
 
 def hostile(word: str) -> tuple[Results, Results]:
-    """A run with the word wherever a machine may put one, and the same run without it."""
-    found = []
+    """Results with the word in every field from a machine, and the same results without it."""
+    pair = []
     for text in (word, "tame"):
         manifest = msgspec.structs.replace(MANIFEST, command=["deepep-sweep", text], program=text)
-        workload = msgspec.structs.replace(MADE.spec.workload, name=text)
-        plan = msgspec.structs.replace(MADE, spec=msgspec.structs.replace(MADE.spec, workload=workload))
-        found.append(results.build(plan, manifest, run_records(with_text(text)), [Damaged(text, 1, text)]))
-    return found[0], found[1]
+        workload = msgspec.structs.replace(PLAN.spec.workload, name=text)
+        plan = msgspec.structs.replace(PLAN, spec=msgspec.structs.replace(PLAN.spec, workload=workload))
+        pair.append(build_results(plan, manifest, run_records(with_text(text)), [Damaged(text, 1, text)]))
+    return pair[0], pair[1]
 
 
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(st.sampled_from("|\\`<>\n\r#*_[]()&! ax"), min_size=1, max_size=12)))
@@ -109,29 +113,29 @@ def test_no_name_or_message_can_break_the_report(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "answer"),
+    ("groups", "judgement"),
     [
         (1, "1.226x as long as the optimal config. Too few groups measured both to judge it."),
         (2, "1.226x as long as the optimal config (95 % CI 1.226 to 1.226)."),
     ],
 )
-def test_a_candidate_that_too_few_groups_measured_is_not_said_to_be_as_good(groups: int, answer: str) -> None:
-    search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]], final_groups=5)
-    made = deepep_plan(search=search)
-    lines: list[Line] = complete(made)
+def test_a_candidate_measured_by_too_few_groups_gets_no_judgement(groups: int, judgement: str) -> None:
+    search = msgspec.structs.replace(PLAN.spec.search, candidates=[[24, 12, 256]], final_groups=5)
+    plan = deepep_plan(search=search)
+    lines: list[Line] = complete(plan)
     for number in range(groups):
         lines += [
-            record(one, noisy(time_of(one.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
-            for one in [*made.anchors, *made.cells]
+            record(planned, noisy(time_of(planned.point)), shard=FINAL, stage=Stage.FINAL, round=number, group=number)
+            for planned in [*plan.anchors, *plan.cells]
         ]
-    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {answer}\n"
-    assert finding in markdown_of(build(lines, plan=made))
+    finding = f"Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): {judgement}\n"
+    assert finding in markdown_of(build(lines, plan=plan))
 
 
-def test_a_candidate_of_the_user_gets_its_answer() -> None:
-    search = msgspec.structs.replace(MADE.spec.search, candidates=[[24, 12, 256]])
-    made = deepep_plan(search=search)
-    text = markdown_of(build(complete(made), plan=made))
+def test_a_candidate_of_the_user_is_compared_with_the_optimal_config() -> None:
+    search = msgspec.structs.replace(PLAN.spec.search, candidates=[[24, 12, 256]])
+    plan = deepep_plan(search=search)
+    text = markdown_of(build(complete(plan), plan=plan))
     assert "Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): 1.226x as" in text
     assert "1.226x as long as the optimal config.\n" in text
 
@@ -146,7 +150,7 @@ def test_a_candidate_of_the_user_gets_its_answer() -> None:
         ([], "* Complete the run: `python -m launcher.resume RUN`."),
     ],
 )
-def test_the_summary_ends_with_what_to_do(lines: list[Line], first: str) -> None:
+def test_the_summary_ends_with_the_next_steps(lines: list[Line], first: str) -> None:
     text = summary_of(build(lines))
     assert text.split("## What to do\n\n")[1].splitlines()[0].startswith(first)
 
@@ -156,15 +160,15 @@ def test_the_summary_has_the_time_of_the_default() -> None:
     assert line in summary_of(build(faster({32: 200.0}))).splitlines()
 
 
-def test_an_objective_of_unlike_weights_is_said_first_and_fits_the_schema() -> None:
-    search = msgspec.structs.replace(MADE.spec.search, objective={"dispatch": 2, "combine": 1})
-    made = deepep_plan(search=search)
-    found = build(complete(made), plan=made)
+def test_an_objective_of_unequal_weights_is_stated_first_and_fits_the_schema() -> None:
+    search = msgspec.structs.replace(PLAN.spec.search, objective={"dispatch": 2, "combine": 1})
+    plan = deepep_plan(search=search)
+    results = build(complete(plan), plan=plan)
     note = "The objective (search.objective) is 2 x dispatch + 1 x combine. Decisions, ratios, intervals and the"
-    for text in (markdown_of(found), summary_of(found)):
+    for text in (markdown_of(results), summary_of(results)):
         assert text.startswith(f"**{note} verdict use it; a round trip is the plain sum of both.**\n")
-    assert f'<p class="warning">{note}' in html_of(found)
-    assert valid(found)["search"]["objective"] == {"dispatch": 2, "combine": 1}
+    assert f'<p class="warning">{note}' in html_of(results)
+    assert valid(results)["search"]["objective"] == {"dispatch": 2, "combine": 1}
     assert report_of(build(LINES)).objective_note == ""
 
 

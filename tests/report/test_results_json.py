@@ -1,4 +1,4 @@
-"""RESULTS for programs, and its schema."""
+"""RESULTS documents and their schema."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.records import (
 )
 from bench.workload import Workload
 from launcher.config.schema import Hardware, Search
-from tests.analysis.runs import LINES, MADE, SCHEMA, build, check_tables, valid
+from tests.analysis.runs import LINES, PLAN, SCHEMA, build, check_tables, valid
 from tests.builders import (
     Sweep,
     markdown_of,
@@ -27,14 +27,14 @@ def test_the_results_have_exactly_the_members_of_the_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
-def test_results_of_nothing_fit_the_schema_and_can_be_reported() -> None:
+def test_results_without_measurements_match_the_schema_and_can_be_reported() -> None:
     plain = valid(build([]))
-    assert (plain["points"]["missing"], plain["environment"]) == (len(MADE.every_point), None)
+    assert (plain["points"]["missing"], plain["environment"]) == (len(PLAN.every_point), None)
     assert [library["optimal"] for library in plain["libraries"]] == [None]
     assert "No pair of a dispatch and a combine was measured" in markdown_of(build([]))
 
 
-def test_the_schema_refuses_what_is_not_a_result() -> None:
+def test_the_schema_refuses_documents_that_are_not_results() -> None:
     validator = jsonschema.Draft202012Validator(SCHEMA)
     plain = valid(build(LINES))
     (library,) = plain["libraries"]
@@ -48,7 +48,7 @@ def test_the_schema_refuses_what_is_not_a_result() -> None:
         {key: value for key, value in plain.items() if key != "failures"},
     ):
         assert not validator.is_valid(wrong)
-    assert validator.is_valid(plain | {"extra": 1})  # of a newer version: readers ignore it
+    assert validator.is_valid(plain | {"extra": 1})  # a member of a newer version, which readers ignore
 
 
 def test_the_results_of_a_real_sweep_fit_the_schema(sweep: Sweep) -> None:

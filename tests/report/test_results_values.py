@@ -1,4 +1,4 @@
-"""What is compared between two formats of RESULTS: every number, to the digit."""
+"""The comparison of two formats of RESULTS, number by number."""
 
 from __future__ import annotations
 

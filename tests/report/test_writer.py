@@ -1,4 +1,4 @@
-"""What aggregating writes, and what it says of runs that are not whole."""
+"""Files written by aggregation, also for incomplete runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.report import writer
 from launcher.store.attempts import Attempt, add_attempt
 from launcher.store.records_file import open_appender
 from launcher.store.run_folder import RunFolder
-from tests.analysis.runs import LINES, MADE, SCHEMA, stored, unlike
+from tests.analysis.runs import LINES, PLAN, SCHEMA, mixed_environments, stored
 from tests.builders import (
     complete,
     deepep_plan,
@@ -28,11 +28,11 @@ from tests.builders import (
 def test_unlike_environments_are_refused_and_reported_apart_on_demand(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = stored(unlike(device="NVIDIA H100"), tmp_path)
+    folder = stored(mixed_environments(device="NVIDIA H100"), tmp_path)
     assert aggregate.main([str(folder.path)]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == (
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
         "error: the records were measured in different environments: device: NVIDIA H100 | NVIDIA H200\n"
         "hint: allow_mixed=true reports them separately\n"
     )
@@ -66,11 +66,11 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
     assert not labels[0] & labels[1]
 
 
-def test_of_ranks_that_share_a_gpu_no_picture_is_drawn(tmp_path: Path) -> None:
-    made = deepep_plan(ep=Ep(size=4, share_gpus=True))
-    folder = RunFolder.create(made, outputs=tmp_path, path=None, command=["deepep-sweep"])
+def test_no_picture_is_drawn_for_ranks_that_share_a_gpu(tmp_path: Path) -> None:
+    plan = deepep_plan(ep=Ep(size=4, share_gpus=True))
+    folder = RunFolder.create(plan, outputs=tmp_path, path=None, command=["deepep-sweep"])
     with open_appender(folder, 0) as appender:
-        for line in complete(made):
+        for line in complete(plan):
             appender.add(line)
     assert writer.aggregate(folder) == 0
     assert list(folder.path.glob("*.svg")) == []
@@ -85,11 +85,9 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
-    outcome: str | None, tmp_path: Path
-) -> None:
-    """Every point has a record; what lacks are later rounds, or the overlapped passes."""
-    folder = RunFolder.create(MADE, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
+def test_an_unfinished_search_is_reported_and_counts_as_missing(outcome: str | None, tmp_path: Path) -> None:
+    """Every point has a record; only later rounds or overlapped passes are missing."""
+    folder = RunFolder.create(PLAN, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
     with open_appender(folder, 0) as appender:
         for line in LINES:
             appender.add(line)
@@ -103,15 +101,15 @@ def test_a_search_that_did_not_come_to_its_end_is_said_and_counts_as_missing(
 
 
 def options(**changes: Any) -> Options:
-    given = {"run": None, "outputs": "outputs", "dry_run": False, "strict": False, "allow_mixed": False}
-    given["allow_other_code"] = False
-    return msgspec.convert(given | {"shard_index": None} | changes, Options)
+    values = {"run": None, "outputs": "outputs", "dry_run": False, "strict": False, "allow_mixed": False}
+    values["allow_other_code"] = False
+    return msgspec.convert(values | {"shard_index": None} | changes, Options)
 
 
-def test_unlike_environments_are_a_failure_and_no_usage_error(
-    made: Plan, folder: RunFolder, capsys: pytest.CaptureFixture[str]
+def test_mixed_environments_are_a_failure_and_not_a_usage_error(
+    plan: Plan, folder: RunFolder, capsys: pytest.CaptureFixture[str]
 ):
-    measured_twice(folder, made)
+    measured_twice(folder, plan)
     assert writer.report(folder, options()) == FAILURE
     assert "error: the records were measured in different environments" in capsys.readouterr().err
     assert writer.report(folder, options(allow_mixed=True), draw=False) == OK

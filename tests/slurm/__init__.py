@@ -1,1 +1,1 @@
-"""The program on a real Slurm."""
+"""Tests on a real Slurm."""

@@ -1,4 +1,4 @@
-"""One cluster for the whole session; every test starts with idle nodes and no job left."""
+"""One cluster for the session; every test starts with idle nodes and without jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.slurm.slurmlab import SlurmLab
 
 @pytest.fixture(scope="session")
 def has_slurm() -> None:
-    """Skips where Slurm is not installed; fails under CI, which would be green for nothing."""
+    """Skips tests where Slurm is not installed; fails them under CI."""
     missing = slurmlab.missing()
     if missing:
         refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
@@ -47,13 +47,13 @@ def module_lab(cluster: SlurmLab) -> Iterator[SlurmLab]:
 
 @pytest.fixture
 def bare_lab(has_slurm: None) -> Iterator[SlurmLab]:
-    """A site without accounting: sacct knows nothing."""
+    """A cluster without accounting, where sacct reports nothing."""
     with SlurmLab(accounting=False, auth="none") as lab:
         yield lab
 
 
 class OutOfTime(NamedTuple):
-    """A run that meets its time limit, and its cluster."""
+    """A run that reaches its time limit, and its cluster."""
 
     lab: SlurmLab
     folder: Path
@@ -66,10 +66,10 @@ TIMED = "test_slurm_time_limit"
 def out_of_time(
     request: pytest.FixtureRequest, has_slurm: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OutOfTime | None]:
-    """Takes some minutes, most of it asleep: it goes on beside the other tests, and the last one looks at it.
+    """A run that takes some minutes, mostly asleep; it runs during the other tests, and the last test checks it.
 
-    Slurm looks at time limits every 30 s and signals up to 30 s early: here 80 to 110 s after each start of the shard,
-    which needs more than that in all, and on a slow machine still measures something in that time.
+    Slurm checks time limits every 30 s and signals up to 30 s early: here 80 to 110 s after each start of the shard.
+    The shard takes longer than that in total, and measures some points in that time even on a slow machine.
     """
     if not any(TIMED in item.nodeid for item in request.session.items):
         yield None
@@ -78,5 +78,5 @@ def out_of_time(
         cells = ("grid.num_slices=[1,4,6,8]", "grid.num_in_flight=[1,2,3,4,5,6,7,8]")
         limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=10")
         yield OutOfTime(
-            lab, sweeps.detached(lab, tmp_path_factory.mktemp("timed"), *cells, *limits, *sweeps.slowly(1.0))
+            lab, sweeps.begin_detached(lab, tmp_path_factory.mktemp("timed"), *cells, *limits, *sweeps.slow_points(1.0))
         )

@@ -1,4 +1,4 @@
-"""What goes wrong with ranks and with shards: each is told for what it is, and the rest is measured and reported."""
+"""Failures of ranks and of shards: each is reported by its cause, and the other points are measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RAISES, KILLED, CRASHED, CANCELLED, FINE = range(5)
 
 
 class Run(NamedTuple):
-    """A sweep that some shards did not survive."""
+    """A sweep in which some shards were lost."""
 
     done: Done
     folder: Path
@@ -32,7 +32,7 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
     faults = "faults=['hang@1:dispatch/bf16/num_slices=2','segfault@0:dispatch/bf16/num_slices=4']"
     done = sweeps.sweep(lab, tmp_path, faults, "measure.deadline_s=2")
     assert done.status == 0, done.stderr
-    states = sweeps.ended(lab, done.folder)
+    states = sweeps.wait_jobs(lab, done.folder)
     assert set(states.values()) == {"COMPLETED"}
     failed = [line for line in sweeps.lines(done.folder) if line["outcome"]["kind"] == "failed"]
     kinds = {line["outcome"]["failure"]: line["point"]["knobs"]["num_slices"] for line in failed}
@@ -43,7 +43,7 @@ def test_a_rank_that_segfaults_or_hangs_is_a_failed_record_and_the_job_completes
 
 
 def test_a_shard_that_dies_is_noticed_within_30_s(lab: SlurmLab, tmp_path: Path):
-    process = sweeps.begin(lab, tmp_path, *sweeps.slowly(2.0))
+    process = sweeps.begin(lab, tmp_path, *sweeps.slow_points(2.0))
     folder = sweeps.only_folder(tmp_path)
     sweeps.kill(sweeps.halt(lab, folder, 0), signal.SIGKILL)
     process.wait(timeout=30)
@@ -72,7 +72,7 @@ def run(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Run:
         sweeps.kill(sweeps.main_process(module_lab, sweeps.job_of(folder, shard)), sig)
     module_lab.command("scancel", sweeps.job_of(folder, CANCELLED))
     done = sweeps.end(process)
-    return Run(done, folder, sweeps.ended(module_lab, folder))
+    return Run(done, folder, sweeps.wait_jobs(module_lab, folder))
 
 
 def test_a_shard_that_raises_is_failed_in_slurm_with_its_traceback_in_its_log(run: Run):
@@ -92,13 +92,13 @@ def test_a_shard_that_is_cancelled_is_cancelled(run: Run):
 
 def test_the_others_are_measured_and_reported(run: Run):
     assert run.state(FINE) == "COMPLETED"
-    found = sweeps.points(run.folder)
-    assert found["measured"] >= 2
-    assert found["missing"] >= 1
+    points = sweeps.points(run.folder)
+    assert points["measured"] >= 2
+    assert points["missing"] >= 1
     assert (run.folder / "OPTIMAL_CONFIGS.md").is_file()
 
 
-def test_the_command_names_every_lost_shard_and_says_that_points_are_missing(run: Run):
+def test_the_command_names_every_lost_shard_and_reports_missing_points(run: Run):
     assert run.done.status == 3
     assert run.done.stdout == f"{run.folder}/OPTIMAL_CONFIGS.md\n"
     for shard in (RAISES, KILLED, CRASHED, CANCELLED):

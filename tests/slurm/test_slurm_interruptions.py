@@ -1,6 +1,6 @@
-"""Shards that are interrupted: requeued, preempted, on a node that crashes. Each resumes from its records.
+"""Interrupted shards: requeued, preempted, or on a node that crashes. Each resumes from its records.
 
-The three runs share the cluster, each with one shard of two ranks that sleep most of the time.
+The three runs share the cluster; each has one shard with two ranks that mostly sleep.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLACES = {
 
 
 class Interrupted(NamedTuple):
-    """The run folders by what happened to them, and how each shard's job ended."""
+    """The run folders by the kind of interruption, and the final state of each shard's job."""
 
     folders: dict[str, Path]
     states: dict[str, str]
@@ -32,7 +32,7 @@ class Interrupted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """Everything happens once."""
+    """All interruptions, done once for all tests."""
     lab, base = module_lab, tmp_path_factory.mktemp("interrupted")
     site = base / "site" / "hydra" / "launcher" / "friendly.yaml"
     site.parent.mkdir(parents=True)
@@ -40,18 +40,20 @@ def runs(module_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Inte
     elsewhere = ("hydra/launcher=friendly", f"hydra.searchpath=['file://{base}/site']")
     folders = {}
     for name in (PREEMPTED, REQUEUED, CRASHED):
-        overrides = ("grid.num_slices=[1,2,4]", *sweeps.slowly(0.6), *PLACES[name])
-        folders[name] = sweeps.detached(lab, base / name, *overrides, *(elsewhere if name == PREEMPTED else ()))
+        overrides = ("grid.num_slices=[1,2,4]", *sweeps.slow_points(0.6), *PLACES[name])
+        folders[name] = sweeps.begin_detached(lab, base / name, *overrides, *(elsewhere if name == PREEMPTED else ()))
         sweeps.halt(lab, folders[name], 0)
     _interrupt(lab, folders)
-    states = {name: sweeps.ended(lab, folder)[sweeps.job_of(folder, 0)] for name, folder in folders.items()}
+    states = {name: sweeps.wait_jobs(lab, folder)[sweeps.job_of(folder, 0)] for name, folder in folders.items()}
     return Interrupted(folders, states)
 
 
 def _interrupt(lab: SlurmLab, folders: dict[str, Path]) -> None:
     urgent = ("--partition=main", "--nodelist=gpu1", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 1")
     lab.command("sbatch", *urgent)
-    sweeps.wait_until(lambda: any(sweeps.outcomes(folders[PREEMPTED], 0)))  # before the next one's GPU is free too
+    sweeps.wait_until(
+        lambda: any(sweeps.outcomes(folders[PREEMPTED], 0))
+    )  # before the GPU of the next shard is free too
     lab.command("scontrol", "requeue", sweeps.job_of(folders[REQUEUED], 0))
     lab.kill_node("gpu2")
     sweeps.wait_state(lab, sweeps.job_of(folders[CRASHED], 0), "PENDING")

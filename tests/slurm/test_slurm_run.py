@@ -1,4 +1,4 @@
-"""One sweep in which all goes well: two shards with four ranks each."""
+"""One sweep without failures: two shards with four ranks each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.slurm.sweeps import Done
 
 
 class Run(NamedTuple):
-    """What the tests of this file look at."""
+    """A sweep and its environment."""
 
     done: Done
     outputs: Path
@@ -26,7 +26,7 @@ class Run(NamedTuple):
         return self.done.folder
 
     def environment(self, task: int) -> dict[str, str]:
-        """What the Python of a shard was started with."""
+        """The initial environment of a shard's Python process."""
         text = (self.environments / f"task{task}").read_text()
         return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
 
@@ -68,7 +68,7 @@ def test_a_shard_gets_four_gpus_and_its_cpus_on_one_node(run: Run, cluster: Slur
     assert run.environment(0)["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
 
 
-def test_accounting_says_four_gpus_and_the_run_notes_its_gpu_hours(run: Run, cluster: SlurmLab):
+def test_accounting_counts_four_gpus_and_the_run_records_its_gpu_hours(run: Run, cluster: SlurmLab):
     job = sweeps.job_of(run.folder, 0)
     ask = ("sacct", "-X", "-n", "-P", "-o", "AllocTRES", "-j", job)
     assert "gres/gpu=4" in sweeps.wait_until(lambda: cluster.command(*ask).strip())
@@ -78,7 +78,7 @@ def test_accounting_says_four_gpus_and_the_run_notes_its_gpu_hours(run: Run, clu
 
 
 def test_jobs_run_the_code_that_was_submitted(run: Run):
-    """The copy comes first, also where the jobs start in the folder of the original."""
+    """The copy of the code precedes the original even where jobs start in the original's folder."""
     environment = run.environment(1)
     assert environment["PYTHONPATH"].split(":")[0] == str(run.folder / "code")
     assert environment["PYTHONSAFEPATH"] == "1"
@@ -95,7 +95,7 @@ def test_a_corrupted_pickle_of_submitit_changes_nothing(run: Run, cluster: Slurm
 
 
 def test_the_controller_never_unpickles():
-    """submitit's job.result() would: a pickle of another version of the code can do anything."""
+    """submitit's job.result() would unpickle, and a pickle from another version of the code is not safe."""
     sources = [
         path.read_text() for name in ("launcher", "hydra_plugins") for path in (sweeps.ROOT / name).rglob("*.py")
     ]

@@ -1,4 +1,4 @@
-"""Sites that differ: no accounting, a sweep that is begun inside a job, another launcher of the same name, no Slurm."""
+"""Unusual sites: no accounting, a sweep inside a job, another launcher of the same name, or no Slurm."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_without_accounting_a_killed_shard_is_still_failed_and_the_rest_reported
     done = sweeps.end(process)
     assert done.status == 3, done.stderr
     assert f"shard 0: FAILED (job {sweeps.job_of(folder, 0)})" in done.stderr
-    assert sorted(sweeps.ended(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
+    assert sorted(sweeps.wait_jobs(bare_lab, folder).values()) == ["COMPLETED", "COMPLETED", "FAILED"]
     assert sweeps.points(folder)["measured"] >= 2
     assert "the times of the attempts" in (folder / "accounting.json").read_text()
     assert sweeps.stray_ranks(bare_lab) == []
 
 
-def test_inside_a_job_a_sweep_submits_jobs_of_its_own_size(lab: SlurmLab, tmp_path: Path):
+def test_a_sweep_inside_a_job_submits_jobs_of_the_size_it_needs(lab: SlurmLab, tmp_path: Path):
     outer = [sys.executable, "-m", "launcher.sweep", *sweeps.sweep_arguments(tmp_path)]
     options = ("--ntasks=3", "--cpus-per-task=5", "--mem=9G", "--time=7", "--job-name=outer", f"--chdir={sweeps.ROOT}")
     output = tmp_path / "outer.out"
     lab.command("sbatch", *options, "--gpus-per-node=1", f"--output={output}", f"--wrap={shlex.join(outer)}")
     folder = sweeps.only_folder(tmp_path)
-    assert set(sweeps.ended(lab, folder).values()) == {"COMPLETED"}
+    assert set(sweeps.wait_jobs(lab, folder).values()) == {"COMPLETED"}
     sweeps.wait_until(lambda: not lab.alive())
     shown = lab.command("scontrol", "show", "job", sweeps.job_of(folder, 0))
     assert "NumNodes=1 NumCPUs=2 NumTasks=1 CPUs/Task=2" in shown
@@ -74,7 +74,7 @@ def test_without_sbatch_a_sweep_is_refused_in_one_line(lab: SlurmLab, tmp_path: 
     ]
 
 
-def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_queued(lab: SlurmLab, tmp_path: Path):
+def test_an_unknown_partition_is_refused_with_slurm_s_message_and_no_job_is_queued(lab: SlurmLab, tmp_path: Path):
     before = lab.jobs()
     done = sweeps.sweep(lab, tmp_path, "hydra.launcher.partition=nowhere")
     assert done.status == 2
@@ -87,7 +87,7 @@ def test_an_unknown_partition_is_refused_in_the_words_of_slurm_and_nothing_is_qu
 
 
 def sbatch_that(folder: Path, *, refuses: str = "", then: str = "") -> str:
-    """A PATH with an sbatch that refuses the scripts with this line, and does something after each submission."""
+    """A PATH with an sbatch that refuses scripts with this line and runs a command after each submission."""
     sbatch = folder / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(
@@ -111,7 +111,7 @@ exit $status
         pytest.param(("ep=2,4",), "job-name=deepep-ep4", 2, id="the second of two sweeps"),
     ],
 )
-def test_what_is_refused_takes_back_what_was_accepted_before_it(
+def test_a_refused_submission_cancels_the_jobs_accepted_before_it(
     lab: SlurmLab, tmp_path: Path, overrides: tuple[str, ...], refused: str, accepted: int
 ):
     before = lab.jobs().keys()
@@ -138,7 +138,7 @@ def test_an_interrupt_while_sbatch_runs_leaves_no_job_behind(lab: SlurmLab, tmp_
     assert lab.jobs()[array] == "CANCELLED"
 
 
-def test_variables_that_slurms_commands_read_change_nothing_but_where_nothing_is_said(lab: SlurmLab, tmp_path: Path):
+def test_slurm_s_environment_variables_apply_only_where_the_config_leaves_an_option_out(lab: SlurmLab, tmp_path: Path):
     profile = {
         "SBATCH_TIMELIMIT": "5",
         "SBATCH_NO_REQUEUE": "1",
@@ -171,7 +171,7 @@ def test_more_shards_than_an_array_may_have_become_several_arrays(lab: SlurmLab,
     lab.command("scontrol", "update", "partitionname=low", "state=down")
     try:
         cells = "grid.num_slices=[" + ",".join(map(str, range(1, 702))) + "]"
-        folder = sweeps.detached(lab, tmp_path, "shard.count=1200", cells, "hydra.launcher.partition=low")
+        folder = sweeps.begin_detached(lab, tmp_path, "shard.count=1200", cells, "hydra.launcher.partition=low")
         arrays = sweeps.submissions(folder)
         assert [len(array["shards"]) for array in arrays] == [1001, 199]
         assert [shard for array in arrays for shard in array["shards"]] == list(range(1200))
@@ -182,7 +182,7 @@ def test_more_shards_than_an_array_may_have_become_several_arrays(lab: SlurmLab,
         lab.command("scontrol", "update", "partitionname=low", "state=up")
 
 
-def test_the_local_launcher_reports_what_there_is_and_tells_that_a_shard_failed(lab: SlurmLab, tmp_path: Path):
+def test_the_local_launcher_reports_all_results_and_names_a_failed_shard(lab: SlurmLab, tmp_path: Path):
     process = sweeps.begin(lab, tmp_path, "hydra/launcher=submitit_local", "shard.count=2", f"run={tmp_path}/run")
     sweeps.wait_until((tmp_path / "run" / "shards" / "0000").is_dir)
     unusable = tmp_path / "run" / "shards" / "0001"
@@ -191,8 +191,8 @@ def test_the_local_launcher_reports_what_there_is_and_tells_that_a_shard_failed(
     done = sweeps.end(process)
     assert done.status == 3
     assert done.stdout == f"{tmp_path}/run/OPTIMAL_CONFIGS.md\n"
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("shard 1 failed; its log: ")]
-    assert "FileExistsError" in Path(said.partition("its log: ")[2]).read_text()
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("shard 1 failed; its log: ")]
+    assert "FileExistsError" in Path(message.partition("its log: ")[2]).read_text()
     assert sweeps.points(tmp_path / "run")["measured"] >= 2
     assert sweeps.stray_ranks(lab) == []
 

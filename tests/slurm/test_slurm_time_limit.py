@@ -1,4 +1,4 @@
-"""A shard whose time limit comes before its last point: stops after a point, requeues itself, and completes."""
+"""A shard that reaches its time limit stops after a point, requeues itself, and completes later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.slurm import sweeps
 
 def test_out_of_time_a_shard_finishes_its_point_requeues_itself_and_completes(out_of_time):
     lab, folder = out_of_time
-    states = sweeps.ended(lab, folder, seconds=400)
+    states = sweeps.wait_jobs(lab, folder, seconds=400)
     assert set(states.values()) == {"COMPLETED"}, sweeps.log_of(folder, 0)
     *earlier, last = sweeps.outcomes(folder, 0)
     assert last == "complete"

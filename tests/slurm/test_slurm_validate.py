@@ -1,4 +1,4 @@
-"""Node validation on a real Slurm: nodes with a fault each, or none, one that is busy, one that does not exist."""
+"""Node validation on a real Slurm: faulty, healthy, busy and nonexistent nodes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ SLURM = ("-m", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=low")
 
 
 class Validation(NamedTuple):
-    """A command that ended, and its summary."""
+    """A finished validation and its summary."""
 
     done: Done
     folder: Path
     nodes: dict[str, dict[str, Any]]
 
-    def said(self, node: str) -> tuple[str, str]:
+    def verdict(self, node: str) -> tuple[str, str]:
         return self.nodes[node]["verdict"], self.nodes[node]["code"]
 
 
@@ -62,13 +62,13 @@ def begin(lab: SlurmLab, outputs: Path, *arguments: str) -> subprocess.Popen[str
 
 
 def folder_of(outputs: Path) -> Path:
-    found = sweeps.wait_until(lambda: next(iter(outputs.glob("*-nodes-*/order.json")), None))
-    assert found is not None
-    return found.parent
+    order = sweeps.wait_until(lambda: next(iter(outputs.glob("*-nodes-*/order.json")), None))
+    assert order is not None
+    return order.parent
 
 
 def running(file: Path) -> str | None:
-    """The phase that a NODE.json says is going on."""
+    """The running phase in a NODE.json, if any."""
     phases = json.loads(file.read_bytes())["attempts"][-1]["phases"]
     return next((phase["name"] for phase in phases if phase["status"] == "running"), None)
 
@@ -86,7 +86,7 @@ def end(process: subprocess.Popen[str], outputs: Path) -> Validation:
 
 
 class Both(NamedTuple):
-    """Two commands that ran beside each other."""
+    """Two concurrent validations."""
 
     faulty: Validation
     busy: Validation
@@ -96,12 +96,12 @@ class Both(NamedTuple):
 def both(eleven: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Both:
     """gpu6 is drained, gpu7's job is preempted, gpu12 does not exist, gpu1 and gpu8 are healthy.
 
-    Beside them gpu9, gpu10 and gpu11 are to be validated one after the other; gpu10 is taken when gpu9 has begun, and
-    will be drained.
+    Meanwhile gpu9, gpu10 and gpu11 are validated one at a time; gpu10 becomes busy once gpu9 has started, and is set
+    to drain.
     """
     faulty, busy = tmp_path_factory.mktemp("faulty"), tmp_path_factory.mktemp("busy")
     eleven.command("scontrol", "update", "nodename=gpu6", "state=drain", "reason=EPV-TEST")
-    one_by_one = ("max_in_flight=1", "deadline_min=2", "limits.job_min=2")  # begun within two minutes, or not at all
+    one_by_one = ("max_in_flight=1", "deadline_min=2", "limits.job_min=2")  # skipped if not started within two minutes
     waits = begin(eleven, busy, "nodes=gpu[9-11]", *one_by_one)
     sweeps.wait_until((folder_of(busy) / "nodes" / "gpu9" / "NODE.json").is_file)
     eleven.command("sbatch", "-p", "main", "-w", "gpu10", "--exclusive", "--wrap", "sleep 600", "-o", "/dev/null")
@@ -120,7 +120,7 @@ def validation(both: Both) -> Validation:
 
 
 def test_each_node_gets_its_verdict_and_code(validation: Validation):
-    assert {node: validation.said(node) for node in validation.nodes} == {
+    assert {node: validation.verdict(node) for node in validation.nodes} == {
         "gpu1": ("PASS", ""),
         "gpu2": ("FAIL", "E203"),
         "gpu3": ("FAIL", "E301"),
@@ -133,7 +133,7 @@ def test_each_node_gets_its_verdict_and_code(validation: Validation):
     }
 
 
-def test_the_exit_status_and_the_line_are_those_of_a_nagios_plugin(validation: Validation):
+def test_the_exit_status_and_the_line_follow_the_nagios_plugin_interface(validation: Validation):
     assert validation.done.status == 2
     assert "Faults were injected on purpose." in validation.done.stderr
     assert "scontrol update" not in (validation.folder / "NODES.md").read_text()
@@ -142,7 +142,7 @@ def test_the_exit_status_and_the_line_are_those_of_a_nagios_plugin(validation: V
     assert line.endswith("| fail=2 hang=1 no_result=2 setup=0 inconclusive=0 warn=0 skipped=2 pass=2")
 
 
-def test_the_slow_gpu_is_named_twice_and_by_the_fleet_too(validation: Validation):
+def test_the_slow_gpu_is_named_by_both_suite_runs_and_by_the_fleet(validation: Validation):
     findings = validation.nodes["gpu2"]["findings"]
     assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E208", "")}
     node = json.loads((validation.folder / "nodes" / "gpu2" / "NODE.json").read_bytes())
@@ -150,7 +150,7 @@ def test_the_slow_gpu_is_named_twice_and_by_the_fleet_too(validation: Validation
     assert "reproduced" in node["layers"]["confirmation"]
 
 
-def test_what_died_says_in_which_phase(validation: Validation):
+def test_a_rank_that_died_is_reported_with_its_phase(validation: Validation):
     assert "in phase speed" in validation.nodes["gpu5"]["reason"]
     node = json.loads((validation.folder / "nodes" / "gpu5" / "NODE.json").read_bytes())
     assert node["attempts"][0]["checks"]["correctness: dispatch bf16"] == "ok"
@@ -180,8 +180,8 @@ def test_nothing_is_left_behind(validation: Validation, eleven: SlurmLab):
     assert sweeps.stray_ranks(eleven) == []
 
 
-def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_keeps_nobody_behind_it_waiting(both: Both):
-    assert {node: both.busy.said(node) for node in both.busy.nodes} == {
+def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_does_not_delay_the_nodes_behind_it(both: Both):
+    assert {node: both.busy.verdict(node) for node in both.busy.nodes} == {
         "gpu9": ("PASS", ""),
         "gpu10": ("SKIPPED", "U908"),
         "gpu11": ("PASS", ""),
@@ -200,8 +200,8 @@ def test_a_busy_node_is_skipped_at_the_deadline_with_its_reason_and_keeps_nobody
 @pytest.mark.parametrize(("name", "most"), [("faulty", 2), ("busy", 1)])
 def test_never_more_nodes_than_max_in_flight_are_validated_at_once(both: Both, name: str, most: int):
     folder = getattr(both, name).folder
-    made = [json.loads(file.read_bytes()) for file in folder.glob("nodes/*/NODE.json")]
-    spans = [[datetime.fromisoformat(one[key]) for key in ("started", "ended")] for one in made]
+    documents = [json.loads(file.read_bytes()) for file in folder.glob("nodes/*/NODE.json")]
+    spans = [[datetime.fromisoformat(one[key]) for key in ("started", "ended")] for one in documents]
     at_once = [sum(began <= start < ended for began, ended in spans) for start, _ in spans]
     assert max(at_once) == most
     scripts = [file.read_text() for file in (folder / "slurm").glob("*.sh")]
@@ -209,15 +209,15 @@ def test_never_more_nodes_than_max_in_flight_are_validated_at_once(both: Both, n
     assert all("#SBATCH --dependency=singleton" in script for script in scripts)
 
 
-def test_a_job_that_slurm_refuses_is_its_nodes_alone(eleven: SlurmLab, tmp_path: Path):
-    """gpu6 alone is in the partition that the jobs go to; where no node is, nothing is left behind."""
+def test_a_job_that_slurm_refuses_skips_only_its_own_node(eleven: SlurmLab, tmp_path: Path):
+    """Only gpu6 is in the partition of the jobs; a validation without any accepted job leaves no folder."""
     eleven.reset()
     eleven.command("scontrol", "create", "partitionname=some", "nodes=gpu6")
     arguments = (*SLURM, *SMALL, "hydra.launcher.partition=null", "hydra.launcher.detach=true")
 
     def submit(name: str, hosts: str) -> Done:
-        given = (*arguments, f"outputs={tmp_path / name}", f"nodes={hosts}")
-        return sweeps.run(eleven, "launcher.validate", *given, SBATCH_PARTITION="some")
+        overrides = (*arguments, f"outputs={tmp_path / name}", f"nodes={hosts}")
+        return sweeps.run(eleven, "launcher.validate", *overrides, SBATCH_PARTITION="some")
 
     try:
         partly, not_at_all = submit("partly", "gpu[1-6]"), submit("all", "gpu[1-5]")
@@ -234,7 +234,9 @@ def test_a_job_that_slurm_refuses_is_its_nodes_alone(eleven: SlurmLab, tmp_path:
     assert list((tmp_path / "all").glob("*-nodes-*")) == []
 
 
-def test_detached_it_goes_on_and_is_reported_later_whatever_the_controller_is_doing(eleven: SlurmLab, tmp_path: Path):
+def test_a_detached_validation_continues_and_is_reported_later_even_while_the_controller_is_down(
+    eleven: SlurmLab, tmp_path: Path
+):
     eleven.reset()
     detached = ("hydra.launcher.detach=true", "max_in_flight=2", *HANGS)
     done = sweeps.end(begin(eleven, tmp_path, "node_state=idle", *detached))
@@ -254,7 +256,7 @@ def test_detached_it_goes_on_and_is_reported_later_whatever_the_controller_is_do
 
 @contextlib.contextmanager
 def reserved(lab: SlurmLab, nodes: str) -> Iterator[str]:
-    """The argument that means the nodes of a reservation."""
+    """The argument that selects the nodes of a reservation."""
     what = ("users=root", "starttime=now", "duration=60", f"nodes={nodes}")
     lab.command("scontrol", "create", "reservation", "reservationname=new", *what)
     try:
@@ -263,7 +265,7 @@ def reserved(lab: SlurmLab, nodes: str) -> Iterator[str]:
         lab.command("scontrol", "delete", "reservationname=new")
 
 
-def test_interrupted_in_a_reservation_the_jobs_end_and_what_is_known_is_reported(eleven: SlurmLab, tmp_path: Path):
+def test_an_interrupt_in_a_reservation_ends_the_jobs_and_reports_the_known_results(eleven: SlurmLab, tmp_path: Path):
     eleven.reset()
     with reserved(eleven, "gpu[1-2]") as reservation:
         process = begin(eleven, tmp_path, reservation, *HANGS, "hydra.launcher.on_interrupt=cancel")
@@ -281,7 +283,7 @@ def test_interrupted_in_a_reservation_the_jobs_end_and_what_is_known_is_reported
     sweeps.wait_until(lambda: sweeps.stray_ranks(eleven) == [])
 
 
-def test_the_nodes_of_a_reservation_can_be_meant_and_a_dry_run_shows_their_script(eleven: SlurmLab, tmp_path: Path):
+def test_a_reservation_selects_its_nodes_and_a_dry_run_shows_their_script(eleven: SlurmLab, tmp_path: Path):
     eleven.reset()
     with reserved(eleven, "gpu[1-3]") as reservation:
         done = sweeps.end(begin(eleven, tmp_path, "dry_run=true", reservation))
@@ -292,7 +294,7 @@ def test_the_nodes_of_a_reservation_can_be_meant_and_a_dry_run_shows_their_scrip
     assert list(tmp_path.glob("*-nodes-*")) == []
 
 
-def test_a_job_that_cannot_even_begin_to_validate_is_setup_and_no_fault_of_its_node(eleven: SlurmLab, tmp_path: Path):
+def test_a_job_that_cannot_start_validating_is_setup_and_not_a_fault_of_its_node(eleven: SlurmLab, tmp_path: Path):
     done = sweeps.end(begin(eleven, tmp_path, "nodes=gpu1", "hydra.launcher.python=/nonexistent/python"))
     assert done.status == 3, done.stderr
     (summary,) = tmp_path.glob("*-nodes-*/NODES.json")
@@ -318,7 +320,7 @@ def test_a_job_that_cannot_even_begin_to_validate_is_setup_and_no_fault_of_its_n
         (("hydra.launcher.reservation=nobody",), "no nodes are reserved as nobody"),
     ],
 )
-def test_what_cannot_be_meant_is_a_usage_error(
+def test_a_selection_without_nodes_is_a_usage_error(
     eleven: SlurmLab, tmp_path: Path, arguments: tuple[str, ...], words: str
 ):
     done = sweeps.end(begin(eleven, tmp_path, *arguments))

@@ -21,7 +21,7 @@ class Config:
 
 
 class Buffer:
-    """deep_ep.Buffer: static answers by the number of ranks, which its methods take where config= is left out."""
+    """deep_ep.Buffer: static configs by number of ranks, which its methods use without config=."""
 
     num_sms = 20
 
@@ -42,7 +42,7 @@ class Buffer:
         return Config(Buffer.num_sms, {2: 10, 4: 9, 8: 4}[num_ranks], 256, 6, 128)
 
     def dispatch(self, config: Config | None = None) -> Config:
-        """The config that the kernel would run with."""
+        """The config of the kernel."""
         return self.get_dispatch_config(self.group_size) if config is None else config
 
     def combine(self, config: Config | None = None) -> Config:

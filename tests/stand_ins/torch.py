@@ -1,1 +1,1 @@
-"""Nothing: a shim under test needs no torch, and the real one takes seconds to import."""
+"""Empty: a shim under test does not need torch, and the real one takes seconds to import."""

@@ -1,1 +1,1 @@
-"""What lies on the disk."""
+"""Tests of the files of a run."""

@@ -1,4 +1,4 @@
-"""Tries at a shard, and how each ended."""
+"""Attempts at a shard and their outcomes."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from launcher.store.attempts import begin_attempt, read_shard_attempts
 from launcher.store.run_folder import RunFolder
 
 
-def test_a_try_that_is_ended_is_stamped_before_anything_is_cleared_away(folder: RunFolder):
-    """Slurm kills what a SIGTERM did not end soon, and ending the ranks may take longer."""
+def test_a_terminated_attempt_is_recorded_before_the_clean_up(folder: RunFolder):
+    """Slurm kills a process soon after SIGTERM, and ending the ranks may take longer."""
     with begin_attempt(folder, 0) as attempt:
         attempt.terminate()
-        (found,) = read_shard_attempts(folder, 0)
-    assert found.outcome == "terminated"
-    assert found.ended is not None
+        (stamped,) = read_shard_attempts(folder, 0)
+    assert stamped.outcome == "terminated"
+    assert stamped.ended is not None
     (after,) = read_shard_attempts(folder, 0)
     assert after.outcome == "terminated"
 
 
-@pytest.mark.parametrize(("said", "outcome"), [("failed", "terminated"), ("complete", "complete")])
-def test_what_a_signal_ends_was_terminated_unless_it_had_come_to_its_end(said: str, outcome: str, folder: RunFolder):
+@pytest.mark.parametrize(("stated", "outcome"), [("failed", "terminated"), ("complete", "complete")])
+def test_an_attempt_ended_by_a_signal_was_terminated_unless_it_was_complete(
+    stated: str, outcome: str, folder: RunFolder
+):
     def ended() -> None:
         with begin_attempt(folder, 0) as attempt:
-            attempt.outcome = said
+            attempt.outcome = stated
             sys.exit(143)
 
     with pytest.raises(SystemExit):
         ended()
     assert [one.outcome for one in read_shard_attempts(folder, 0)] == [outcome]
-
-
-# ---- how it is waited for

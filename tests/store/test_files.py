@@ -1,4 +1,4 @@
-"""Files that are locked, appended to and replaced whole."""
+"""Files that are locked, appended to and replaced atomically."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_file_system_without_locks_is_called_that(monkeypatch: pytest.MonkeyPa
     assert "mounted with flock" in caught.value.hint
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report"
     contents = [bytes([letter]) * 300_000 for letter in b"ab"]
     write_atomic(path, contents[0])
@@ -42,11 +42,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     thread = threading.Thread(target=replace)
     thread.start()
     try:
-        seen = {path.read_bytes() for _ in range(300)}
+        contents_read = {path.read_bytes() for _ in range(300)}
     finally:
         stop.set()
         thread.join()
-    assert seen <= set(contents)
+    assert contents_read <= set(contents)
     assert list(tmp_path.iterdir()) == [path]
 
 

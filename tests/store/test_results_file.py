@@ -1,4 +1,4 @@
-"""RESULTS: one set of Structs for both directions; unknown members are ignored, newer major versions refused."""
+"""RESULTS files: the same Structs read and write them; unknown members are ignored, newer major versions refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.deploy import exporting, publishing, tuned
 from launcher.errors import UserError
 from launcher.store import results_file
 from launcher.store.results_file import SCHEMA, SavedLibraryComparison, SavedResults
-from tests.published import PUBLISHED, Unpacked
+from tests.published import PUBLISHED, Unpack
 
 replace = msgspec.structs.replace
 NAME = Path("RESULTS_EP4.json")
@@ -25,7 +25,7 @@ PICKS = ("default", "optimal", "overlapped")
 
 
 def two_libraries() -> SavedResults:
-    """The run as if a second library, with another default, had been measured beside DeepEP."""
+    """The run with a second library that has another default."""
     (deepep,) = RESULTS.libraries
     default, knee = deepep.defaults["library"], deepep.picks["knee"]
     second = replace(deepep, name="deepep_v2", version="sgl-deep-ep 0.1.2", defaults={"library": default, "vllm": knee})
@@ -34,7 +34,7 @@ def two_libraries() -> SavedResults:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_published_file_loads_and_comes_back_whole(run: str, published: Unpacked) -> None:
+def test_every_published_file_survives_decoding_and_encoding(run: str, published: Unpack) -> None:
     results = results_file.read(results_file.locate(published(run)))
     assert results.libraries[0].picks.keys() <= {*tuned.PICKS}
     assert results_file.decode(NAME, results_file.encode(results)) == results
@@ -49,7 +49,7 @@ def test_a_file_of_format_1_gives_each_operation_all_of_its_knobs() -> None:
 
 
 def grown(value: Any) -> Any:
-    """The value with a new number in each of its objects, tables of texts, numbers or objects excepted."""
+    """The value with a new number in each object that is not a table with values of one type."""
     if isinstance(value, list):
         return [grown(member) for member in value]
     if not isinstance(value, dict):
@@ -90,8 +90,8 @@ def test_a_run_of_two_libraries_is_compared_exported_and_published_by_name(tmp_p
 
 
 def test_runs_of_other_libraries_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    one.write_bytes(results_file.encode(RESULTS))
-    two.write_bytes(results_file.encode(two_libraries()))
-    assert compare.main([str(one), str(two)]) == 2
+    first, second = tmp_path / "one.json", tmp_path / "two.json"
+    first.write_bytes(results_file.encode(RESULTS))
+    second.write_bytes(results_file.encode(two_libraries()))
+    assert compare.main([str(first), str(second)]) == 2
     assert "backend is deepep in A, deepep_v2, deepep in B" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which code a run was made by."""
+"""The revision of the code of a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured next, and how shards and the final do it."""
+"""Tests of the search: rounds, shards and the final."""

@@ -1,4 +1,4 @@
-"""A simulated cluster, whose true times are known."""
+"""A simulated cluster with known true times."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NODE_OFFSET = 0.015
 DRIFT = 0.03
 NOISE = 0.006
 SPIKE_SHARE, SPIKE = 0.02, 1.5
-VISIT_NOISE = 0.003
-"""Of a config between visits of the sweep, and between process groups of the final, whatever its samples show."""
+REPETITION_NOISE = 0.003
+"""Noise of a config between repetitions of the sweep and between process groups of the final."""
 
-WHOLE_US = 60.0
-"""What layout, notify and the wait on the CPU add to a dispatch."""
+FULL_US = 60.0
+"""The time that layout, the exchange of counts and the host wait add to a dispatch."""
 
 
 def make_plan(
@@ -43,15 +43,15 @@ def make_plan(
     """DeepEP at EP=4 with this grid, nothing overlapped; ``changes`` are of ``search``."""
     base = spec("workload=small", "workload.num_tokens=256", "search.overlapped=false", "search.own_tuning=false")
     grid = {"num_sms": list(sms), "nvl_chunk": list(chunks), "nvl_buffer": list(buffers)}
-    wanted = msgspec.structs.replace(base.search, **changes)
-    return planning.make(msgspec.structs.replace(base, grid=grid, num_shards=num_shards, seed=seed, search=wanted))
+    search = msgspec.structs.replace(base.search, **changes)
+    return planning.make(msgspec.structs.replace(base, grid=grid, num_shards=num_shards, seed=seed, search=search))
 
 
 class Machine:
-    """A simulated cluster: every config has a true time, every observation is disturbed as real ones are."""
+    """A simulated cluster: every config has a true time, and observations have realistic noise."""
 
     def __init__(self, plan: Plan, *, seed: int = 1, default_factor: float | None = None) -> None:
-        """``default_factor``: how much slower the default is than the best config; None: what its knobs say."""
+        """``default_factor``: time of the default over that of the best config; None: as its knobs give it."""
         self.plan, self.rng = plan, np.random.default_rng(seed)
         self.truth: dict[str, float] = {}
         for op, base in ((Op.DISPATCH, 200.0), (Op.COMBINE, 215.0)):
@@ -71,13 +71,13 @@ class Machine:
 
     def true_us(self, point: Point) -> float:
         if point.op is Op.DISPATCH_FULL:
-            return WHOLE_US + self.true_us(msgspec.structs.replace(point, op=Op.DISPATCH))
+            return FULL_US + self.true_us(msgspec.structs.replace(point, op=Op.DISPATCH))
         return self.truth[point.label]
 
     def measure(self, tasks: Sequence[Task], *, shard_index: int, node: float, group: int) -> list[Record]:
         """The records of some tasks in a row, in one process group."""
         labels = {task.point.label: at for at, task in enumerate(tasks)}
-        noise = self.rng.normal(0, VISIT_NOISE, len(tasks))
+        noise = self.rng.normal(0, REPETITION_NOISE, len(tasks))
         if shard_index == FINAL:
             noise = noise[[labels[task.point.label] for task in tasks]]
         clock = self.clock + np.arange(len(tasks))
@@ -107,20 +107,20 @@ class Machine:
         ]
 
     def sweep(self) -> list[Record]:
-        """Shards round by round: the program's own decisions, fed with simulated times."""
+        """The records of all shards: the program's decisions on simulated times."""
         records: list[Record] = []
         for index in range(self.plan.spec.num_shards):
             arms, node = Arms(), self.rng.normal(0, NODE_OFFSET)
-            while wanted := racing.next_round(self.plan, self.plan.shard(index), arms):
-                number, cells = wanted
+            while next_round := racing.next_round(self.plan, self.plan.shard(index), arms):
+                number, cells = next_round
                 tasks = list(shard.in_order(self.plan, cells, number))
-                for one in self.measure(tasks, shard_index=index, node=node, group=0):
-                    records.append(one)
-                    arms.add(one)
+                for record in self.measure(tasks, shard_index=index, node=node, group=0):
+                    records.append(record)
+                    arms.add(record)
         return records
 
     def final(self, swept: Iterable[Record]) -> list[Record]:
-        """Each group in the program's own order."""
+        """The records of the final, each group in the program's order."""
         node, records = self.rng.normal(0, NODE_OFFSET), []
         for number, points in final.contestants(self.plan, Arms(swept)).rounds(self.plan):
             tasks = final.in_order(self.plan, points, number)
@@ -142,22 +142,22 @@ class Machine:
         return min(sum(ops.values()) for ops in by_sms.values() if len(ops) == 2)
 
 
-def judged(plan: Plan, records: Sequence[Record]) -> tuple[list[Measurement], list[Failure]]:
+def judge(plan: Plan, records: Sequence[Record]) -> tuple[list[Measurement], list[Failure]]:
     return evaluate(plan, in_measured_order(record_table(records)), [[1] * plan.spec.ep.size] * plan.spec.ep.size)
 
 
-def chosen(plan: Plan, records: Sequence[Record]) -> Choice:
-    return choose(plan, judged(plan, records)[0])
+def choose_config(plan: Plan, records: Sequence[Record]) -> Choice:
+    return choose(plan, judge(plan, records)[0])
 
 
-class Tuned(NamedTuple):
-    """A simulated sweep, and what came of it."""
+class SimulatedSweep(NamedTuple):
+    """A simulated sweep and its choice."""
 
     machine: Machine
     choice: Choice
 
     def regret_of(self, pair: Pair) -> float:
-        """How much slower it truly is than the best there is."""
+        """The true time of a pair over that of the best pair, minus 1."""
         return self.machine.round_trip(pair) / self.machine.best() - 1
 
     @property
@@ -169,7 +169,7 @@ class Tuned(NamedTuple):
         return self.choice.verdict.ci95.low <= truth <= self.choice.verdict.ci95.high
 
 
-def tuned(seed: int, *, default_factor: float, **grid: Any) -> Tuned:
+def simulate_sweep(seed: int, *, default_factor: float, **grid: Any) -> SimulatedSweep:
     plan = make_plan(seed=seed, **grid)
     machine = Machine(plan, seed=seed, default_factor=default_factor)
-    return Tuned(machine, chosen(plan, machine.run()))
+    return SimulatedSweep(machine, choose_config(plan, machine.run()))

@@ -1,4 +1,4 @@
-"""Who reaches the final, and what is measured there."""
+"""The finalists and the points of the final."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from launcher.analysis.choice import choose
 from launcher.tuner import final, racing
 from launcher.tuner.racing import Arms
 from tests.builders import deepep_plan, failed, spec
-from tests.tuner.machine import Machine, judged, make_plan
+from tests.tuner.machine import Machine, judge, make_plan
 
 
-def test_default_candidates_and_the_librarys_own_best_reach_the_final_however_slow_they_are() -> None:
+def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach_the_final() -> None:
     plan = make_plan(sms=[24, 64], chunks=[8, 10], buffers=[512], candidates=[[64, 2, 256]], own_tuning=True)
     machine = Machine(plan)
     slow = {cell.point.label for cell in [*plan.anchors, *plan.cells] if cell.role is not Role.GRID}
@@ -24,33 +24,35 @@ def test_default_candidates_and_the_librarys_own_best_reach_the_final_however_sl
     measured = Counter(one.point.label for one in records if one.stage is Stage.FINAL)
     groups = plan.spec.search.final_groups
     for op in (Op.DISPATCH, Op.COMBINE):
-        own = min(
-            (machine.truth[one.point.label], one.point.label) for one in plan.upstream(op) if one.role is Role.UPSTREAM
+        fastest = min(
+            (machine.truth[planned.point.label], planned.point.label)
+            for planned in plan.upstream(op)
+            if planned.role is Role.UPSTREAM
         )
         (default,) = (one.point.label for one in plan.anchors if one.point.op is op)
         (candidate,) = (one.point.label for one in plan.cells if one.role is Role.CANDIDATE and one.point.op is op)
-        assert (measured[default], measured[candidate], measured[own[1]]) == (3 * groups, groups, groups)
+        assert (measured[default], measured[candidate], measured[fastest[1]]) == (3 * groups, groups, groups)
 
 
-def test_the_whole_dispatch_is_measured_in_every_group_of_the_final_for_every_finalist_and_the_default() -> None:
+def test_the_full_dispatch_is_measured_in_every_group_of_the_final_for_every_finalist_and_the_default() -> None:
     plan = make_plan(sms=[16, 64], chunks=[8, 12])
     machine = Machine(plan)
-    results, _ = judged(plan, machine.run())
-    whole = {one.point.label: one for one in results if one.point.op is Op.DISPATCH_FULL}
+    results, _ = judge(plan, machine.run())
+    full_dispatches = {one.point.label: one for one in results if one.point.op is Op.DISPATCH_FULL}
     cached = [one for one in results if one.point.op is Op.DISPATCH and one.stage is Stage.FINAL]
     assert plan.anchors[0].point in [one.point for one in cached]
-    assert len(cached) == len(whole) >= 3
-    for one in cached:
-        full = whole[msgspec.structs.replace(one.point, op=Op.DISPATCH_FULL).label]
-        assert list(full.by_round) == list(one.by_round) == list(range(plan.spec.search.final_groups))
+    assert len(cached) == len(full_dispatches) >= 3
+    for measurement in cached:
+        full = full_dispatches[msgspec.structs.replace(measurement.point, op=Op.DISPATCH_FULL).label]
+        assert list(full.by_round) == list(measurement.by_round) == list(range(plan.spec.search.final_groups))
         assert full.median_us == pytest.approx(machine.true_us(full.point), rel=0.1)
     optimal = choose(plan, results).optimal
     assert optimal is not None
-    assert optimal.full in whole.values()
+    assert optimal.full in full_dispatches.values()
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
-def test_what_failed_in_any_round_of_the_sweep_is_neither_a_finalist_nor_a_result(kind: FailureKind) -> None:
+def test_a_config_that_failed_in_any_round_of_the_sweep_is_neither_a_finalist_nor_a_result(kind: FailureKind) -> None:
     plan = make_plan(sms=[24, 64], chunks=[8, 10], candidates=[[24, 4, 256]], own_tuning=True)
     swept = Machine(plan).sweep()
     arms = Arms(swept)
@@ -60,10 +62,10 @@ def test_what_failed_in_any_round_of_the_sweep_is_neither_a_finalist_nor_a_resul
         )
         records = [*swept, wrong]
         assert cell not in racing.finalists(plan, Arms(records))
-        assert cell.point not in [one.point for one in judged(plan, records)[0]]
+        assert cell.point not in [one.point for one in judge(plan, records)[0]]
 
 
-def test_a_default_that_gave_a_wrong_token_is_not_paired_beside_gemms_as_the_best_of_its_num_sms() -> None:
+def test_a_default_that_gave_a_wrong_token_is_not_overlapped_as_the_best_of_its_num_sms() -> None:
     plan = make_plan(sms=[20], chunks=[8, 12])
     plan = msgspec.structs.replace(
         plan, spec=msgspec.structs.replace(plan.spec, search=msgspec.structs.replace(plan.spec.search, overlapped=True))
@@ -82,7 +84,7 @@ def test_a_round_whose_anchor_failed_does_not_decide_who_reaches_the_final() -> 
     for op in (Op.DISPATCH, Op.COMBINE):
         lost = [one for one in swept if (one.role, one.round, one.point.op) != (Role.ANCHOR, 2, op)]
         best = next(one for one in expected if one.point.op is op)
-        absent = [one for one in lost if (one.point_id, one.round) != (best.id, 2)]  # only the others have a bare time
+        absent = [one for one in lost if (one.point_id, one.round) != (best.id, 2)]  # the others have bare times
         assert racing.finalists(plan, Arms(lost)) == expected
         assert racing.finalists(plan, Arms(absent)) == expected
         worst = [one for one in lost if one.round < 2 or one.point_id == best.id or one.role is Role.ANCHOR]
@@ -102,7 +104,7 @@ def test_a_shard_without_any_anchor_is_measured_by_those_of_the_others_and_a_run
         assert {cell.id for cell in racing.finalists(plan, Arms(left))} == set(best.values())
 
 
-def test_ranks_that_replace_failed_ones_in_the_final_measure_what_the_round_is_judged_by() -> None:
+def test_ranks_that_replace_failed_ones_in_the_final_measure_the_references_of_the_round() -> None:
     plan = deepep_plan(search=spec("workload=small").search)
     programme = final.contestants(plan, Arms(Machine(plan).sweep()))
     for number, points in programme.rounds(plan):

@@ -1,4 +1,4 @@
-"""A shard of a sweep: its budget, and how it is gone on with."""
+"""A shard of a sweep: its budget and its resumption."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between
     cell = plan.cells[0]
 
     def attempt(began: float) -> list[Line]:
-        """20 s: 9 s of start-up, 6 s of self test, two visits of 2 s with 1 s between them."""
-        visits = [record(cell, [1.0], started=began + after, wall_s=2.0) for after in (15.0, 18.0)]
-        return [ENVIRONMENT, msgspec.structs.replace(HOST, started=began, startup_s=9.0), SELF_CHECK, *visits]
+        """20 s: 9 s of start-up, 6 s of self test, two repetitions of 2 s with 1 s between them."""
+        repetitions = [record(cell, [1.0], started=began + after, wall_s=2.0) for after in (15.0, 18.0)]
+        return [ENVIRONMENT, msgspec.structs.replace(HOST, started=began, startup_s=9.0), SELF_CHECK, *repetitions]
 
     once, twice = attempt(1000.0), [*attempt(1000.0), *attempt(90_000.0)]
     never_measured = [*once, msgspec.structs.replace(HOST, started=90_000.0, startup_s=9.0)]
@@ -44,7 +44,7 @@ def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between
 
 
 @pytest.mark.parametrize("index", [0, FINAL])
-def test_what_has_spent_its_budget_measures_nothing_when_it_is_run_again(tmp_path: Path, index: int) -> None:
+def test_a_shard_with_a_spent_budget_measures_nothing_when_it_is_repeated(tmp_path: Path, index: int) -> None:
     plan = make_plan(sms=[16], chunks=[8, 12], budget_s=10.0)
     folder = RunFolder.create(plan, outputs=tmp_path, path=None, command=[])
     with open_appender(folder, 0) as appender:
@@ -64,7 +64,7 @@ SWEEP = [
 
 
 class StopAfter:
-    """Says so when it was asked so many times: before each task, that is, and before each round."""
+    """Becomes true after this many calls; it is called before each task and before each round."""
 
     def __init__(self, times: int) -> None:
         self._left = times
@@ -95,16 +95,16 @@ def test_a_shard_that_is_resumed_numbers_its_records_and_processes_on(tmp_path: 
 
 
 @STARTS_RANKS
-def test_what_fails_in_the_final_is_not_tried_again_and_nothing_waits_for_it(tmp_path: Path) -> None:
+def test_a_point_that_fails_in_the_final_is_neither_repeated_nor_waited_for(tmp_path: Path) -> None:
     settings = ("search.final_groups=2", "faults=['exception@0:dispatch_full/bf16/num_slices=2']")
     folder = RunFolder.create(planning.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert shard.run(folder, 0)
     assert final.run(folder)
-    whole = [one for one in read_shard_records(folder, FINAL) if one.point.op is Op.DISPATCH_FULL]
-    found = {
-        slices: [type(one.outcome) for one in whole if one.point.knobs["num_slices"] == slices] for slices in (1, 2)
+    records = [one for one in read_shard_records(folder, FINAL) if one.point.op is Op.DISPATCH_FULL]
+    outcomes = {
+        slices: [type(one.outcome) for one in records if one.point.knobs["num_slices"] == slices] for slices in (1, 2)
     }
-    assert found == {1: [Measured, Measured], 2: [Failed]}
+    assert outcomes == {1: [Measured, Measured], 2: [Failed]}
 
 
 @STARTS_RANKS

@@ -1,1 +1,1 @@
-"""A verdict for every node."""
+"""Tests of node validation."""

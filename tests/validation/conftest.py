@@ -10,5 +10,5 @@ from tests import nodes
 
 @pytest.fixture(scope="session")
 def spec() -> Spec:
-    """Four H200s, DeepEP, the thresholds as they stand in the configuration."""
+    """The Spec of four H200s with DeepEP and the configured thresholds."""
     return nodes.spec()

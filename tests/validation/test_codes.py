@@ -25,7 +25,7 @@ from tests.builders import ROOT
         ([], False, 3),
     ],
 )
-def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, strict: bool, status: int):
+def test_the_exit_status_follows_the_nagios_plugin_interface(verdicts: list[str], *, strict: bool, status: int):
     assert exit_status([NodeVerdict(one) for one in verdicts], strict=strict) == status
 
 
@@ -42,11 +42,11 @@ def test_the_exit_status_is_that_of_a_nagios_plugin(verdicts: list[str], *, stri
         ([], 0),
     ],
 )
-def test_of_several_validations_the_worst_known_counts_before_what_is_unknown(statuses: list[int], expected: int):
+def test_the_worst_known_status_of_several_validations_outranks_the_unknown_ones(statuses: list[int], expected: int):
     assert combine_statuses([Status(one) for one in statuses]) == expected
 
 
-def test_every_code_that_the_program_can_say_has_a_meaning_and_the_guide_lists_them():
+def test_every_code_of_the_program_has_a_meaning_and_is_listed_in_the_guide():
     sources = " ".join(file.read_text() for file in (ROOT / "launcher" / "validation").rglob("*.py"))
     assert set(re.findall(r"\b[EU]\d{3}\b", sources)) == set(MEANINGS)
     guide = (ROOT / "docs" / "ADMIN.md").read_text()

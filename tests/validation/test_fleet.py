@@ -1,4 +1,4 @@
-"""A node among its fleet."""
+"""The comparison of a node with its fleet."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.builders import Command
 from tests.nodes import (
     A_TENTH_SLOWER,
     GIGABYTES,
-    attempt,
-    judged,
+    judge_node,
     rates,
     replace,
     row,
+    suite_run,
 )
 
 
 def on_paper(slow: set[int], *, count: int = 64, seed: int = 0) -> list[dict[str, float]]:
-    """Rates of nodes that differ by 1 % (a standard deviation, together and by test); the slow ones reach 0.9."""
+    """Rates of nodes that differ by 1 % (standard deviation, overall and by test); slow nodes reach 0.9."""
     generator = np.random.default_rng(seed)
     nodewise = generator.normal(0, 0.007, (count, 1)) + generator.normal(0, 0.007, (count, 8))
     factors = np.exp(nodewise) * np.where(np.isin(np.arange(count), list(slow)), 0.9, 1.0)[:, None]
@@ -38,14 +38,14 @@ def on_paper(slow: set[int], *, count: int = 64, seed: int = 0) -> list[dict[str
     return [dict(zip(keys, line, strict=True)) for line in (300 * factors).tolist()]
 
 
-def test_of_64_nodes_the_three_that_are_a_tenth_slower_are_found_and_healthy_fleets_are_left_alone(spec: Spec):
-    """In 1,000 seeds: all three each time, a healthy node wrongly in at most 1.1 % of the fleets."""
+def test_three_nodes_of_64_that_are_a_tenth_slower_are_found_and_healthy_nodes_are_rarely_flagged(spec: Spec):
+    """In 1,000 seeds, all three are found each time, and at most 1.1 % of the fleets have a false alarm."""
     false_alarms = 0
     for seed in range(1000):
         slow = {seed % 64, (seed * 7 + 1) % 64, (seed * 13 + 2) % 64}
-        found = set(fleet.find_outliers(on_paper(slow, seed=seed)))
-        assert found >= slow
-        false_alarms += bool(found - slow)
+        outliers = set(fleet.find_outliers(on_paper(slow, seed=seed)))
+        assert outliers >= slow
+        false_alarms += bool(outliers - slow)
     assert false_alarms <= 11
 
 
@@ -57,9 +57,10 @@ def test_a_slow_node_of_a_fleet_is_found_in_its_file_and_fails_the_command(
     folder.note(Order(1, 0.0, ["deepep-validate"], spec, names))
     slow = {names[3], names[17], names[42]}
     for number, name in enumerate(names):
-        own = rates(scale=A_TENTH_SLOWER if name in slow else 1.0, seed=number)
+        node_rates = rates(scale=A_TENTH_SLOWER if name in slow else 1.0, seed=number)
         node_files.write(
-            folder.node_folder(name), judged(attempt(rates=own), attempt(rates=own, number=1), of=spec, name=name)
+            folder.node_folder(name),
+            judge_node(suite_run(rates=node_rates), suite_run(rates=node_rates, number=1), spec=spec, name=name),
         )
     done = run_module("launcher.validate", f"run={folder.path}")
     assert done.returncode == 2, done.stderr
@@ -68,16 +69,18 @@ def test_a_slow_node_of_a_fleet_is_found_in_its_file_and_fails_the_command(
     assert {one["verdict"] for one in summary["nodes"] if one["node"] not in slow} == {"PASS"}
     assert [one["node"] for one in summary["nodes"][:3]] == sorted(slow)
     assert done.stdout.startswith("DEEPEP CRITICAL - gpu003 FAIL E208 0.90x, gpu017")
-    assert "scontrol" not in (folder.path / "NODES.md").read_text()  # seen once only
+    assert "scontrol" not in (folder.path / "NODES.md").read_text()  # not confirmed
 
 
 def test_a_small_fleet_warns_and_a_smaller_one_is_not_judged(spec: Spec):
     def verdicts(count: int) -> tuple[NodeVerdict, str]:
-        of = [
-            attempt(rates=rates(scale=A_TENTH_SLOWER if number == 0 else 1.0, seed=number)) for number in range(count)
+        suite_runs = [
+            suite_run(rates=rates(scale=A_TENTH_SLOWER if number == 0 else 1.0, seed=number)) for number in range(count)
         ]
-        found = fleet.judge_fleet([row(judged(one, of=spec, name=f"n{at}")) for at, one in enumerate(of)])
-        return found.rows[0].verdict, next(iter(found.layer.values()))
+        judgement = fleet.judge_fleet(
+            [row(judge_node(one, spec=spec, name=f"n{at}")) for at, one in enumerate(suite_runs)]
+        )
+        return judgement.rows[0].verdict, next(iter(judgement.layer.values()))
 
     assert verdicts(8)[0] is NodeVerdict.FAIL
     assert verdicts(4)[0] is NodeVerdict.WARN
@@ -86,11 +89,11 @@ def test_a_small_fleet_warns_and_a_smaller_one_is_not_judged(spec: Spec):
 
 def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
-    members = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
-    odd = judged(attempt(rates=rates(scale=A_TENTH_SLOWER), environment=newer), of=spec, name="odd")
-    found = fleet.judge_fleet([row(one) for one in (*members, odd)])
-    assert all(one.verdict is NodeVerdict.PASS for one in found.rows)
-    assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(found, run="r", when="now")
+    members = [judge_node(suite_run(rates=rates(seed=at)), spec=spec, name=f"n{at}") for at in range(4)]
+    odd = judge_node(suite_run(rates=rates(scale=A_TENTH_SLOWER), environment=newer), spec=spec, name="odd")
+    judgement = fleet.judge_fleet([row(one) for one in (*members, odd)])
+    assert all(one.verdict is NodeVerdict.PASS for one in judgement.rows)
+    assert "Nodes differ in GPU, links, driver or versions" in node_reports.markdown(judgement, run="r", when="now")
 
 
 @pytest.mark.parametrize(
@@ -113,40 +116,41 @@ def test_unlike_nodes_are_not_compared_and_the_report_shows_them(spec: Spec):
         ("Slurm does not answer", ("INCONCLUSIVE", "U916")),
     ],
 )
-def test_a_node_without_a_file_gets_what_slurm_says_of_its_job(state: str | None, expected: tuple[str, str]):
-    found = make_row("gpu1", "7", state, None)
-    assert (found.verdict.value, found.code) == expected
+def test_a_node_without_a_file_is_judged_by_the_state_of_its_job(state: str | None, expected: tuple[str, str]):
+    node_row = make_row("gpu1", "7", state, None)
+    assert (node_row.verdict.value, node_row.code) == expected
 
 
-def test_a_job_that_never_came_to_validate_tells_nothing_of_its_node_unless_slurm_does():
+def test_a_job_that_ended_before_validating_is_setup_unless_slurm_blames_the_node():
     for state, expected in (
         ("FAILED", ("SETUP", "U918")),
         (None, ("SETUP", "U918")),
         ("NODE_FAIL", ("NO_RESULT", "E604")),
     ):
-        found = make_row("gpu1", "7", state, None, began=False)
-        assert (found.verdict.value, found.code) == expected
+        node_row = make_row("gpu1", "7", state, None, began=False)
+        assert (node_row.verdict.value, node_row.code) == expected
 
 
-def test_every_group_of_a_fleet_says_what_became_of_it_and_is_compared_with_itself(spec: Spec):
+def test_every_group_of_a_fleet_has_a_result_and_is_compared_only_with_itself(spec: Spec):
     newer = replace(nodes.ENVIRONMENT, driver="999")
-    old = [judged(attempt(rates=rates(seed=at)), of=spec, name=f"n{at}") for at in range(4)]
+    old = [judge_node(suite_run(rates=rates(seed=at)), spec=spec, name=f"n{at}") for at in range(4)]
     new = [
-        judged(attempt(rates=rates(scale=0.8, seed=at), environment=newer), of=spec, name=f"m{at}") for at in range(2)
+        judge_node(suite_run(rates=rates(scale=0.8, seed=at), environment=newer), spec=spec, name=f"m{at}")
+        for at in range(2)
     ]
-    found = fleet.judge_fleet([row(one) for one in (*old, *new)])
-    assert sorted(found.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 slow"]
-    said_of = [line for line in node_reports.markdown(found, run="r", when="now").splitlines() if "| dispatch" in line]
-    assert len(said_of) == 6
-    assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in said_of), said_of
+    judgement = fleet.judge_fleet([row(one) for one in (*old, *new)])
+    assert sorted(judgement.layer.values()) == ["absent: 2 nodes, 4 are needed", "judged: 4 nodes, 0 slow"]
+    rows = [line for line in node_reports.markdown(judgement, run="r", when="now").splitlines() if "| dispatch" in line]
+    assert len(rows) == 6
+    assert all(re.search(r"\| (0\.99|1\.0[01])x \|", line) for line in rows), rows
 
 
-def test_an_unfinished_run_is_unknown_and_tells_monitoring_no_age(run_module: Command, spec: Spec, tmp_path: Path):
-    """Its jobs were noted as running, and on this machine nobody can ask Slurm how they are."""
+def test_an_unfinished_run_is_unknown_and_exports_no_age_to_monitoring(run_module: Command, spec: Spec, tmp_path: Path):
+    """Its jobs were recorded as running, and Slurm is not available on this machine."""
     folder = ValidationFolder.create(tmp_path, tmp_path / "unfinished")
     jobs, states = {"gpu1": "11", "gpu2": "12", "gpu3": "13"}, {"11": "COMPLETED", "12": "RUNNING"}
     folder.note(Order(1, 0.0, ["deepep-validate"], spec, list(jobs), jobs=jobs, states=states))
-    node_files.write(folder.node_folder("gpu1"), judged(attempt(), of=spec, name="gpu1"))
+    node_files.write(folder.node_folder("gpu1"), judge_node(suite_run(), spec=spec, name="gpu1"))
     done = run_module("launcher.validate", f"report={folder.path}")
     assert done.returncode == 3, done.stderr
     summary = json.loads((folder.path / "NODES.json").read_bytes())

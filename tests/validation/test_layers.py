@@ -12,31 +12,28 @@ from bench.records import GpuState
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
-from launcher.validation.judge.fleet import make_row
-from launcher.validation.judge.layers import find_certain_faults
-from launcher.validation.node import Node, Rate, Trouble
+from launcher.validation.node import Rate, Trouble
 from launcher.validation.run import node_reports
 from tests import nodes
 from tests.nodes import (
     GIGABYTES,
     PEAK,
-    attempt,
-    faulty,
     fleet_of,
-    grown,
-    judged,
-    place,
+    grown_counters,
+    judge_node,
+    place_of,
+    preflight,
     rates,
     replace,
     row,
-    said,
-    there,
+    suite_run,
+    verdict_of,
 )
 
 
-def test_a_healthy_node_passes_and_each_layer_says_what_it_did(spec: Spec):
-    node = judged(attempt(), of=spec)
-    assert said(node) == ("PASS", "")
+def test_a_healthy_node_passes_and_each_layer_reports_its_result(spec: Spec):
+    node = judge_node(suite_run(), spec=spec)
+    assert verdict_of(node) == ("PASS", "")
     assert list(node.layers) == [
         "inventory",
         "correctness",
@@ -63,70 +60,75 @@ TWICE = {
 
 
 @pytest.mark.parametrize("name", TWICE)
-def test_slowness_that_two_attempts_see_is_a_fault_in_its_place(name: str, spec: Spec):
+def test_slowness_in_two_suite_runs_is_a_fault_with_its_place(name: str, spec: Spec):
     scale, code, where = TWICE[name]
-    slow = [attempt(rates=rates(scale=scale, seed=seed), number=seed) for seed in (0, 1)]
-    node = judged(*slow, of=spec)
-    assert said(node) == ("FAIL", code)
-    assert place(node) == where
+    slow = [suite_run(rates=rates(scale=scale, seed=seed), number=seed) for seed in (0, 1)]
+    node = judge_node(*slow, spec=spec)
+    assert verdict_of(node) == ("FAIL", code)
+    assert place_of(node) == where
     assert node.layers["confirmation"].startswith("judged: the second suite run")
 
 
 @pytest.mark.parametrize("name", TWICE)
-def test_slowness_that_only_one_attempt_saw_is_inconclusive_and_never_a_drain(name: str, spec: Spec):
-    slow, well = attempt(rates=rates(scale=TWICE[name][0])), attempt(number=1)
+def test_slowness_in_only_one_suite_run_is_inconclusive_and_never_a_drain(name: str, spec: Spec):
+    slow, well = suite_run(rates=rates(scale=TWICE[name][0])), suite_run(number=1)
     for pair in ((slow, well), (slow,)):
-        node = judged(*pair, of=spec)
-        assert said(node) == ("INCONCLUSIVE", "U911")
+        node = judge_node(*pair, spec=spec)
+        assert verdict_of(node) == ("INCONCLUSIVE", "U911")
         assert TWICE[name][1] in node.reason
         assert node_reports.drain_lines(fleet.judge_fleet([row(node)]), run="r", when="") == []
 
 
 def test_one_wrong_token_is_a_fault_at_once_and_names_the_gpu(spec: Spec):
-    node = judged(attempt(checks={"speed: dispatch bf16": "gpu3: 2 of 8158 received tokens are wrong"}), of=spec)
-    assert said(node) == ("FAIL", "E301")
-    assert place(node) == "gpu3"
+    node = judge_node(
+        suite_run(checks={"speed: dispatch bf16": "gpu3: 2 of 8158 received tokens are wrong"}), spec=spec
+    )
+    assert verdict_of(node) == ("FAIL", "E301")
+    assert place_of(node) == "gpu3"
     assert node.layers["confirmation"] == "not needed"
 
 
 def test_wrong_bytes_between_two_gpus_name_the_pair(spec: Spec):
-    node = judged(attempt(checks={"pairs: copy gpu0>gpu2": "3 of 100 bytes from rank 0 are wrong"}), of=spec)
-    assert (*said(node), place(node)) == ("FAIL", "E302", "gpu0>gpu2")
+    node = judge_node(suite_run(checks={"pairs: copy gpu0>gpu2": "3 of 100 bytes from rank 0 are wrong"}), spec=spec)
+    assert (*verdict_of(node), place_of(node)) == ("FAIL", "E302", "gpu0>gpu2")
 
 
-def test_the_headline_names_the_gpu_and_not_what_follows_from_it(spec: Spec):
+def test_the_headline_names_the_gpu_and_not_its_consequences(spec: Spec):
     scale = {"pair_copy": 0.7, "dispatch": 0.6, "combine": 0.6, "compute gpu3": 0.7}
-    node = judged(*(attempt(rates=rates(scale=scale), number=number) for number in (0, 1)), of=spec)
-    assert (*said(node), place(node)) == ("FAIL", "E203", "gpu3")
+    node = judge_node(*(suite_run(rates=rates(scale=scale), number=number) for number in (0, 1)), spec=spec)
+    assert (*verdict_of(node), place_of(node)) == ("FAIL", "E203", "gpu3")
     assert {one.code for one in node.findings} >= {"E201", "E206", "E207"}
 
 
 @pytest.mark.parametrize(("kind", "verdict_", "code"), [("hang", "HANG", "E601"), ("crash", "FAIL", "E602")])
 def test_a_hang_or_a_crash_counts_when_it_happens_twice(kind: str, verdict_: str, code: str, spec: Spec):
-    troubled = [attempt(troubles=[Trouble("speed", kind, "gpu1", "no answer")], number=number) for number in (0, 1)]
-    assert said(judged(*troubled, of=spec)) == (verdict_, code)
-    assert said(judged(troubled[0], attempt(number=1), of=spec)) == ("INCONCLUSIVE", "U911")
+    troubled = [suite_run(troubles=[Trouble("speed", kind, "gpu1", "no answer")], number=number) for number in (0, 1)]
+    assert verdict_of(judge_node(*troubled, spec=spec)) == (verdict_, code)
+    assert verdict_of(judge_node(troubled[0], suite_run(number=1), spec=spec)) == ("INCONCLUSIVE", "U911")
 
 
-def test_faster_than_the_link_is_our_own_mistake_and_no_fault_of_the_node(spec: Spec):
-    assert said(judged(attempt(rates=rates(scale={"dispatch": 2.0})), of=spec)) == ("INCONCLUSIVE", "U912")
+def test_a_rate_above_the_link_s_peak_is_our_error_and_not_a_fault_of_the_node(spec: Spec):
+    assert verdict_of(judge_node(suite_run(rates=rates(scale={"dispatch": 2.0})), spec=spec)) == (
+        "INCONCLUSIVE",
+        "U912",
+    )
 
 
 def test_bandwidth_that_falls_with_size_is_a_warning(spec: Spec):
     sizes = {"all_to_all 256 MiB": 340.0, "all_to_all 1024 MiB": 315.0}
     steep = [replace(one, blocks=[sizes[one.key]] * 24) if one.key in sizes else one for one in rates()]
-    assert said(judged(attempt(rates=steep), of=spec)) == ("WARN", "E205")
+    assert verdict_of(judge_node(suite_run(rates=steep), spec=spec)) == ("WARN", "E205")
 
 
 def test_noise_is_inconclusive(spec: Spec):
-    assert said(judged(attempt(rates=rates(noise=0.06)), of=spec)) == ("INCONCLUSIVE", "U910")
+    assert verdict_of(judge_node(suite_run(rates=rates(noise=0.06)), spec=spec)) == ("INCONCLUSIVE", "U910")
 
 
 def test_slowness_under_thermal_throttling_is_called_that(spec: Spec):
     hot = {"gpu2": ["hardware thermal slowdown"]} | {gpu: ["power cap"] for gpu in ("gpu0", "gpu1", "gpu3")}
-    slow = [attempt(rates=rates(scale={"gpu2": 0.8}), throttled=hot, number=number) for number in (0, 1)]
-    node = judged(*slow, of=spec)
-    assert (*said(node), place(node)) == ("FAIL", "E501", "gpu2")
+    slow = [suite_run(rates=rates(scale={"gpu2": 0.8}), throttled=hot, number=number) for number in (0, 1)]
+    node = judge_node(*slow, spec=spec)
+    assert (*verdict_of(node), place_of(node)) == ("FAIL", "E501", "gpu2")
 
 
 @pytest.mark.parametrize(
@@ -143,51 +145,61 @@ def test_slowness_under_thermal_throttling_is_called_that(spec: Spec):
         ({"recovery_action": 2}, "E407", "FAIL"),
     ],
 )
-def test_what_grew_in_the_counters_is_judged(grew: dict[str, int], code: str, verdict_: str, spec: Spec):
-    node = judged(attempt(after=grown(2, **grew)), of=spec)
-    assert said(node) == (verdict_, code)
-    assert place(node) == ("gpu2" if code else "")
+def test_counters_that_grew_are_judged(grew: dict[str, int], code: str, verdict_: str, spec: Spec):
+    node = judge_node(suite_run(after=grown_counters(2, **grew)), spec=spec)
+    assert verdict_of(node) == (verdict_, code)
+    assert place_of(node) == ("gpu2" if code else "")
 
 
-def test_an_unsupported_counter_is_no_zero_and_no_fault(spec: Spec):
-    unknown = [replace(one, values=dict.fromkeys(one.values)) for one in grown(0)]
-    assert said(judged(attempt(before=unknown, after=unknown), of=spec)) == ("PASS", "")
+def test_an_unsupported_counter_is_neither_a_zero_nor_a_fault(spec: Spec):
+    unknown = [replace(one, values=dict.fromkeys(one.values)) for one in grown_counters(0)]
+    assert verdict_of(judge_node(suite_run(before=unknown, after=unknown), spec=spec)) == ("PASS", "")
 
 
 @pytest.mark.parametrize(("number", "verdict_"), [(79, "FAIL"), (48, "FAIL"), (13, "WARN"), (31, "WARN"), (45, "WARN")])
 def test_an_xid_is_a_fault_of_its_gpu_unless_programs_cause_it_themselves(number: int, verdict_: str, spec: Spec):
-    node = judged(attempt(xids=[f"gpu 1: XID {number}"]), of=spec)
-    assert (*said(node), place(node)) == (verdict_, "E403", "gpu1")
+    node = judge_node(suite_run(xids=[f"gpu 1: XID {number}"]), spec=spec)
+    assert (*verdict_of(node), place_of(node)) == (verdict_, "E403", "gpu1")
 
 
 def test_thermal_throttling_without_slowness_is_a_warning_and_a_power_cap_is_none(spec: Spec):
-    hot = attempt(throttled={"gpu1": ["hardware thermal slowdown"], "gpu2": ["power cap"]})
-    assert (*said(judged(hot, of=spec)), place(judged(hot, of=spec))) == ("WARN", "E501", "gpu1")
-    assert said(judged(attempt(throttled={gpu: ["power cap"] for gpu in nodes.GPUS}), of=spec)) == ("PASS", "")
+    hot = suite_run(throttled={"gpu1": ["hardware thermal slowdown"], "gpu2": ["power cap"]})
+    assert (*verdict_of(judge_node(hot, spec=spec)), place_of(judge_node(hot, spec=spec))) == ("WARN", "E501", "gpu1")
+    assert verdict_of(judge_node(suite_run(throttled={gpu: ["power cap"] for gpu in nodes.GPUS}), spec=spec)) == (
+        "PASS",
+        "",
+    )
 
 
-def test_what_moves_with_the_order_of_the_ranks_is_no_fault_of_a_pair(spec: Spec):
-    """Rank 0 to rank 1 is slow in both attempts: once that is gpu0>gpu1, in reversed order gpu3>gpu2."""
+def test_slowness_that_moves_with_the_order_of_the_ranks_is_not_a_fault_of_a_pair(spec: Spec):
+    """Rank 0 to rank 1 is slow in both suite runs: gpu0>gpu1 in the first, gpu3>gpu2 in reversed order."""
     first, second = (
-        attempt(rates=rates(scale={f"pair_sm {pair}": 0.8}), number=number)
+        suite_run(rates=rates(scale={f"pair_sm {pair}": 0.8}), number=number)
         for number, pair in enumerate(("gpu0>gpu1", "gpu1>gpu0"))
     )
-    assert said(judged(first, second, of=spec)) == ("INCONCLUSIVE", "U911")
+    assert verdict_of(judge_node(first, second, spec=spec)) == ("INCONCLUSIVE", "U911")
 
 
-def test_a_gpu_that_throttles_only_in_the_second_attempt_is_still_seen_twice(spec: Spec):
+def test_a_slow_gpu_that_throttles_only_in_the_second_suite_run_is_still_confirmed(spec: Spec):
     slow = {"compute gpu2": 0.8}
     hot = {"gpu2": ["hardware thermal slowdown"]}
-    node = judged(attempt(rates=rates(scale=slow)), attempt(rates=rates(scale=slow), throttled=hot, number=1), of=spec)
-    assert (*said(node), place(node)) == ("FAIL", "E203", "gpu2")
+    node = judge_node(
+        suite_run(rates=rates(scale=slow)), suite_run(rates=rates(scale=slow), throttled=hot, number=1), spec=spec
+    )
+    assert (*verdict_of(node), place_of(node)) == ("FAIL", "E203", "gpu2")
 
 
-def test_a_rank_that_hangs_and_cannot_even_be_killed_is_a_hang_and_not_somebody_elses_process(spec: Spec):
-    hung = attempt(troubles=[Trouble("alltoall", "hang", "", "no response within 20 s from rank 1")])
-    left = attempt(preflight=there(states=[GpuState(1980, 300.0, 40, [], 1), *there().states[1:]]), rates=[], number=1)
-    assert said(judged(hung, left, of=spec)) == ("HANG", "E601")
-    slow = attempt(rates=rates(scale={"compute gpu2": 0.8}))
-    assert said(judged(slow, left, of=spec)) == ("SETUP", "U902")  # nothing of ours hung: somebody else came
+def test_a_hung_rank_that_cannot_be_killed_is_a_hang_and_not_a_foreign_process(spec: Spec):
+    hung = suite_run(troubles=[Trouble("alltoall", "hang", "", "no response within 20 s from rank 1")])
+    left = suite_run(
+        preflight=preflight(states=[GpuState(1980, 300.0, 40, [], 1), *preflight().states[1:]]), rates=[], number=1
+    )
+    assert verdict_of(judge_node(hung, left, spec=spec)) == ("HANG", "E601")
+    slow = suite_run(rates=rates(scale={"compute gpu2": 0.8}))
+    assert verdict_of(judge_node(slow, left, spec=spec)) == (
+        "SETUP",
+        "U902",
+    )  # no rank of ours hung: the process is foreign
 
 
 @pytest.mark.parametrize(
@@ -202,49 +214,57 @@ def test_a_rank_that_hangs_and_cannot_even_be_killed_is_a_hang_and_not_somebody_
         ("error", "KeyError: 7", "U901"),
     ],
 )
-def test_what_the_site_or_we_did_wrong_is_setup_and_never_a_drain(kind: str, message: str, code: str, spec: Spec):
-    troubled = [attempt(troubles=[Trouble("correctness", kind, "gpu1", message)], number=number) for number in (0, 1)]
-    node = judged(*troubled, of=spec)
-    assert said(node) == ("SETUP", code)
+def test_an_error_of_the_site_or_of_the_program_is_setup_and_never_a_drain(
+    kind: str, message: str, code: str, spec: Spec
+):
+    troubled = [suite_run(troubles=[Trouble("correctness", kind, "gpu1", message)], number=number) for number in (0, 1)]
+    node = judge_node(*troubled, spec=spec)
+    assert verdict_of(node) == ("SETUP", code)
     assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
 
 
 def test_a_job_without_gpus_and_a_wrong_name_for_all_of_them_are_setup(spec: Spec):
-    assert said(judged(attempt(preflight=there(gpus=[], states=[], links_up=[])), of=spec)) == ("SETUP", "U913")
-    others = [replace(gpu, name="NVIDIA H100 80GB HBM3") for gpu in there().gpus]
-    assert said(judged(attempt(preflight=there(gpus=others)), of=spec)) == ("SETUP", "U914")
+    assert verdict_of(judge_node(suite_run(preflight=preflight(gpus=[], states=[], links_up=[])), spec=spec)) == (
+        "SETUP",
+        "U913",
+    )
+    others = [replace(gpu, name="NVIDIA H100 80GB HBM3") for gpu in preflight().gpus]
+    assert verdict_of(judge_node(suite_run(preflight=preflight(gpus=others)), spec=spec)) == ("SETUP", "U914")
 
 
-def test_gpus_that_pci_shows_and_nvml_does_not_are_a_warning_where_nobody_said_how_many_belong_there(spec: Spec):
+def test_gpus_that_pci_shows_and_nvml_does_not_are_a_warning_where_their_number_is_not_configured(spec: Spec):
     counted = replace(spec, gpus_named=False)
-    fewer = judged(attempt(preflight=there(pci_gpus=8)), of=counted)
-    assert said(fewer) == ("WARN", "E101")
+    fewer = judge_node(suite_run(preflight=preflight(pci_gpus=8)), spec=counted)
+    assert verdict_of(fewer) == ("WARN", "E101")
     assert fewer.reason == "PCI shows 8 NVIDIA GPUs, NVML 4; set gpus=N to the number that belongs here"
     assert fewer.layers["inventory"] == (
         "absent: the number of GPUs that belong here is not known (4 seen); set gpus=N"
     )
-    for of, number in ((spec, 8), (counted, 4), (counted, None)):
-        assert said(judged(attempt(preflight=there(pci_gpus=number)), of=of)) == ("PASS", "")
-    assert judged(attempt(), of=spec).layers["inventory"] == "judged: 4 GPUs, 4 expected"
+    for settings, number in ((spec, 8), (counted, 4), (counted, None)):
+        assert verdict_of(judge_node(suite_run(preflight=preflight(pci_gpus=number)), spec=settings)) == ("PASS", "")
+    assert judge_node(suite_run(), spec=spec).layers["inventory"] == "judged: 4 GPUs, 4 expected"
 
 
-def test_every_gpu_with_another_number_of_links_is_another_machine_than_was_named_and_no_fault(spec: Spec):
-    """Nor are its rates judged, by floors that are another GPU's."""
-    twelve = [replace(gpu, num_links=12) for gpu in there().gpus]
+def test_another_number_of_links_on_every_gpu_is_wrong_hardware_config_and_not_a_fault(spec: Spec):
+    """Its rates are not judged by the floors of another GPU either."""
+    twelve = [replace(gpu, num_links=12) for gpu in preflight().gpus]
     slow = [
-        attempt(
-            preflight=there(gpus=twelve, links_up=[12] * 4, topology="0-1:NVLINK 0-2:level30"),
+        suite_run(
+            preflight=preflight(gpus=twelve, links_up=[12] * 4, topology="0-1:NVLINK 0-2:level30"),
             rates=rates(scale=0.6),
             number=number,
         )
         for number in (0, 1)
     ]
-    node = judged(*slow, of=spec)
-    assert said(node) == ("SETUP", "U914")
+    node = judge_node(*slow, spec=spec)
+    assert verdict_of(node) == ("SETUP", "U914")
     assert node.reason == "every GPU has 12 NVLinks, h200 has 18"
     assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
-    one = [replace(there().gpus[0], num_links=12), *there().gpus[1:]]
-    assert said(judged(attempt(preflight=there(gpus=one, links_up=[12, 18, 18, 18])), of=spec)) == ("FAIL", "E103")
+    mixed = [replace(preflight().gpus[0], num_links=12), *preflight().gpus[1:]]
+    assert verdict_of(judge_node(suite_run(preflight=preflight(gpus=mixed, links_up=[12, 18, 18, 18])), spec=spec)) == (
+        "FAIL",
+        "E103",
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,104 +275,39 @@ def test_every_gpu_with_another_number_of_links_is_another_machine_than_was_name
         {"workload": replace(nodes.spec().workload, num_tokens=64)},
     ],
 )
-def test_floors_of_dispatch_and_combine_are_for_what_they_were_seen_on(changes: dict[str, Any], spec: Spec):
-    slow = [attempt(rates=rates(scale={"dispatch": 0.4, "combine": 0.4}), number=number) for number in (0, 1)]
-    assert said(judged(*slow, of=spec)) == ("FAIL", "E206")
-    node = judged(*slow, of=replace(spec, **changes))
-    assert said(node) == ("PASS", "")
+def test_floors_of_dispatch_and_combine_hold_only_for_the_conditions_they_were_measured_in(
+    changes: dict[str, Any], spec: Spec
+):
+    slow = [suite_run(rates=rates(scale={"dispatch": 0.4, "combine": 0.4}), number=number) for number in (0, 1)]
+    assert verdict_of(judge_node(*slow, spec=spec)) == ("FAIL", "E206")
+    node = judge_node(*slow, spec=replace(spec, **changes))
+    assert verdict_of(node) == ("PASS", "")
     assert "dispatch and combine have no floor" in node.layers["physics"]
 
 
 @pytest.mark.parametrize("sizes", [["64 MiB"], ["64 MiB", "256 MiB"], ["1024 MiB", "256 MiB", "64 MiB"]])
-def test_an_all_to_all_has_a_floor_at_the_size_at_which_it_was_seen_and_dips_by_size(sizes: list[str], spec: Spec):
+def test_an_all_to_all_has_a_floor_only_at_the_measured_size_and_dips_are_judged_by_size(sizes: list[str], spec: Spec):
     others = [one for one in rates() if one.test != "all_to_all"]
     reached = {"64 MiB": 0.57, "256 MiB": 0.66, "1024 MiB": 0.75}
     some = [Rate("all_to_all", "", size, "GB/s", [PEAK * reached[size]] * 24, PEAK) for size in sizes]
-    of = replace(spec, alltoall_mib=[int(size.split()[0]) for size in sizes])
-    healthy = judged(attempt(rates=[*others, *some]), of=of)
-    assert said(healthy) == ("PASS", "")
+    sized = replace(spec, alltoall_mib=[int(size.split()[0]) for size in sizes])
+    healthy = judge_node(suite_run(rates=[*others, *some]), spec=sized)
+    assert verdict_of(healthy) == ("PASS", "")
     assert ("the all-to-all has no floor below 1024 MiB" in healthy.layers["physics"]) == ("1024 MiB" not in sizes)
 
 
-def test_a_node_that_was_cut_off_before_its_second_look_is_never_a_drain(spec: Spec):
-    cut = replace(faulty("gpu1", spec), complete=False, reason="the validation ended in phase pairs")
-    found = fleet.judge_fleet([make_row("gpu1", "7", "TIMEOUT", cut)])
-    assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.HANG, "E603")
-    assert node_reports.drain_lines(found, run="r", when="") == []
-
-
-def cut_off(**changes: Any) -> Node:
-    """The file of a job that ended in its first attempt, as the last checkpoint left it."""
-    made = judged(attempt(**changes), of=nodes.spec(), name="gpu1")
-    sure = find_certain_faults(made.suite_runs[0], nodes.spec())
-    return replace(made, complete=False, findings=sure, reason="the validation ended in phase speed")
-
-
-@pytest.mark.parametrize("state", ["PREEMPTED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "RUNNING", None])
-def test_a_fault_that_needs_no_second_look_stands_however_the_job_ended(state: str | None, spec: Spec):
-    wrong = cut_off(checks={"correctness: combine bf16": "gpu3: 2 of 8158 received tokens are wrong"})
-    found = fleet.judge_fleet([make_row("gpu1", "7", state, wrong)])
-    (one,) = found.rows
-    assert (one.verdict, one.code, one.where) == (NodeVerdict.FAIL, "E301", "gpu3")
-    assert "tokens are wrong; " in one.reason
-    ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
-    assert "Reason='EPV:E301:gpu3 [" in drain
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"rates": rates(scale={"compute gpu2": 0.71})},
-        {"troubles": [Trouble("speed", "crash", "gpu1", "rank 1 was killed by SIGTERM")]},
-        {"troubles": [Trouble("speed", "hang", "", "no answer")]},
-    ],
-)
-def test_a_doubtful_fault_of_a_job_that_was_cut_off_is_none(changes: dict[str, Any], spec: Spec):
-    found = fleet.judge_fleet([make_row("gpu1", "7", "PREEMPTED", cut_off(**changes))])
-    assert (found.rows[0].verdict, found.rows[0].code) == (NodeVerdict.SKIPPED, "U906")
-    assert node_reports.drain_lines(found, run="r", when="") == []
-
-
-def test_what_nobody_looked_at_twice_and_what_was_injected_is_never_a_drain(spec: Spec):
-    slow = attempt(rates=rates(scale={"compute gpu2": 0.71}))
-    once = judged(slow, of=replace(spec, confirm=False), name="gpu1")
-    assert said(once) == ("FAIL", "E203")
-    injected = replace(faulty("gpu1", spec), faults=["slow=9000@2:compute"])
-    for node in (once, injected):
-        assert node_reports.drain_lines(fleet_of(node), run="r", when="") == []
-    found = fleet_of(injected, faulty("gpu2", spec))
-    assert [drain.split()[2] for drain, _ in node_reports.drain_lines(found, run="r", when="")] == ["NodeName=gpu2"]
-    assert "Faults were injected on purpose." in node_reports.markdown(found, run="r", when="")
-    written = node_reports.to_json(found, run="r", when="", status=2)
-    assert written["note"] == "Faults were injected on purpose."
-    assert {one["node"]: one["faults"] for one in written["nodes"]} == {"gpu1": ["slow=9000@2:compute"], "gpu2": []}
-    assert node_reports.to_json(fleet_of(once), run="r", when="", status=2)["note"] == ""
-
-
-def test_a_certain_fault_beside_an_unconfirmed_one_is_the_reason_to_drain(spec: Spec):
-    both = attempt(rates=rates(scale={"compute gpu2": 0.71}), after=grown(3, ecc_uncorrectable=1))
-    found = fleet_of(judged(both, of=replace(spec, confirm=False), name="gpu1"))
-    ((drain, _),) = node_reports.drain_lines(found, run="r", when="2026-11-24")
-    assert "Reason='EPV:E401:gpu3 [" in drain
-
-
-def test_out_of_memory_is_setup_whatever_the_ranks_that_were_killed_made_of_it(spec: Spec):
-    found = make_row("gpu1", "7", "OUT_OF_MEMORY", faulty("gpu1", spec))
-    assert (found.verdict, found.code) == (NodeVerdict.SETUP, "U904")
-
-
-def test_what_is_not_there_is_said_before_anything_runs(spec: Spec):
-    gpus = there().gpus
+def test_missing_and_busy_hardware_is_reported_before_any_test_runs(spec: Spec):
+    gpus = preflight().gpus
     other = [replace(gpus[0], name="NVIDIA A100"), *gpus[1:]]
-    busy = [GpuState(1980, 300.0, 40, [], 2), *there().states[1:]]
-    for found, expected in (
-        (there(gpus=gpus[:3]), ("FAIL", "E101")),
-        (there(gpus=other), ("FAIL", "E102")),
-        (there(links_up=[18, 17, 18, 18]), ("FAIL", "E103")),
-        (there(topology="0-1:NVLINK 0-2:level30"), ("FAIL", "E104")),
-        (there(states=busy), ("SETUP", "U902")),
+    busy = [GpuState(1980, 300.0, 40, [], 2), *preflight().states[1:]]
+    for state, expected in (
+        (preflight(gpus=gpus[:3]), ("FAIL", "E101")),
+        (preflight(gpus=other), ("FAIL", "E102")),
+        (preflight(links_up=[18, 17, 18, 18]), ("FAIL", "E103")),
+        (preflight(topology="0-1:NVLINK 0-2:level30"), ("FAIL", "E104")),
+        (preflight(states=busy), ("SETUP", "U902")),
     ):
-        assert said(judged(attempt(preflight=found), of=spec)) == expected
+        assert verdict_of(judge_node(suite_run(preflight=state), spec=spec)) == expected
 
 
 @given(
@@ -363,14 +318,16 @@ def test_what_is_not_there_is_said_before_anything_runs(spec: Spec):
 def test_a_node_is_never_judged_worse_for_being_faster(slow: dict[str, float], faster: float, seed: int):
     spec = nodes.spec()
     order = [NodeVerdict.FAIL, NodeVerdict.HANG, NodeVerdict.INCONCLUSIVE, NodeVerdict.WARN, NodeVerdict.PASS]
-    one, other = (
-        judged(
+    node, faster_node = (
+        judge_node(
             *(
-                attempt(rates=rates(scale={test: share * factor for test, share in slow.items()}, seed=seed), number=n)
+                suite_run(
+                    rates=rates(scale={test: share * factor for test, share in slow.items()}, seed=seed), number=n
+                )
                 for n in (0, 1)
             ),
-            of=spec,
+            spec=spec,
         )
         for factor in (1.0, faster)
     )
-    assert order.index(one.verdict) <= order.index(other.verdict)
+    assert order.index(node.verdict) <= order.index(faster_node.verdict)

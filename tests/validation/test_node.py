@@ -15,13 +15,13 @@ from launcher.validation import node as node_files
 from launcher.validation import reference
 from launcher.validation.config import Spec
 from tests.builders import ROOT
-from tests.nodes import attempt, judged, learned
+from tests.nodes import judge_node, learn_reference, suite_run
 
 PUBLISHED = sorted((ROOT / "outputs" / "published").rglob("NODE.json"))
 
 
 def common(value: Any, pattern: Any) -> Any:
-    """The value without the members that the pattern does not have: those of later versions."""
+    """The value without the members of later versions, which the pattern does not have."""
     if isinstance(pattern, dict):
         return {name: common(value[name], member) for name, member in pattern.items()}
     if isinstance(pattern, list):
@@ -40,21 +40,21 @@ def test_every_published_node_file_loads_and_keeps_its_members(file: Path):
 
 
 def test_members_that_are_not_known_are_ignored(spec: Spec, tmp_path: Path):
-    node_files.write(tmp_path, judged(attempt(), of=spec))
+    node_files.write(tmp_path, judge_node(suite_run(), spec=spec))
     file = tmp_path / node_files.FILE_NAME
     node, members = node_files.read(file), json.loads(file.read_bytes())
-    (suite_run,) = members["attempts"]
-    structs = [members, members["revision"], suite_run, suite_run["preflight"], suite_run["environment"]]
-    for struct in (*structs, suite_run["rates"][0], suite_run["phases"][0], suite_run["before"][0]):
+    (first_run,) = members["attempts"]
+    structs = [members, members["revision"], first_run, first_run["preflight"], first_run["environment"]]
+    for struct in (*structs, first_run["rates"][0], first_run["phases"][0], first_run["before"][0]):
         struct["from_a_later_version"] = {"any": [1]}
     file.write_text(json.dumps(members))
     assert node_files.read(file) == node
 
     file = tmp_path / "reference.json"
-    members = json.loads(msgspec.json.encode(learned()))
+    members = json.loads(msgspec.json.encode(learn_reference()))
     members["from_a_later_version"] = members["entries"][0]["from_a_later_version"] = 1
     file.write_text(json.dumps(members))
-    assert reference.read(file) == learned()
+    assert reference.read(file) == learn_reference()
 
 
 def test_a_newer_major_version_is_refused_by_name(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Which nodes are asked for, and which faults are theirs."""
+"""The selection of nodes and their injected faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_fault_for_one_node_is_none_for_another():
     assert [Fault.parse(text).rank for text in select_faults(texts, "gpu2")] == [1, 3]
 
 
-def test_host_lists_are_those_of_clustershell():
+def test_host_lists_agree_with_clustershell():
     assert selection.expand("gpu[1-3],gpu9") == ["gpu1", "gpu2", "gpu3", "gpu9"]
     assert selection.expand("gpu[001-003]") == ["gpu001", "gpu002", "gpu003"]
     for bad in ("gpu[1-", "", "@nosuch:x", "@nosuch", "gpu[3-1]", "gpu[1-5/0]"):

@@ -1,4 +1,4 @@
-"""The machine that is validated without Slurm."""
+"""The validation of this machine without Slurm."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from launcher.validation import node as node_files
 from launcher.validation.config import Spec
 from tests.builders import ROOT
 from tests.nodes import (
-    attempt,
-    faulty,
-    judged,
+    faulty_node,
+    judge_node,
     rates,
     replace,
+    suite_run,
 )
 
 
@@ -48,28 +48,28 @@ def nhc(folder: Path, *days: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_samples_for_nhc_and_healthcheckprogram_read_our_file(spec: Spec, tmp_path: Path):
     name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
-    assert (health(tmp_path).returncode, nhc(tmp_path).returncode) == (0, 0)  # never validated: nothing is known
+    assert (health(tmp_path).returncode, nhc(tmp_path).returncode) == (0, 0)  # never validated
     slow = rates(scale={"compute gpu2": 0.71})
-    wrong = attempt(checks={"correctness: dispatch bf16 gpu1": "token 3 is wrong"})
+    wrong = suite_run(checks={"correctness: dispatch bf16 gpu1": "token 3 is wrong"})
     for node, status, words in (
-        (judged(attempt(), of=spec), 0, ""),
-        (judged(attempt(rates=rates(noise=0.06)), of=spec), 0, ""),
-        (faulty("any", spec), 1, "E203:gpu2 0.71x"),
-        (judged(attempt(rates=slow), of=replace(spec, confirm=False)), 0, ""),
-        (judged(wrong, of=spec), 1, "E301:gpu1"),
-        (judged(wrong, of=spec, faults=["wrong_token@1:"]), 0, ""),
+        (judge_node(suite_run(), spec=spec), 0, ""),
+        (judge_node(suite_run(rates=rates(noise=0.06)), spec=spec), 0, ""),
+        (faulty_node("any", spec), 1, "E203:gpu2 0.71x"),
+        (judge_node(suite_run(rates=slow), spec=replace(spec, confirm=False)), 0, ""),
+        (judge_node(wrong, spec=spec), 1, "E301:gpu1"),
+        (judge_node(wrong, spec=spec, faults=["wrong_token@1:"]), 0, ""),
     ):
         node_files.write(tmp_path, node)
         (tmp_path / node_files.FILE_NAME).rename(tmp_path / f"{name}.json")
-        for found in (health(tmp_path), nhc(tmp_path)):
-            assert found.returncode == status
-            assert words in found.stdout
-            assert found.stderr == ""
+        for process in (health(tmp_path), nhc(tmp_path)):
+            assert process.returncode == status
+            assert words in process.stdout
+            assert process.stderr == ""
 
 
-def test_nhc_takes_a_result_that_is_older_than_max_days_for_none(spec: Spec, tmp_path: Path):
+def test_nhc_ignores_a_result_older_than_max_days(spec: Spec, tmp_path: Path):
     name = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
-    node_files.write(tmp_path, faulty("any", spec))
+    node_files.write(tmp_path, faulty_node("any", spec))
     file = (tmp_path / node_files.FILE_NAME).rename(tmp_path / f"{name}.json")
     for age, days, status in ((31, (), 0), (29, (), 1), (31, ("60",), 1), (3, ("2",), 0)):
         then = time.time() - age * 86400

@@ -1,4 +1,4 @@
-"""One node's suite, on two CPU ranks."""
+"""The suite of a node, on two CPU ranks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests import nodes
 from tests.nodes import (
     fleet_of,
     phases,
+    preflight,
     replace,
-    said,
-    there,
+    verdict_of,
 )
 
 pytestmark = pytest.mark.slow  # two ranks
@@ -42,13 +42,13 @@ SMALL = (
 
 
 class Faked:
-    """Readings of two healthy GPUs, whose links count bytes; ``look`` strikes at every look at the counters."""
+    """Readings of two healthy GPUs with link counters; each reading of the counters calls ``look``."""
 
     def __init__(self, look: Callable[[], object] = lambda: None) -> None:
         self._look = look
 
     def preflight(self) -> Preflight:
-        return Preflight([Gpu("fake", 0, None, None, None)] * 2, [there().states[0]] * 2, [None] * 2, None, None)
+        return Preflight([Gpu("fake", 0, None, None, None)] * 2, [preflight().states[0]] * 2, [None] * 2, None, None)
 
     def counters(self) -> list[Counters]:
         self._look()
@@ -62,7 +62,7 @@ class Faked:
 
 
 class Silent(Faked):
-    """A driver that does not come back."""
+    """A driver that never answers."""
 
     def preflight(self) -> Preflight:
         threading.Event().wait()
@@ -70,7 +70,7 @@ class Silent(Faked):
 
 
 class Breaks(Faked):
-    """Our own mistake, in the second attempt."""
+    """A program error in the second suite run."""
 
     has_looked = False
 
@@ -82,79 +82,79 @@ class Breaks(Faked):
 
 
 def ranks() -> list[int]:
-    """The ranks that run for this process, whose parent is the nursery that it started."""
-    found = []
+    """The ranks that run for this process; their parent is its fork server."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, _, rest = (folder / "stat").read_text().partition(") ")
             state, parent = rest.split()[:2]
             grandparent = Path(f"/proc/{parent}/stat").read_text().rpartition(") ")[2].split()[1]
             if "(rank " in name and state != "Z" and int(grandparent) == os.getpid():
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids
 
 
-def test_a_phase_that_its_limit_ends_is_no_hang_and_nothing_is_known(tmp_path: Path):
-    """The rank that hangs would have had 100 s: who says that it was not merely slow?"""
+def test_a_phase_that_reaches_its_limit_is_inconclusive_and_not_a_hang(tmp_path: Path):
+    """The hung rank would have had 100 s; within the limit it cannot be distinguished from a slow one."""
     limits = ("limits.alltoall_s=0.001", "limits.correctness_s=4", "limits.speed_s=4")
-    made = Suite(nodes.spec(*SMALL, "faults=['hang@1:combine']", *limits), tmp_path, node="gpu1").run()
-    assert said(made) == ("INCONCLUSIVE", "U915")
-    assert {(one.code, one.message) for one in made.findings} == {
+    node = Suite(nodes.spec(*SMALL, "faults=['hang@1:combine']", *limits), tmp_path, node="gpu1").run()
+    assert verdict_of(node) == ("INCONCLUSIVE", "U915")
+    assert {(one.code, one.message) for one in node.findings} == {
         ("U915", "alltoall: not finished within its limit of 0.001 s"),
         ("U915", "correctness: not finished within its limit of 4 s"),
         ("U915", "speed: not finished within its limit of 4 s"),
     }
-    assert len(made.suite_runs) == 1
+    assert len(node.suite_runs) == 1
     assert ranks() == []
 
 
-def test_the_driver_is_not_asked_before_the_preflight_whose_limit_holds_for_it(monkeypatch: pytest.MonkeyPatch):
-    asked: list[str] = []
+def test_the_driver_is_not_queried_before_the_preflight_with_its_limit(monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
 
     def init() -> None:
-        asked.append("nvmlInit")
+        calls.append("nvmlInit")
         raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
     gpus._has_nvml.cache_clear()
     try:
         readings = Nvml()
-        assert asked == []
+        assert calls == []
         assert readings.preflight().gpus == []
-        assert asked != []
+        assert calls != []
     finally:
         gpus._has_nvml.cache_clear()
 
 
-def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_attempt_has_to_see(tmp_path: Path):
+def test_a_driver_that_does_not_answer_is_a_hang_that_a_second_suite_run_must_confirm(tmp_path: Path):
     quick = nodes.spec(*SMALL, "limits.preflight_s=0.2")
-    made = Suite(quick, tmp_path / "twice", node="gpu1", readings=Silent()).run()
-    assert said(made) == ("HANG", "E605")
-    assert len(made.suite_runs) == 2
-    assert phases(made) == {"preflight": "failed"} | dict.fromkeys(PHASES[1:], "skipped")
+    node = Suite(quick, tmp_path / "twice", node="gpu1", readings=Silent()).run()
+    assert verdict_of(node) == ("HANG", "E605")
+    assert len(node.suite_runs) == 2
+    assert phases(node) == {"preflight": "failed"} | dict.fromkeys(PHASES[1:], "skipped")
     once = Suite(replace(quick, confirm=False), tmp_path / "once", node="gpu1", readings=Silent()).run()
     assert node_reports.drain_lines(fleet_of(once), run="r", when="") == []
 
 
 def test_a_rank_that_dies_while_the_links_are_counted_is_a_crash(tmp_path: Path):
-    """Nothing but that step looks at the counters while there are ranks."""
+    """Only that step reads the counters while ranks run."""
 
     def kill() -> None:
         for rank in ranks()[:1]:
             os.kill(rank, signal.SIGKILL)
 
-    made = Suite(nodes.spec(*SMALL, "confirm=false"), tmp_path, node="gpu1", readings=Faked(kill)).run()
-    assert said(made) == ("FAIL", "E602")
-    assert "speed: rank" in made.reason
-    assert phases(made)["speed"] == "failed"
+    node = Suite(nodes.spec(*SMALL, "confirm=false"), tmp_path, node="gpu1", readings=Faked(kill)).run()
+    assert verdict_of(node) == ("FAIL", "E602")
+    assert "speed: rank" in node.reason
+    assert phases(node)["speed"] == "failed"
 
 
 def test_wrong_tokens_while_the_links_are_counted_are_seen_and_a_healthy_node_has_its_check(tmp_path: Path):
-    made = Suite(nodes.spec(*SMALL), tmp_path, node="gpu1", readings=Faked()).run()
-    assert said(made) == ("PASS", "")
-    checks = made.suite_runs[0].checks
+    node = Suite(nodes.spec(*SMALL), tmp_path, node="gpu1", readings=Faked()).run()
+    assert verdict_of(node) == ("PASS", "")
+    checks = node.suite_runs[0].checks
     assert [checks[f"speed: {op} bf16 while links are counted"] for op in ("dispatch", "combine")] == ["ok", "ok"]
-    assert {one.where for one in made.suite_runs[0].link_bytes} == {"gpu0", "gpu1"}
+    assert {one.where for one in node.suite_runs[0].link_bytes} == {"gpu0", "gpu1"}
 
     point = Point("alltoall", Op.DISPATCH, Dtype.BF16, {"num_slices": 1, "num_in_flight": 1})
     workload = nodes.spec(*SMALL).workload
@@ -176,38 +176,38 @@ def test_wrong_tokens_while_the_links_are_counted_are_seen_and_a_healthy_node_ha
     assert counted.wrong.startswith("gpu")
 
 
-def test_a_certain_fault_of_the_first_attempt_outlives_a_break_in_the_second(
+def test_a_certain_fault_of_the_first_suite_run_survives_a_crash_of_the_second(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Wrong tokens, and a hang that asks for a second look, at which our own program breaks."""
+    """The first suite run has wrong tokens and a hang that needs confirmation; the second crashes."""
     begun = nodes.spec(*SMALL, "faults=['wrong_token@1:dispatch','hang@1:exchange']", "measure.startup_s=10")
     written: list[node_files.Node] = []
 
     def look(_: str) -> None:
         written.append(node_files.read(tmp_path / "NODE.json"))
 
-    made = Suite(begun, tmp_path, node="gpu1", readings=Breaks(), say=look).run()
-    known = [one for one in written if said(one) == ("FAIL", "E301")]
+    node = Suite(begun, tmp_path, node="gpu1", readings=Breaks(), say=look).run()
+    known = [one for one in written if verdict_of(one) == ("FAIL", "E301")]
     assert known  # long before the end
     assert not any(one.complete for one in known)
     assert all("; the validation ended " in one.reason for one in known)
-    assert said(made) == ("FAIL", "E301")
-    assert made.reason.endswith("; then the validation broke: ZeroDivisionError: ")
-    assert made.complete
-    assert made.faults == ["wrong_token@1:dispatch", "hang@1:exchange"]
-    assert {one.code for one in made.findings} == {"E301", "U901"}
+    assert verdict_of(node) == ("FAIL", "E301")
+    assert node.reason.endswith("; then the validation broke: ZeroDivisionError: ")
+    assert node.complete
+    assert node.faults == ["wrong_token@1:dispatch", "hang@1:exchange"]
+    assert {one.code for one in node.findings} == {"E301", "U901"}
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_mistake_of_our_own_in_a_job_is_setup_with_its_words_and_no_fault_of_the_node(
+def test_an_internal_error_in_a_job_is_setup_with_its_message_and_not_a_fault_of_the_node(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """A routing that nobody can read gets past every check when the Spec was made without them."""
+    """An unreadable routing passes all checks if the Spec is constructed without them."""
     overrides = ["hardware=cpu", "backend=alltoall", "workload=small", "measure=quick", "gpus=2"]
     broken = nodes.spec(*overrides)
     broken = replace(broken, workload=replace(broken.workload, routing="/nowhere.npy"))
-    made = Suite(broken, tmp_path, node="gpu1").run()
-    assert said(made) == ("SETUP", "U901")
-    assert "FileNotFoundError" in made.reason
+    node = Suite(broken, tmp_path, node="gpu1").run()
+    assert verdict_of(node) == ("SETUP", "U901")
+    assert "FileNotFoundError" in node.reason
     assert "Traceback" in capsys.readouterr().err
-    assert node_files.read(tmp_path / "NODE.json") == made
+    assert node_files.read(tmp_path / "NODE.json") == node

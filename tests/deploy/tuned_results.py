@@ -1,4 +1,4 @@
-"""The answer of a published run, to be changed a bit, and how a library is asked for it."""
+"""The tuned results of a published run, variants of them, and their key in a library."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tests.published import PUBLISHED
 
 RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 LIBRARY = PUBLISHED / "library"
-ANSWER = tuned.read(RESULTS)
+TUNED = tuned.read(RESULTS)
 DEEP_EP = "tokenspeed-deepep 1.2.1.post20251110"
-ASKED: dict[str, Any] = {
+LOOKUP: dict[str, Any] = {
     "gpu": "NVIDIA H200",
     "ep": 2,
     "hidden": 7168,
@@ -29,12 +29,10 @@ replace = msgspec.structs.replace
 
 
 def changed(*, results: dict[str, Any] | None = None, **library: Any) -> TunedResults:
-    """The answer with other members in its library, or in the whole document."""
-    return ANSWER._replace(
-        library=replace(ANSWER.library, **library), results=replace(ANSWER.results, **(results or {}))
-    )
+    """The tuned results with changes in their library or in the document."""
+    return TUNED._replace(library=replace(TUNED.library, **library), results=replace(TUNED.results, **(results or {})))
 
 
 def routed(routing: str) -> TunedResults:
-    """The answer for another routing."""
-    return changed(results={"workload": replace(ANSWER.workload, routing=routing)})
+    """The tuned results for another routing."""
+    return changed(results={"workload": replace(TUNED.workload, routing=routing)})
