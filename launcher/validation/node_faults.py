@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.faults import Fault
+from bench.faults import Fault, FaultKind
 from launcher.validation.node import PHASES
 
 MACHINE_FAULTS = ("missing_gpu", "lost_gpu", "throttle", "foreign", "ecc", "remap", "xid")
@@ -28,12 +28,16 @@ def check_faults(texts: list[str], *, gpus: int) -> None:
     """ValueError for a fault that cannot be injected into a node with so many GPUs."""
     for text in texts:
         fault = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
-        is_for_machine = parse_kind(fault) in (*MACHINE_FAULTS, DIE)
+        kind = parse_kind(fault)
+        is_for_machine = kind in (*MACHINE_FAULTS, DIE)
+        if not is_for_machine and kind.partition("=")[0] not in list(FaultKind):
+            kinds = ", ".join([*MACHINE_FAULTS, DIE, *FaultKind])
+            raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT with KIND one of {kinds}, got {text!r}")
         gpu = parse_gpu(fault) if is_for_machine else Fault.parse(fault).rank
         if not 0 <= gpu < gpus:
             raise ValueError(f"{text!r} is for GPU {gpu}, but the GPUs are 0 to {gpus - 1}")
         phase = fault.split(":", 1)[1]
-        if parse_kind(fault) == DIE and phase not in PHASES:
+        if kind == DIE and phase not in PHASES:
             raise ValueError(f"{text!r} names no phase: {', '.join(PHASES)}")
 
 

@@ -170,7 +170,7 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["blocks=6,1"], "blocks must be at least 5"),
         (["blocs=9"], "blocs"),
         (["hardware=h300"], "h300"),
-        (["faults=[slowly@1:x]"], "KIND@RANK:TEXT"),
+        (["faults=[slowly@1:x]"], "a fault is written [NODE/]KIND@GPU:TEXT with KIND one of missing_gpu, lost_gpu, "),
         (["report=outputs", "run=outputs"], "it cannot use run=outputs"),
         (["report=outputs", "thresholds.fleet_z=0.1"], "it cannot use thresholds.fleet_z=0.1"),
         (["faults=['hang@9:dispatch']"], "is for GPU 9, but the GPUs are 0 to 3"),
@@ -181,8 +181,8 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["reference=/nowhere.json"], "/nowhere.json cannot be read"),
         (["configs.dispatch=[1]"], "configs.dispatch must hold"),
         (["-q"], ""),
-        (["block_iterations=3"], "error: block_iterations is no longer an option (it is fixed at 10)\n"),
-        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer an option (it is fixed at 0.95)\n"),
+        (["block_iterations=3"], "error: block_iterations is no longer a key (it is fixed at 10)\n"),
+        (["++thresholds.dip=0.9"], "error: thresholds.dip is no longer a key (it is fixed at 0.95)\n"),
     ],
 )
 def test_a_usage_error_is_64_in_one_line_and_leaves_nothing(

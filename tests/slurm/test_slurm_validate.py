@@ -306,7 +306,7 @@ def test_a_job_that_cannot_start_validating_is_setup_and_not_a_fault_of_its_node
     ("arguments", "words"),
     [
         (("nodes='gpu[1-'",), "is not a host list"),
-        ((), "which nodes?"),
+        ((), "no nodes are named"),
         (("node_state=maint",), "no node is maint"),
         (("nodes='gpo[1-2]'",), "has none of these nodes: gpo[1-2]"),
         (("nodes=gpu1", "blocks=6,1"), "blocks must be at least 5"),

@@ -12,6 +12,7 @@ from bench.records import GpuState
 from launcher.validation.codes import NodeVerdict
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
+from launcher.validation.judge.peers import describe_peers
 from launcher.validation.node import Rate, Trouble
 from launcher.validation.run import node_reports
 from tests import nodes
@@ -331,3 +332,17 @@ def test_a_node_is_never_judged_worse_for_being_faster(slow: dict[str, float], f
         for factor in (1.0, faster)
     )
     assert order.index(node.verdict) <= order.index(faster_node.verdict)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text"),
+    [
+        ("gp", "judged: the copies of each pair and the GEMMs of each GPU against the others"),
+        ("g", "judged: the GEMMs of each GPU against the others; no copies were measured"),
+        ("p", "judged: the copies of each pair against the others; no GEMMs were measured"),
+        ("", "absent: no copies and no GEMMs were measured"),
+    ],
+)
+def test_the_layer_inside_the_node_names_only_what_was_measured(kinds: str, text: str) -> None:
+    kept = [rate for rate in rates() if not rate.where or ("p" if ">" in rate.where else "g") in kinds]
+    assert describe_peers(kept) == text

@@ -147,7 +147,7 @@ def judge_fleet(rows: list[NodeRow]) -> Fleet:
 def _name_group(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
     """GPU, number and links; also driver and versions if several groups share these."""
     is_unique = sum(other[:3] == fingerprint[:3] for other in groups) == 1
-    return ", ".join(str(part) for part in (fingerprint[:3] if is_unique else fingerprint))
+    return ", ".join(str(part) for part in (fingerprint[:3] if is_unique else fingerprint) if part is not None)
 
 
 class Outlier(NamedTuple):

@@ -31,11 +31,15 @@ def compare_peers(rates: list[Rate], spec: Spec) -> list[Finding]:
 
 def describe_peers(rates: list[Rate]) -> str:
     """What the layer could judge."""
-    return (
-        "judged: the copies of each pair and the GEMMs of each GPU against the others"
-        if rates
-        else "absent: nothing was measured"
-    )
+    places = [rate.where for rate in rates if rate.where]
+    has_pairs, has_gpus = any(">" in place for place in places), any(">" not in place for place in places)
+    if has_pairs and has_gpus:
+        return "judged: the copies of each pair and the GEMMs of each GPU against the others"
+    if has_pairs:
+        return "judged: the copies of each pair against the others; no GEMMs were measured"
+    if has_gpus:
+        return "judged: the GEMMs of each GPU against the others; no copies were measured"
+    return "absent: no copies and no GEMMs were measured"
 
 
 def _find_slow_gpus(key: str, medians: dict[str, float], band: Band) -> list[Finding]:

@@ -51,7 +51,9 @@ def _list_names(options: Options, settings: SubmititConf, known: dict[str, NodeS
         return names
     if settings.reservation:
         return expand(slurm.query_reservation(settings.reservation))
-    raise UserError("which nodes?", hint="nodes='gpu[001-016]', node_state=idle, or hydra.launcher.reservation=NAME")
+    raise UserError(
+        "no nodes are named", hint="nodes='gpu[001-016]', node_state=idle, or hydra.launcher.reservation=NAME"
+    )
 
 
 def expand(host_list: str) -> list[str]:
