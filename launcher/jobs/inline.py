@@ -26,7 +26,7 @@ def execute(plan: Plan, folder: RunFolder, options: Options) -> int:
 def measure_and_report(plan: Plan, folder: RunFolder, options: Options) -> list[str]:
     """As ``execute``, printing nothing; for each shard whose ranks cannot be started, the reason."""
     failures = measure(plan, folder, options, quiet=True)
-    aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed)
+    aggregate(folder, strict=options.strict, allow_mixed=options.allow_mixed, quiet=True)
     return failures
 
 

@@ -68,7 +68,8 @@ class RunStatus(msgspec.Struct, frozen=True):
         shards = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
         left = "" if self.time_left_s is None else f", about {self.time_left_s:.0f} s left"
         silent = "; Slurm does not answer" if self.slurm_silent else ""
-        return f"{self.done}/{self.planned} points, {self.failed} failures; shards: {shards}{left}{silent}"
+        failures = "1 failure" if self.failed == 1 else f"{self.failed} failures"
+        return f"{self.done}/{self.planned} points, {failures}; shards: {shards}{left}{silent}"
 
 
 def read(path: Path) -> RunStatus:
@@ -98,7 +99,7 @@ def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None 
     return RunStatus(
         run=str(folder.path),
         rows=rows,
-        final=_state_of("final", submissions, states) if submissions else _state_without_slurm(folder, FINAL),
+        final=_final_state(folder, plan, submissions, states, num_done=done),
         aggregate="DONE" if has_report and not submissions else _state_of("aggregate", submissions, states),
         planned=planned,
         done=done,
@@ -123,6 +124,18 @@ def _state_of(kind: str, submissions: list[Submission], states: dict[str, JobSta
         return "NOT SUBMITTED"
     state = states.get(arrays[-1])
     return state.state if state else "UNKNOWN"
+
+
+def _final_state(
+    folder: RunFolder, plan: Plan, submissions: list[Submission], states: dict[str, JobState], *, num_done: int
+) -> str:
+    """Slurm's word for the final; without Slurm that of its last attempt, which may have found nothing to measure."""
+    if not plan.has_final:
+        return "NOT PLANNED"
+    if submissions:
+        return _state_of("final", submissions, states)
+    state = _state_without_slurm(folder, FINAL) if num_done else "NOT STARTED"
+    return "DONE" if state == "COMPLETE" else state
 
 
 def _row(folder: RunFolder, plan: Plan, index: int, job: str | None, states: dict[str, JobState]) -> StatusRow:

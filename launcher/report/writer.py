@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from multiprocessing.process import BaseProcess
 
 from launcher.analysis import results
@@ -26,17 +27,24 @@ class UnlikeEnvironmentsError(UserError):
     """The shards were measured in different environments, which must not share a ranking."""
 
 
-def aggregate(folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False, draw: bool = True) -> int:
+def aggregate(
+    folder: RunFolder, *, strict: bool = False, allow_mixed: bool = False, draw: bool = True, quiet: bool = False
+) -> int:
     """Writes RESULTS_EP{n}.json and the reports in Markdown and HTML; the exit status.
 
     Raises UnlikeEnvironmentsError when the records come from different environments, unless ``allow_mixed``. Without
-    ``draw`` the existing pictures are shown: drawing takes longer than everything else.
+    ``draw`` the existing pictures are shown: drawing takes longer than everything else. What is missing goes to stderr,
+    unless ``quiet``.
     """
     with table.without_gc():
-        return _aggregate(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
+        missing = _write_all(folder, strict=strict, allow_mixed=allow_mixed, draw=draw)
+    if missing and not quiet:
+        print(f"incomplete, exit status {MISSING}: {'; '.join(missing)}", file=sys.stderr)
+    return MISSING if missing else OK
 
 
-def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> int:
+def _write_all(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool) -> list[str]:
+    """Writes every report; what is missing, a phrase each."""
     plan = folder.plan()
     records, damaged = read_records(folder)
     differences = results.environment_differences(records)
@@ -68,7 +76,7 @@ def _aggregate(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
             for number, part in enumerate(parts)
         ],
     )
-    return _status(parts[0], strict=strict)
+    return _missing(parts[0], strict=strict)
 
 
 def _is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
@@ -124,10 +132,17 @@ def _finish_drawing(drawing: BaseProcess) -> None:
         raise RuntimeError(f"drawing ended with status {drawing.exitcode}; its traceback stands above")
 
 
-def _status(part: Results, *, strict: bool) -> int:
-    if part.counts.missing or part.unfinished or part.lacks_final or (strict and part.counts.failed):
-        return MISSING
-    return OK
+def _missing(part: Results, *, strict: bool) -> list[str]:
+    """Why the run is incomplete, a phrase each; empty if it is complete. ``strict``: no point may have failed."""
+    counts, phrases = part.counts, []
+    if counts.missing:
+        phrases.append(f"{counts.missing} of {counts.planned} points are missing")
+    phrases += [sentence[0].lower() + sentence.removesuffix(".")[1:] for sentence in part.unfinished]
+    if part.lacks_final:
+        phrases.append("groups of the final are missing")
+    if strict and counts.failed:
+        phrases.append(f"{counts.failed} of {counts.planned} points failed (strict)")
+    return phrases
 
 
 def report(folder: RunFolder, options: Options, *, draw: bool = True) -> int:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from launcher.config.plan import Plan
+from launcher.config.plan import FINAL, Plan
 from launcher.jobs import run_status
 from launcher.store.attempts import Attempt, add_attempt
 from launcher.store.records_file import open_appender
 from launcher.store.run_folder import RunFolder
 from launcher.store.submissions import Submission, add_submission
-from tests.builders import complete
+from tests.builders import complete, deepep_plan
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,19 @@ def test_the_time_left_excludes_pauses_between_attempts_and_finished_shards(
     assert status.time_left_s is not None
     left = status.planned - status.done
     assert status.time_left_s == pytest.approx(20 / status.done * left, rel=0.2)
+
+
+def test_the_final_without_slurm_is_done_only_after_points_were_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("PATH", "")
+    search = deepep_plan().spec.search
+    for num_groups, expected in ((0, ["NOT PLANNED"] * 2), (2, ["NOT STARTED", "DONE"])):
+        plan = deepep_plan(search=msgspec.structs.replace(search, final_groups=num_groups))
+        folder = RunFolder.create(plan, outputs=tmp_path, path=tmp_path / f"{num_groups}", command=["deepep-sweep"])
+        add_attempt(folder, FINAL, Attempt(None, "node1", 1.0, 2.0, "complete"))  # of a spent budget: without finalists
+        states = [run_status.run_status(folder, plan).final]
+        with open_appender(folder, 0) as appender:
+            for line in complete(plan):
+                appender.add(line)
+        assert [*states, run_status.run_status(folder, plan).final] == expected

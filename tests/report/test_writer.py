@@ -85,7 +85,9 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_an_unfinished_search_is_reported_and_counts_as_missing(outcome: str | None, tmp_path: Path) -> None:
+def test_an_unfinished_search_is_reported_and_counts_as_missing(
+    outcome: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every point has a record; only later rounds or overlapped passes are missing."""
     folder = RunFolder.create(PLAN, outputs=tmp_path, path=None, command=["deepep-sweep", "-m"])
     with open_appender(folder, 0) as appender:
@@ -95,6 +97,8 @@ def test_an_unfinished_search_is_reported_and_counts_as_missing(outcome: str | N
     assert writer.aggregate(folder, draw=False) == 0
     add_attempt(folder, 0, Attempt(None, "node1", 3.0, 4.0, outcome))
     assert writer.aggregate(folder, draw=False) == 3
+    sentence = OUTCOMES[outcome].removeprefix("S").removesuffix(".")
+    assert capsys.readouterr().err == f"incomplete, exit status 3: s{sentence}\n"
     assert f"**{OUTCOMES[outcome]}**" in folder.report_file.read_text()
     assert OUTCOMES[outcome] in (folder.path / "report.html").read_text()
     assert "python -m launcher.resume" in (folder.path / "SUMMARY.md").read_text()
