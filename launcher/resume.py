@@ -59,7 +59,8 @@ def _resume(given: list[str]) -> int:
         errors.Parser("launcher.resume").error(f"unrecognized arguments: {run}")
     command = RunFolder.open(Path(run)).manifest().command
     kept = [argument for argument in drop_removed(command[1:]) if not argument.startswith(("run=", "outputs="))]
-    return sweep([*kept, f"run={quote(run)}", *more])
+    outputs = Path(run).resolve().parent  # of Hydra's own files too
+    return sweep([*kept, f"run={quote(run)}", f"outputs={quote(outputs)}", *more])
 
 
 if __name__ == "__main__":

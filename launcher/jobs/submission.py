@@ -20,7 +20,7 @@ from launcher.config.job_options import SubmititConf
 from launcher.config.plan import FINAL, Plan
 from launcher.config.planning import plan_sweep
 from launcher.config.schema import Options, Spec, spec_from
-from launcher.errors import FAILURE, OK, USAGE, UserError
+from launcher.errors import INTERRUPTED, OK, USAGE, UserError
 from launcher.jobs import local, sbatch, slurm, waiting, watch
 from launcher.jobs.job import run_aggregate, run_final, run_shard
 from launcher.jobs.prepare import describe, extend_budget, prepare, print_caveats
@@ -79,8 +79,9 @@ def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[s
         (plan, prepare(plan, options, command=command, in_jobs=True), options)
         for (plan, options), command in zip(plans, commands, strict=True)
     ]
-    for plan, _ in plans:
+    for plan, folder, _ in runs:
         print_caveats(plan)
+        print(f"run folder: {folder.path}", file=sys.stderr)
     return max(local.run(*run) for run in runs) if is_local else _submit_all(runs, settings)
 
 
@@ -115,7 +116,7 @@ def _submit_all(runs: Sequence[tuple[Plan, RunFolder, Options]], settings: Submi
         if not isinstance(error, KeyboardInterrupt):
             raise
         print("interrupted; all submitted jobs are cancelled", file=sys.stderr)
-        return FAILURE
+        return INTERRUPTED
     return max(_follow(folder, options, settings) for _, folder, options in runs)
 
 

@@ -130,7 +130,7 @@ def test_an_interrupt_while_sbatch_runs_leaves_no_job_behind(lab: SlurmLab, tmp_
     sweeps.wait_until((tmp_path / "submitted").is_file)
     os.killpg(process.pid, signal.SIGINT)
     done = sweeps.end(process)
-    assert done.status == 1
+    assert done.status == 130
     assert done.stderr.splitlines()[-1] == "interrupted; all submitted jobs are cancelled"
     (noted,) = (tmp_path / "outputs").glob("*/jobs.json")
     (array,) = {one["array_id"] for one in sweeps.submissions(noted.parent)}
