@@ -36,7 +36,7 @@ Description
   slower, faster     significantly, by more than the tolerance. The 5 % level holds for all points together: of 100
                      comparisons of equal runs, at most 5 call any point slower or faster, however many points there are
   same               no significant difference
-  unstable           in A or B the samples scatter too much, and no final measured the point again
+  unstable           in A or B the samples scatter too much, and no final of three or more groups measured the point
   failed in B        the point failed in B at least once, and never in A; `failed in A` is the reverse
   missing in B       B has neither a time nor a failure for a point that it must have: every dispatch and combine of A's
                      final, or of all of A if A has no final. Points that come only with the choice of a final are

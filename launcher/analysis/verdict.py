@@ -123,7 +123,7 @@ def _kind(interval: Interval, *, is_best: bool) -> tuple[str, str]:
     if interval.high < 1 + MARGIN:
         subject = "no other pair is faster" if is_best else "the default is as fast"
         return "default_is_optimal", f"{subject}, within the margin"
-    return "inconclusive", "the interval spans the margin: measure more, search.final_groups=10"
+    return "inconclusive", "the interval spans the margin, so measure more (search.final_groups=10)"
 
 
 def _basis(pair: Pair) -> str:

@@ -62,7 +62,7 @@ def _sections(comparison: Comparison) -> list[TableSection]:
     facts = [[fact.field, fact.a, fact.b] for fact in comparison.differences]
     return [
         TableSection("Runs", ("", "file", "measured"), [_run("A", comparison.a), _run("B", comparison.b)], []),
-        TableSection("What differs", ("fact", "A", "B"), facts, [] if facts else ["Nothing but the numbers."]),
+        TableSection("What differs", ("fact", "A", "B"), facts, [] if facts else ["No recorded fact differs."]),
         TableSection(
             "Points, worst first, those that gate before the others",
             ("point", "A us", "B us", "B/A", "95 % CI", "stage", "verdict"),

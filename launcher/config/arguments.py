@@ -12,7 +12,7 @@ from launcher.errors import Parser, UserError
 
 REMOVED = {
     "block_iterations": "it is fixed at 10",
-    "hydra.launcher.poll_s": "it backs off from 2 to 8 s",
+    "hydra.launcher.poll_s": "Slurm is queried every 2 to 8 s",
     "search.finalists_per_group": "up to 2 configs of a group reach the final",
     "thresholds.dip": "it is fixed at 0.95",
     "thresholds.fleet_floor": "it is fixed at 0.01",
@@ -119,7 +119,7 @@ def make_output_folder(arguments: Sequence[str]) -> None:
 def one_line_message(error: Exception) -> str:
     """An error of Hydra or OmegaConf as one line with its cause, without its search path and its advice to add keys."""
     message = " ".join(str(error).split())
-    for addition in (" To append to your config", " Config search path:"):
+    for addition in (" To append to your", " Config search path:"):
         message = message.partition(addition)[0].rstrip(".")
     for key in REMOVED:
         if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
@@ -153,7 +153,7 @@ def _key(argument: str) -> str:
 
 
 def _removed_message(key: str) -> str:
-    return f"{key} is no longer an option ({REMOVED[key]})"
+    return f"{key} is no longer a key ({REMOVED[key]})"
 
 
 def _quote_choice(argument: str) -> str:

@@ -21,8 +21,8 @@ FINALISTS_PER_GROUP = 2
 """Configs that reach the final at most, for each operation and value of the shared knobs."""
 
 NOT_A_MEASUREMENT = (
-    "This is a dry run on CPUs, not a measurement of DeepEP: gloo moved every token, "
-    "but the times mean nothing for a GPU."
+    "This is a dry run on CPUs, not a measurement of DeepEP: gloo moves every token, "
+    "and the times mean nothing for a GPU."
 )
 
 SHARED_GPUS = (

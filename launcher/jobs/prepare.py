@@ -54,7 +54,7 @@ def _reopen(path: Path, plan: Plan, options: Options, *, in_jobs: bool, quiet: b
     if folder.plan().id != plan.id:  # an id of its plan.json by this version: options come and go
         raise UserError(
             f"{path} was planned with another configuration",
-            hint=f"repeat its own command, which run.json names, with run={path}",
+            hint=f"python -m launcher.resume {shlex.quote(str(path))} completes it, without keys that change the plan",
         )
     return folder
 
@@ -115,7 +115,7 @@ def describe(plan: Plan) -> str:
         f"{spec.backend} on {spec.hardware.name}, EP={spec.ep.size}, {workload.name} "
         f"({workload.num_tokens} x {workload.hidden}, {workload.num_experts} experts, "
         f"top-{workload.num_topk}, {workload.dtype}, {workload.routing})",
-        f"points: {len(plan.every_point)} ({len(plan.cells)} cells of the grid, {len(plan.anchors)} of the default, "
+        f"points: {len(plan.every_point)} ({len(plan.cells)} cells, {len(plan.anchors)} of the default, "
         f"{len(plan.baselines)} of the baseline), {len(plan.refused)} cells refused",
     ]
     lines += [

@@ -51,9 +51,9 @@ def _named_pairs(report: Report) -> list[str]:
     verdict = choice.verdict
     if verdict is not None:
         lines += [
-            f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}: "
-            f"default / {verdict.over} = **{verdict.ratio:.3f}** (95 % CI {verdict.ci95.low:.3f} to "
-            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}'s samples).",
+            f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}. "
+            f"Default / {verdict.over} = **{verdict.ratio:.3f}** (95 % CI {verdict.ci95.low:.3f} to "
+            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}).",
             "",
         ]
     if len(choice.tied) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.backends import BACKENDS, shared_knobs
 from bench.backends.deepep import buffer_bytes
 from launcher.analysis.choice import Choice
 from launcher.report import cells
@@ -30,11 +31,11 @@ def rows(choice: Choice) -> list[list[str]]:
 NOTES = {
     "fastest": "for isolated communication, where computation waits for it.",
     "overlapped": "for communication overlapped with expert GEMMs.",
-    "default_sms": "the fastest with as many SMs as the default.",
-    "knee": "the fewest SMs within 5 % of the fastest.",
-    OVERLAPPED.heading: "of the overlapped pair with as many SMs as the pick.",
+    "default_sms": "the fastest with as many {shared} as the default.",
+    "knee": "the fewest {shared} within 5 % of the fastest.",
+    OVERLAPPED.heading: "of the overlapped pair with as many {shared} as the pick.",
 }
-"""The use of each pick, and what needs explaining in its table."""
+"""The use of each pick, and what needs explaining in its table. ``shared``: what dispatch and combine must share."""
 
 
 def section(report: Report) -> list[str]:
@@ -42,11 +43,14 @@ def section(report: Report) -> list[str]:
     picks = rows(report.results.choice)
     if not picks:
         return []
+    choice, names = report.results.choice, shared_knobs(BACKENDS[report.results.plan.spec.backend])
+    shown = {*choice.picks, *([OVERLAPPED.heading] if choice.overlaps else [])}
+    shared = " and ".join("SMs" if name == "num_sms" else name for name in names)
     return [
         "## Which pick to use",
         "",
         *table(headings(COLUMNS), picks),
-        *(f"* **{name}**: {note}" for name, note in NOTES.items()),
+        *(f"* **{name}**: {text(note.format(shared=shared))}" for name, note in NOTES.items() if name in shown),
         *_memory(report),
         "",
     ]

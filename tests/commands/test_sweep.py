@@ -112,7 +112,7 @@ def test_a_dry_run_prints_points_shards_and_refusals_and_makes_no_run_folder(
     assert process.stderr.splitlines()[0] == NOT_A_MEASUREMENT
     lines = process.stdout.splitlines()
     assert lines[0] == "alltoall on cpu, EP=4, small (128 x 512, 16 experts, top-4, bf16, uniform)"
-    assert lines[1] == "points: 10 (8 cells of the grid, 2 of the default, 0 of the baseline), 2 cells refused"
+    assert lines[1] == "points: 10 (8 cells, 2 of the default, 0 of the baseline), 2 cells refused"
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines[2:5]] == [
         "shard 0: 3 cells, about N s",
         "shard 1: 3 cells, about N s",
@@ -149,7 +149,7 @@ REFUSED = {
     "+workload.dtyp=fp8": "+workload.dtyp=fp8 adds a key that nothing reads",
     "measure.deadline_s=nan": "measure.deadline_s must be a number, got nan",
     "search.candidates=[24,8,256]": "24",
-    "search.finalists_per_group=3": "search.finalists_per_group is no longer an option (",
+    "search.finalists_per_group=3": "search.finalists_per_group is no longer a key (",
 }
 
 
@@ -202,7 +202,7 @@ def test_run_refuses_the_folder_of_another_plan(run_module: Command, sweep: Swee
     assert process.returncode == 2
     assert process.stderr == (
         f"error: {sweep.folder} was planned with another configuration\n"
-        f"hint: repeat its own command, which run.json names, with run={sweep.folder}\n"
+        f"hint: python -m launcher.resume {sweep.folder} completes it, without keys that change the plan\n"
     )
 
 

@@ -21,7 +21,7 @@ def test_each_of_several_sweeps_is_resumed_by_a_separate_command(monkeypatch: py
     assert arguments.command_line(["ep='4'"], ["hydra.mode=MULTIRUN"]) == ["deepep-sweep", "-m", "ep='4'"]
 
 
-REMOVED = "hydra.launcher.poll_s is no longer an option (it backs off from 2 to 8 s)"
+REMOVED = "hydra.launcher.poll_s is no longer a key (Slurm is queried every 2 to 8 s)"
 
 
 @pytest.mark.parametrize(

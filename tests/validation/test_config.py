@@ -23,7 +23,7 @@ def test_a_removed_key_is_refused_with_the_value_of_its_constant(key: str):
     assert REMOVED[key] == f"it is fixed at {CONSTANTS[key]}".replace(", ", ",")
     with pytest.raises(UserError) as refusal:
         check_keys([f"++{key}=1"])
-    assert str(refusal.value) == f"{key} is no longer an option ({REMOVED[key]})"
+    assert str(refusal.value) == f"{key} is no longer a key ({REMOVED[key]})"
 
 
 def test_every_removed_threshold_is_tested():
