@@ -75,7 +75,7 @@ _TAIL = """\
 Exit status
   0    every planned point has a result
   1    any other failure
-  2    usage: the plan was refused, nothing was started
+  2    usage: a sweep was refused before it started; of several (ep=2,4) on this machine, those before it are done
   3    points are missing, or a search is incomplete; with strict=true, also if a point failed
   130  interrupted; python -m launcher.resume RUN continues
 
