@@ -148,6 +148,7 @@ def test_a_reference_learned_from_five_good_nodes_judges_the_next_node(
     few = run_module("launcher.validate", f"report={dry[1]}", f"learn={tmp_path / 'none.json'}")
     assert few.returncode == 3
     assert "learned from at least 5 good nodes of one kind, got 1" in few.stderr
+    assert re.match("DEEPEP UNKNOWN - .*learned from at least 5 good nodes of one kind, got 1", few.stdout)
     assert not (tmp_path / "none.json").exists()
 
 

@@ -11,6 +11,7 @@ import junitparser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from launcher.validation.codes import Status
 from launcher.validation.config import Spec
 from launcher.validation.judge import fleet
 from launcher.validation.judge.fleet import make_row
@@ -60,7 +61,7 @@ def test_hostile_names_and_reasons_do_not_break_any_output(spec: Spec):
     assert not any(set(command) & set("\n\x00\x07") for command in commands)
     suites = junitparser.JUnitXml.fromroot(junitparser.JUnitXml.fromstring(node_reports.junit(judgement))._elem)
     assert suites.failures == 2
-    assert len(node_reports.nagios(judgement, strict=False).splitlines()) == 1
+    assert len(node_reports.nagios(judgement, status=Status.CRITICAL).splitlines()) == 1
     families = list(text_string_to_metric_families(node_reports.prometheus(judgement)))
     assert {sample.labels["node"] for family in families for sample in family.samples} == {HOSTILE}
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from launcher.text import code, table, text
 from launcher.validation import reference
-from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, NodeVerdict, exit_status
+from launcher.validation.codes import EXIT_OK, MEANINGS, WORST_FIRST, NodeVerdict, Status
 from launcher.validation.judge.fleet import Fleet, NodeRow, count_nodes, median_rates
 from launcher.validation.node import Node
 from launcher.validation.reference import Reference
@@ -266,10 +266,12 @@ def prometheus(fleet: Fleet) -> str:
     return generate_latest(registry).decode()
 
 
-def nagios(fleet: Fleet, *, strict: bool) -> str:
-    """The line of a Nagios plugin: state, the worst nodes, and performance data."""
-    status = exit_status(fleet.verdicts, strict=strict)
-    summary = _describe_good(fleet) if status == EXIT_OK else _describe_worst(fleet)
+def nagios(fleet: Fleet, *, status: Status, failure: str = "") -> str:
+    """The line of a Nagios plugin: state, the worst nodes, and performance data.
+
+    ``failure``: what the command could not do, where that and no node decides the status.
+    """
+    summary = failure or (_describe_good(fleet) if status == EXIT_OK else _describe_worst(fleet))
     data = " ".join(f"{verdict.value.lower()}={fleet.verdicts.count(verdict)}" for verdict in WORST_FIRST)
     return _clean(f"DEEPEP {_NAGIOS[status]} - {summary} | {data}")
 

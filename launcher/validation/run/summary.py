@@ -97,7 +97,13 @@ def write(folder: ValidationFolder, options: Options) -> Status:
     ended = [row.result.ended for row in fleet.rows if row.result is not None]
     when = max(ended, default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     run, references = str(folder.path), folder.order().spec.references
-    status = exit_status(fleet.verdicts, strict=options.strict)
+    status, failure = exit_status(fleet.verdicts, strict=options.strict), ""
+    try:
+        _write_reference(fleet, options, when)
+    except UserError as error:
+        error.show()
+        if status is not Status.CRITICAL:
+            status, failure = EXIT_UNKNOWN, str(error)
     plain = node_reports.to_json(fleet, run=run, when=when, status=status)
     write_atomic(folder.path / "NODES.md", node_reports.markdown(fleet, run=run, when=when, references=references))
     write_atomic(folder.path / "NODES.json", msgspec.json.format(msgspec.json.encode(plain), indent=1) + b"\n")
@@ -106,18 +112,15 @@ def write(folder: ValidationFolder, options: Options) -> Status:
     if fleet.has_injected:
         print(node_reports.INJECTED, file=sys.stderr)
     print(f"report: {folder.path / 'NODES.md'}", file=sys.stderr)
-    print(node_reports.nagios(fleet, strict=options.strict))
-    if options.learn is None:
-        return status
-    try:
-        _write_reference(fleet, Path(options.learn), when)
-    except UserError as error:
-        error.show()
-        return status if status is Status.CRITICAL else EXIT_UNKNOWN
+    print(node_reports.nagios(fleet, status=status, failure=failure))
     return status
 
 
-def _write_reference(fleet: Fleet, file: Path, when: str) -> None:
+def _write_reference(fleet: Fleet, options: Options, when: str) -> None:
+    """Writes the reference that ``learn`` asks for, if it does. UserError if these nodes give none."""
+    if options.learn is None:
+        return
+    file = Path(options.learn)
     good = [
         row.result
         for row in fleet.rows
