@@ -23,7 +23,7 @@ Arguments
 Options
   --tolerance SHARE  differences up to this share of the time are accepted; 0.02 without this option
   --allow-missing    judge B by the points that it has
-  --unlike-hardware  compare in spite of unlike hardware, which is refused otherwise
+  --unlike-hardware  compare runs of different hardware, which is refused otherwise
   --json             print JSON
   --markdown         print Markdown, as for $GITHUB_STEP_SUMMARY
   -h, --help         print this page

@@ -129,7 +129,7 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
     hardware = hardware_differences(a, b)
     if hardware and not unlike_hardware:
         raise UserError(f"the hardware differs: {'; '.join(hardware)}", hint="--unlike-hardware compares anyway")
-    if not (a.seen & b.seen) - (a.failed.keys() & b.failed.keys()):
+    if not (a.labels & b.labels) - (a.failed.keys() & b.failed.keys()):
         raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
     rows = sorted([*_timed_rows(a, b, tolerance=tolerance), *_untimed_rows(a, b)], key=lambda row: row.order)
     ratios = [row.ratio for row in rows if row.ratio is not None and row.verdict != "unstable"]
@@ -236,7 +236,7 @@ def _is_unstable(a: ComparedRun, b: ComparedRun, label: str) -> bool:
 def _untimed_rows(a: ComparedRun, b: ComparedRun) -> list[PointRow]:
     """Rows of the points that failed, or that one run does not have."""
     required = _required_labels(a)
-    labels = sorted((a.seen | b.seen) - (a.measured.keys() & b.measured.keys()))
+    labels = sorted((a.labels | b.labels) - (a.measured.keys() & b.measured.keys()))
     return [_untimed_row(a, b, label, is_required=label in required) for label in labels]
 
 
@@ -254,9 +254,9 @@ def _untimed_row(a: ComparedRun, b: ComparedRun, label: str, *, is_required: boo
 
 
 def _untimed_verdict(a: ComparedRun, b: ComparedRun, label: str, *, is_required: bool) -> PointVerdict:
-    if label not in b.seen:
+    if label not in b.labels:
         return "missing in B" if is_required else "only in A"
-    if label not in a.seen:
+    if label not in a.labels:
         return "only in B"
     if label in a.failed:
         return "failed in both" if label in b.failed else "failed in A"

@@ -52,7 +52,7 @@ class ComparedRun(NamedTuple):
     optimal: set[str]
 
     @property
-    def seen(self) -> set[str]:
+    def labels(self) -> set[str]:
         """Labels of the points that have a result, a failure included."""
         return self.measured.keys() | self.failed.keys()
 
