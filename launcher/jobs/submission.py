@@ -81,7 +81,8 @@ def _launch(specs: Sequence[tuple[Spec, Options]], commands: Sequence[Sequence[s
     ]
     for plan, folder, _ in runs:
         print_caveats(plan)
-        print(f"run folder: {folder.path}", file=sys.stderr)
+        if is_local:
+            print(f"run folder: {folder.path}", file=sys.stderr)
     return max(local.run(*run) for run in runs) if is_local else _submit_all(runs, settings)
 
 
