@@ -11,4 +11,4 @@ def test_the_status_of_a_run_without_slurm_follows_from_its_attempts(run_module:
     process = run_module("launcher.status", str(sweep.folder), "--json")
     status = json.loads(process.stdout)
     assert {row["state"] for row in status["rows"]} == {"DONE"}
-    assert (status["final"], status["aggregate"]) == ("COMPLETE", "DONE")
+    assert (status["final"], status["aggregate"]) == ("DONE", "DONE")

@@ -3,14 +3,14 @@
 Import it in every rank before the framework makes its Buffer:
 
     import deepep_shim                          # the numbers below
-    deepep_shim.apply("RESULTS_EP4.json")       # or, and also, those of another sweep
+    deepep_shim.apply("RESULTS_EP4.json")       # adds those of another sweep
 
 For the number of ranks that was measured, ``Buffer.get_dispatch_config`` and ``get_combine_config`` then return the
 tuned Config, which is what DeepEP takes where ``config=`` is left out, and what frameworks size their Buffer by.
 ``Buffer.num_sms`` is set too, for code that builds a Config of its own. For other numbers of ranks both return what
 they did before. A number of SMs that the framework sets later does not change the tuned Config.
 
-``deepep_shim.active()`` returns what is in force. If deep_ep cannot be used, the import warns and changes nothing,
+``deepep_shim.active()`` returns the configs in force. If deep_ep cannot be used, the import warns and changes nothing,
 while ``apply`` raises ShimError.
 """
 

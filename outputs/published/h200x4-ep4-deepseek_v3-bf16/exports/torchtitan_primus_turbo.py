@@ -1,7 +1,7 @@
 # torchtitan forks with PrimusTurboFlexTokenDispatcher: run this in every rank before the model is built.
-# Carries num_sms, chunk and buffer. torchtitan itself is on DeepEP V2 and ignores all of this.
+# Sets num_sms, chunk and buffer. torchtitan itself is on DeepEP V2 and ignores all of this.
 # Two conventions for a tuned tuple are in use:
-#   (nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer): num_sms stands apart and is put before it. Used here.
+#   (nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer): num_sms is separate. This file uses it.
 #   (num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config, as in (24, 8, 256).
 #   A tuple of the second kind in place of the first becomes Config(num_sms, 24, 8, 256), a chunk of 24 in a buffer
 #   of 8, which DeepEP asserts against.
