@@ -73,7 +73,7 @@ def test_a_plan_equals_the_plan_of_the_command(
     ("overrides", "message"),
     [
         (["hardware=h200", "workload.num_experts=6"], "workload.num_experts must be divisible by ep.size=4, got 6"),
-        (["hardware=h300"], "In 'sweep': Could not find 'hardware/h300'"),
+        (["hardware=h300"], "hardware must be one of a100, a800, "),
         (["hardware=h200", "ep=2,4"], "ep='2','4' has several values, one is possible here"),
         (["worklod.hidden=3"], "Could not override 'worklod.hidden'"),
         (["+workload.hiden=3"], "+workload.hiden=3 adds a key that nothing reads"),

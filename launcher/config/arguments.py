@@ -36,6 +36,9 @@ _ADDABLE = ("grid.", "hydra")
 _CHOICE = re.compile(r"^(\+?(?:hardware|ep|workload|grid|measure|search|backend))=(\w+(?:,\w+)*)$")
 """A choice of a group, or several."""
 
+_UNKNOWN_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)' Available options in '\1': (.*)$")
+"""Hydra's message for a choice that a group lacks, on one line."""
+
 
 def parse_flags(module: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with Hydra's flags in front, as Hydra needs them. UserError for a flag that Hydra does not know.
@@ -125,6 +128,10 @@ def one_line_message(error: Exception) -> str:
         if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
             file = re.match(r"In '[^']*': ", message)
             return (file[0] if file else "") + _removed_message(key)
+    unknown = _UNKNOWN_CHOICE.search(message)
+    if unknown:
+        group, choice, choices = unknown.groups()
+        return f"{group} must be one of {', '.join(choices.split())}, got {choice}"
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")
     return message if not cause or cause in message else f"{message}: {cause}"
 
