@@ -124,14 +124,15 @@ def one_line_message(error: Exception) -> str:
     message = " ".join(str(error).split())
     for addition in (" To append to your", " Config search path:"):
         message = message.partition(addition)[0].rstrip(".")
+    in_file = re.match(r"In '[^']*/[^']*': ", message)  # of the site: In 'hydra/launcher/mysite': ...
+    place = in_file[0] if in_file else ""
     for key in REMOVED:
-        if key in message:  # in a file of the site, whose name comes first: In 'hydra/launcher/mysite': ...
-            file = re.match(r"In '[^']*': ", message)
-            return (file[0] if file else "") + _removed_message(key)
+        if key in message:
+            return place + _removed_message(key)
     unknown = _UNKNOWN_CHOICE.search(message)
     if unknown:
         group, choice, choices = unknown.groups()
-        return f"{group} must be one of {', '.join(choices.split())}, got {choice}"
+        return f"{place}{group} must be one of {', '.join(choices.split())}, got {choice}"
     cause = next(iter(str(error.__cause__ or "").splitlines()), "")
     return message if not cause or cause in message else f"{message}: {cause}"
 

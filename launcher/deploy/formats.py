@@ -165,7 +165,7 @@ def _primus_turbo(tuned: TunedResults, pick: str) -> str:
             tuned,
             pick,
             "Primus: merge into the overrides of the module in the experiment's yaml.",
-            "Sets num_sms, which Primus calls CUs. current Primus-Turbo ignores chunk and buffer; older ones take",
+            "Sets num_sms, which Primus calls CUs. Current Primus-Turbo ignores chunk and buffer; older ones take",
             f"the tuples {dispatch} for dispatch, {combine} for combine.",
             "Where Primus-Turbo runs on deep_ep itself, deepep_shim.py carries them.",
             *_TUPLES,

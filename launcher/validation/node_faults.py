@@ -29,11 +29,12 @@ def check_faults(texts: list[str], *, gpus: int) -> None:
     for text in texts:
         fault = text[len(text.partition("@")[0].rpartition("/")[0]) :].removeprefix("/")
         kind = parse_kind(fault)
-        is_for_machine = kind in (*MACHINE_FAULTS, DIE)
-        if not is_for_machine and kind.partition("=")[0] not in list(FaultKind):
+        try:
+            gpu = parse_gpu(fault) if kind in (*MACHINE_FAULTS, DIE) else Fault.parse(fault).rank
+        except ValueError:
             kinds = ", ".join([*MACHINE_FAULTS, DIE, *FaultKind])
-            raise ValueError(f"a fault is written [NODE/]KIND@GPU:TEXT with KIND one of {kinds}, got {text!r}")
-        gpu = parse_gpu(fault) if is_for_machine else Fault.parse(fault).rank
+            message = f"a fault is written [NODE/]KIND@GPU:TEXT with KIND one of {kinds}, got {text!r}"
+            raise ValueError(message) from None
         if not 0 <= gpu < gpus:
             raise ValueError(f"{text!r} is for GPU {gpu}, but the GPUs are 0 to {gpus - 1}")
         phase = fault.split(":", 1)[1]

@@ -47,6 +47,17 @@ def test_a_complete_run_is_not_measured_again(run_module: Command, sweep: Sweep,
     assert [file.read_bytes() for file in sorted(folder.glob("shards/*/records.jsonl"))] == before
 
 
+def test_a_resume_makes_no_folder_where_it_is_called(no_gpus: dict[str, str], sweep: Sweep, tmp_path: Path) -> None:
+    folder, cwd = tmp_path / "runs" / "copy", tmp_path / "elsewhere"
+    shutil.copytree(sweep.folder, folder)
+    cwd.mkdir()
+    line = [sys.executable, "-m", "launcher.resume", str(folder)]
+    environment = no_gpus | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(line, check=False, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert (process.returncode, process.stdout) == (0, f"{folder}/OPTIMAL_CONFIGS.md\n"), process.stderr
+    assert list(cwd.iterdir()) == []
+
+
 def test_a_run_that_was_cut_in_half_is_reported_as_such_and_completed(
     run_module: Command, two_shards: Sweep, tmp_path: Path
 ) -> None:

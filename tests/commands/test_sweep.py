@@ -57,6 +57,10 @@ def test_a_sweep_on_cpus_first_states_that_it_does_not_measure_deepep(sweep: Swe
     lines = (sweep.folder / "OPTIMAL_CONFIGS.md").read_text().splitlines()
     assert lines[0] == f"**{NOT_A_MEASUREMENT}**"
     assert lines[2] == "# Optimal configuration of the alltoall backend at EP=4"
+    notes = [line.split("**")[1] for line in lines[lines.index("## Which pick to use") :] if line.startswith("* **")]
+    assert "fastest" in notes
+    assert not [note for note in notes if "overlapped" in note]  # this backend overlaps nothing
+    assert "* **knee**: the fewest num_slices within 5 % of the fastest." in lines
 
 
 def test_a_sweep_shows_its_progress_and_no_traceback(sweep: Sweep) -> None:

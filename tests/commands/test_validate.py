@@ -58,6 +58,7 @@ def test_a_machine_without_gpus_is_tested_for_correctness_and_the_skipped_phases
         "correctness: bf16 one_token",
     }
     assert "Dry run" in (folder / "NODES.md").read_text()
+    assert "\n* fleet, cpu, 4: absent: " in (folder / "NODES.md").read_text()
 
 
 def test_the_verdict_is_at_the_top_with_one_value_a_line(dry: tuple[Any, Path]):
@@ -172,6 +173,7 @@ def test_every_fault_that_can_be_injected_is_found(run_module: Command):
         (["blocs=9"], "blocs"),
         (["hardware=h300"], "h300"),
         (["faults=[slowly@1:x]"], "a fault is written [NODE/]KIND@GPU:TEXT with KIND one of missing_gpu, lost_gpu, "),
+        (["faults=['hang@x:dispatch']"], "a fault is written [NODE/]KIND@GPU:TEXT with KIND one of missing_gpu, "),
         (["report=outputs", "run=outputs"], "it cannot use run=outputs"),
         (["report=outputs", "thresholds.fleet_z=0.1"], "it cannot use thresholds.fleet_z=0.1"),
         (["faults=['hang@9:dispatch']"], "is for GPU 9, but the GPUs are 0 to 3"),

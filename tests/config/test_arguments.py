@@ -33,16 +33,28 @@ def test_a_key_of_an_earlier_version_is_refused_by_name(argument: str):
     assert str(caught.value) == REMOVED
 
 
-def test_a_key_of_an_earlier_version_is_refused_by_name_in_a_file_of_the_site_too(tmp_path: Path):
+GRIDS = "grid must be one of full, smoke, standard, upstream, got nope"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("defaults: [submitit_slurm]\npoll_s: 0.5\n", REMOVED),
+        ("defaults: [submitit_slurm, /grid@_global_.extra: nope]\n", GRIDS),
+    ],
+)
+def test_a_refusal_names_the_file_of_the_site_in_which_the_key_or_the_choice_stands(
+    content: str, message: str, tmp_path: Path
+):
     file = tmp_path / "hydra" / "launcher" / "mysite.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text("defaults: [submitit_slurm]\npoll_s: 0.5\n")
+    file.write_text(content)
     schema.register()
     job_options.register()
     site = [f"hydra.searchpath=['file://{tmp_path}']", "hydra/launcher=mysite"]
     with initialize_config_module("conf", version_base="1.3"), pytest.raises(HydraException) as caught:
         compose("sweep", overrides=site, return_hydra_config=True)
-    assert arguments.one_line_message(caught.value) == f"In 'hydra/launcher/mysite': {REMOVED}"
+    assert arguments.one_line_message(caught.value) == f"In 'hydra/launcher/mysite': {message}"
 
 
 def test_the_command_of_an_earlier_version_is_resumed_without_its_removed_keys(capsys: pytest.CaptureFixture[str]):

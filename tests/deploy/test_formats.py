@@ -81,7 +81,7 @@ def test_every_file_states_its_provenance(exports: Path) -> None:
         ("megatron.args", "Megatron takes no chunk and no buffer"),
         ("vllm.env", "vLLM takes no num_sms, chunk or buffer"),
         ("verl.overrides", "Sets num_sms of the actor. Chunk and buffer: import deepep_shim.py"),
-        ("primus_turbo.yaml", "current Primus-Turbo ignores chunk and buffer"),
+        ("primus_turbo.yaml", "Current Primus-Turbo ignores chunk and buffer"),
         ("primus_turbo.yaml", "(num_sms, nvl_chunk, nvl_buffer): the order of deep_ep.Config"),
         ("torchtitan_primus_turbo.py", "torchtitan itself is on DeepEP V2 and ignores all of this"),
         ("torchtitan_primus_turbo.py", "(nvl_chunk, nvl_buffer, rdma_chunk, rdma_buffer): num_sms is separate"),
