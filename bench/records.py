@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the record lines; docs/RECORDS.md has its history. A reader refuses newer versions by name."""
 
 
@@ -17,7 +17,9 @@ class Op(StrEnum):
 
     ``dispatch``: a cached dispatch, which reuses a handle. ``dispatch_full``: a full dispatch, with layout, exchange of
     counts and host wait. ``combine``: the way back. ``compute``: the expert GEMMs of one layer, isolated.
-    ``overlapped``: the same GEMMs overlapped with one cached dispatch and one combine.
+    ``overlapped``: the same GEMMs overlapped with one cached dispatch and one combine. ``layer``: a full dispatch, the
+    GEMMs of the received tokens and a combine, one after the other. ``layer_training``: the same with the operations of
+    its backward pass. ``exchange``: the transfer of a dispatch whose tokens are packed already, without a library.
     """
 
     DISPATCH = "dispatch"
@@ -25,6 +27,9 @@ class Op(StrEnum):
     COMBINE = "combine"
     COMPUTE = "compute"
     OVERLAPPED = "overlapped"
+    LAYER = "layer"
+    LAYER_TRAINING = "layer_training"
+    EXCHANGE = "exchange"
 
 
 class Dtype(StrEnum):
@@ -51,12 +56,14 @@ class FailureKind(StrEnum):
 class Role(StrEnum):
     """Why a point is measured.
 
-    ``grid``: a cell of the grid. ``anchor``: the library's default. ``baseline``: the all-to-all. ``candidate``: a
-    config of the user. ``upstream``: a config that the library's own tuning script tries.
+    ``grid``: a cell of the grid. ``anchor``: the library's default. ``default``: what an engine takes instead of it.
+    ``baseline``: a plain collective. ``candidate``: a config of the user. ``upstream``: a config that the library's own
+    tuning script tries.
     """
 
     GRID = "grid"
     ANCHOR = "anchor"
+    DEFAULT = "default"
     BASELINE = "baseline"
     CANDIDATE = "candidate"
     UPSTREAM = "upstream"
@@ -177,14 +184,16 @@ class Environment(msgspec.Struct, frozen=True, tag="environment", tag_field="typ
 
     @property
     def id(self) -> str:
-        """A hash of all fields."""
-        return digest(self)
+        """A hash of all fields but the version of the line: it was 1 when ids were introduced."""
+        return digest(msgspec.structs.replace(self, v=1))
 
 
 class Host(msgspec.Struct, frozen=True, tag="host", tag_field="type"):
     """Where a process group ran: provenance, which may differ between shards.
 
-    ``started``: Unix time in seconds. ``startup_s``: seconds until every rank had joined.
+    ``started``: Unix time in seconds. ``startup_s``: seconds until every rank had joined. ``settings``: the variables
+    that its ranks set for the libraries; the user had set none of them. ``compile_s``: seconds in which kernels were
+    compiled before; 0 in all groups of an attempt but the first.
     """
 
     hostname: str
@@ -195,6 +204,8 @@ class Host(msgspec.Struct, frozen=True, tag="host", tag_field="type"):
     python: str
     shard: int = 0
     job_id: str | None = None
+    settings: dict[str, str] = {}
+    compile_s: float = 0.0
     v: int = FORMAT_VERSION
 
 
@@ -209,13 +220,15 @@ class SelfCheck(msgspec.Struct, frozen=True, tag="self_check", tag_field="type")
     """The self test of a shard: what the timer reads for an empty operation, and the result of each edge routing.
 
     ``empty_op_us``: the maximum over the ranks for each iteration, in microseconds. ``edge_routings`` maps the name of
-    a routing to "ok" or its mismatch, or "self_test" to the failure that ended the test.
+    a routing to "ok" or its mismatch, "library_default" to whether the library takes by itself what the plan calls its
+    default, or "self_test" to the failure that ended the test. ``backend``: empty in older runs, of one library.
     """
 
     empty_op_us: list[float]
     edge_routings: dict[str, str]
     group: int
     shard: int = 0
+    backend: str = ""
     v: int = FORMAT_VERSION
 
 

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from bench.records import Dtype
-from bench.workload import Workload
+from bench.records import Dtype, Op
+
+if TYPE_CHECKING:  # it imports numpy, and the declarations are read for --help
+    from bench.workload import Workload
 
 INT32_LIMIT = 2**31
 
+Axis = list[int] | dict[str, list[int]]
+"""Values of a knob: one list, or one for each of dispatch and combine."""
+
+GridAxis = list[int] | dict[str, list[int] | dict[str, list[int]]]
+"""An Axis, or one for each library."""
+
+Grids = dict[str, dict[str, Axis]]
+"""For each choice of ``grid=NAME`` the values of every knob."""
+
+
+def values_of(axis: Axis, op: Op) -> list[int]:
+    """The values of an axis for dispatch or combine; empty if it names the other one only."""
+    return axis if isinstance(axis, list) else axis.get(op, [])
+
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a rule may depend on. ``num_sms`` and ``memory_bytes`` are those of one GPU, None where unknown."""
+    """What a rule may depend on, of one GPU, None where unknown. ``nvlink_gb_per_s``: all its links, one direction."""
 
     num_ranks: int
     workload: Workload
     num_sms: int | None
     memory_bytes: int | None
+    nvlink_gb_per_s: float | None = None
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -34,13 +53,14 @@ class Violation(msgspec.Struct, frozen=True):
 class Knob(msgspec.Struct, frozen=True):
     """A tuning parameter of a backend, an integer.
 
-    ``shared``: it belongs to the handle, so a dispatch and its combine must have the same value. Other knobs may differ
-    between the two.
+    ``shared``: a dispatch and its combine must have the same value. Other knobs may differ between the two.
+    ``counts_sms``: its value is the number of SMs that the kernels occupy.
     """
 
     name: str
     meaning: str
     shared: bool = False
+    counts_sms: bool = False
 
 
 def workload_violations(facts: Facts) -> list[Violation]:

@@ -5,23 +5,34 @@ A new library NAME needs:
 1. ``bench/backends/NAME.py``: a class that implements ``Backend``, and an instance of it in ``BACKENDS`` below. Plans
    and reports are made on machines without torch, GPUs or the library, so only ``open`` may import the session.
 2. ``bench/backends/sessions/NAME.py``: a class that implements ``Session`` of ``bench.backends.sessions.session``.
-3. ``conf/backend/NAME.yaml`` with its name, and an axis for each of its knobs in the files of ``conf/grid``.
 
-Users choose it with ``backend=NAME``. Supervision, oracle, timing and tuning need no change: they know knobs only by
-their declaration. ``backend=auto`` and the exports for frameworks stay DeepEP's.
+Users choose it with ``backend=NAME``; ``backend=all`` takes it where it can run. Nothing else knows its knobs: the
+config groups grid and backend are made of the declarations.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import os
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from bench.backends.allgather import AllGather
 from bench.backends.alltoall import AllToAll
 from bench.backends.deepep import DeepEP
+from bench.backends.deepep_v2 import DeepEPV2
+from bench.backends.machine import Problem
+from bench.backends.nccl_ep import NcclEP
 from bench.records import Dtype, Op, Point
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bench.backends.sessions.session import Context, Session
-    from bench.rules import Facts, Knob, Violation
+    from bench.rules import Facts, Grids, Knob, Violation
+
+
+T = TypeVar("T")
 
 
 class Backend(Protocol):
@@ -36,16 +47,63 @@ class Backend(Protocol):
         """The value of ``backend=NAME``, which every point carries."""
 
     @property
+    def title(self) -> str:
+        """Its name in reports."""
+
+    @property
+    def meaning(self) -> str:
+        """What of it is measured, in a few words for the manual."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a plain collective: measured beside the libraries, not ranked with them."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it runs on GPUs only."""
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """Import names of packages, or "nccl", whose versions must be equal for measurements to be comparable."""
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that the forkserver imports before it forks ranks. Their import must not touch a GPU."""
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """The tuning parameters, in the order of their display. Grids and candidates refer to them by name."""
 
     @property
+    def grids(self) -> Grids:
+        """For each name of ``GRIDS`` the values of every knob."""
+
+    @property
+    def besides_sms(self) -> str:
+        """What a call takes besides the SMs of its knob, as a sentence; empty where it takes nothing else."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it compiles kernels at the first use of a config, so that these are compiled before the search."""
+
+    @property
+    def kernel_variable(self) -> str:
+        """The variable that names the folder of its compiled kernels; empty if it compiles none."""
+
+    @property
     def overlaps(self) -> bool:
         """Whether sessions implement ``start_pair``. Without it no pair is measured overlapped with GEMMs."""
+
+    @property
+    def regroups(self) -> bool:
+        """Whether a config belongs to a group of the library, which is dear to change.
+
+        Points with equal knobs are then measured one after the other.
+        """
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether sessions implement ``exchange``: the transfer apart from the packing of tokens."""
 
     @property
     def one_kernel(self) -> bool:
@@ -54,9 +112,10 @@ class Backend(Protocol):
         The host needs longer to queue several kernels, so the timer gives it more time (bench.rank.timing).
         """
 
-    def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
-        """The config that the library uses when its user chooses none: the anchor of every comparison.
+    def defaults(self, op: Op, facts: Facts) -> dict[str, dict[str, int]]:
+        """Configs that users run who choose none, by who sets them. All are measured.
 
+        The first, ``library``, is what the library itself takes: the anchor of every comparison.
         ``workload_violations`` must refuse a number of ranks without a default.
         """
 
@@ -76,6 +135,15 @@ class Backend(Protocol):
         Rules of every backend are in bench.rules. The key of a violation is ``ep.size`` or ``workload.FIELD``.
         """
 
+    def roundings(self, num_ranks: int) -> int:
+        """How often a combined value is rounded to BF16 on its way; 1 where the sum is taken in FP32."""
+
+    def problems(self) -> list[Problem]:
+        """What keeps it from running on this machine, apart from the number of GPUs. Imports nothing."""
+
+    def environment(self) -> dict[str, str]:
+        """Variables that ranks and the forkserver set for it, unless the user has set them."""
+
     def open(self, context: Context, points: list[Point]) -> Session:
         """A session on this rank. Collective: every rank calls it at once.
 
@@ -84,7 +152,43 @@ class Backend(Protocol):
         """
 
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (DeepEP(), AllToAll())}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (DeepEP(), DeepEPV2(), NcclEP(), AllToAll(), AllGather())
+}
+
+
+GRIDS = {
+    "smoke": "A few corners: shows that everything runs, finds nothing.",
+    "standard": "The knobs that matter.",
+    "full": "More values, and every knob.",
+    "upstream": "What the library's own tuning script tries; its default where it has none.",
+}
+"""The choices of ``grid=NAME``, and what each is for."""
+
+LIBRARY_DEFAULT = "library"
+"""Name of the default that a library takes by itself; others are named after those who set them."""
+
+
+def sms_knob(backend: str) -> str | None:
+    """The knob that counts SMs; None for plain collectives."""
+    return next((knob.name for knob in BACKENDS[backend].knobs if knob.counts_sms), None)
+
+
+def backends_of(points: Iterable[Point]) -> list[Backend]:
+    """The libraries of some points, each once, in the order of BACKENDS."""
+    names = {point.backend for point in points}
+    return [backend for backend in BACKENDS.values() if backend.name in names]
+
+
+def preload_of(points: Iterable[Point]) -> list[str]:
+    """The modules that the forkserver imports for ranks that run these points."""
+    return list(dict.fromkeys(module for backend in backends_of(points) for module in backend.preload))
+
+
+def settings_of(points: Iterable[Point]) -> dict[str, str]:
+    """The variables that ranks set for the libraries of these points: those that the user has not set."""
+    wanted = {name: value for backend in backends_of(points) for name, value in backend.environment().items()}
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 def shared_knobs(backend: Backend) -> tuple[str, ...]:
@@ -92,17 +196,35 @@ def shared_knobs(backend: Backend) -> tuple[str, ...]:
     return tuple(knob.name for knob in backend.knobs if knob.shared)
 
 
-def join_pair(backend: Backend, dtype: Dtype, *, dispatch: dict[str, int], combine: dict[str, int]) -> Point:
-    """The point that measures a dispatch and a combine overlapped with expert GEMMs.
+PAIR_OPS = (Op.OVERLAPPED, Op.LAYER, Op.LAYER_TRAINING)
+"""Operations of a dispatch and a combine together."""
+
+
+def shuffle_points(points: list[T], point_of: Callable[[T], Point], *, seed: str) -> list[T]:
+    """The points in a seeded order; those of one group of a library stay together (Backend.regroups)."""
+    blocks: dict[tuple[object, ...], list[T]] = {}
+    for each in points:
+        point = point_of(each)
+        key = (point.backend, *point.knobs.items()) if BACKENDS[point.backend].regroups else point.key
+        blocks.setdefault(key, []).append(each)
+    order = list(blocks.values())
+    random.Random(seed).shuffle(order)  # noqa: S311
+    return [each for block in order for each in block]
+
+
+def join_pair(
+    backend: Backend, dtype: Dtype, *, dispatch: dict[str, int], combine: dict[str, int], op: Op = Op.OVERLAPPED
+) -> Point:
+    """The point that measures a dispatch and a combine together, one of PAIR_OPS.
 
     Its knobs are the shared ones, then those of each operation, prefixed with its name: ``dispatch_nvl_chunk``. The
     values of the shared knobs must be the same in both configs.
     """
     shared = shared_knobs(backend)
     knobs = {name: dispatch[name] for name in shared}
-    for op, config in ((Op.DISPATCH, dispatch), (Op.COMBINE, combine)):
-        knobs |= {f"{op}_{name}": value for name, value in config.items() if name not in shared}
-    return Point(backend.name, Op.OVERLAPPED, dtype, knobs)
+    for part, config in ((Op.DISPATCH, dispatch), (Op.COMBINE, combine)):
+        knobs |= {f"{part}_{name}": value for name, value in config.items() if name not in shared}
+    return Point(backend.name, op, dtype, knobs)
 
 
 def split_pair(point: Point) -> tuple[dict[str, int], dict[str, int]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from bench.records import Op
-from bench.rules import Facts, Knob, Violation
+from bench.rules import Facts, Grids, Knob, Violation
 
 if TYPE_CHECKING:
+    from bench.backends.machine import Problem
     from bench.backends.sessions.session import Context, Session
-    from bench.records import Point
+    from bench.records import Op, Point
 
 _MAX_SLICES = 1024
 
@@ -21,17 +21,33 @@ class AllToAll:
     """
 
     name = "alltoall"
+    title = "all-to-all"
+    meaning = "torch.distributed, the same tokens; NCCL on GPUs, gloo on CPUs"
+    is_baseline = True
+    needs_gpu = False
     packages = ("torch", "nccl")
+    preload = ()
+    besides_sms = ""
+    compiles = False
+    kernel_variable = ""
     overlaps = False
+    regroups = False
+    exchanges = True
     one_kernel = False
     knobs = (
         Knob("num_slices", "exchanges that the tokens of a rank are divided into", shared=True),
         Knob("num_in_flight", "exchanges that may be in flight at once"),
     )
+    grids: ClassVar[Grids] = {
+        "smoke": {"num_slices": [1, 2, 4], "num_in_flight": [1, 2]},
+        "standard": {"num_slices": [1, 2, 3, 4, 8], "num_in_flight": [1, 2, 4]},
+        "full": {"num_slices": [1, 2, 3, 4, 6, 8, 12, 16], "num_in_flight": [1, 2, 3, 4, 8]},
+        "upstream": {"num_slices": [1], "num_in_flight": [1]},
+    }
 
-    def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
+    def defaults(self, op: Op, facts: Facts) -> dict[str, dict[str, int]]:
         """One exchange, as with a plain ``all_to_all_single``."""
-        return {"num_slices": 1, "num_in_flight": 1}
+        return {"library": {"num_slices": 1, "num_in_flight": 1}}
 
     def own_tuning(self, op: Op) -> list[dict[str, int]]:
         """Empty: no script tunes an all-to-all."""
@@ -61,6 +77,18 @@ class AllToAll:
         if facts.num_ranks >= 2:
             return []
         return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "a single rank has no peer")]
+
+    def roundings(self, num_ranks: int) -> int:
+        """Each source sums in FP32."""
+        return 1
+
+    def problems(self) -> list[Problem]:
+        """None: it is part of torch."""
+        return []
+
+    def environment(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A session on the context's device group."""

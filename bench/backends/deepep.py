@@ -6,10 +6,12 @@ each names what breaks without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from bench.backends import machine
+from bench.backends.machine import Problem
 from bench.records import Op
-from bench.rules import INT32_LIMIT, Facts, Knob, Violation
+from bench.rules import INT32_LIMIT, Facts, Grids, Knob, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,20 +68,49 @@ class DeepEP:
     """DeepEP's high-throughput kernels within one NVLink node; see Backend."""
 
     name = "deepep"
+    title = "DeepEP V1"
+    meaning = "deep_ep.Buffer on one NVLink node"
+    is_baseline = False
+    needs_gpu = True
     packages = ("torch", "deep_ep", "nccl")
+    preload = ("deep_ep",)
+    besides_sms = ""
+    compiles = False
+    kernel_variable = ""
     overlaps = True
+    regroups = False
+    exchanges = False
     one_kernel = True
     knobs = (
-        Knob("num_sms", "SMs that the kernels occupy; each pair serves one channel", shared=True),
+        Knob("num_sms", "SMs that the kernels occupy; each pair serves one channel", shared=True, counts_sms=True),
         Knob("nvl_chunk", "tokens that a channel sends at once (num_max_nvl_chunked_send_tokens)"),
         Knob("nvl_buffer", "token slots of a channel's receive queue (num_max_nvl_chunked_recv_tokens)"),
     )
 
-    def default(self, op: Op, *, num_ranks: int) -> dict[str, int]:
+    grids: ClassVar[Grids] = {
+        "smoke": {"num_sms": [20, 24, 64], "nvl_chunk": [8, 16], "nvl_buffer": [256]},
+        "standard": {
+            "num_sms": [8, 16, 20, 24, 32, 40, 48, 64, 80, 96, 112, 128],
+            "nvl_chunk": [2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32],
+            "nvl_buffer": [256],  # 128, 256 and 512 were alike at EP=2 on H200s
+        },
+        "full": {
+            "num_sms": [8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 112, 120, 128],
+            "nvl_chunk": [2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32],
+            "nvl_buffer": [128, 256, 512, 1024],
+        },
+        "upstream": {
+            "num_sms": [24],
+            "nvl_chunk": {"dispatch": list(range(4, 33, 2)), "combine": list(range(1, 17))},
+            "nvl_buffer": [256],
+        },
+    }
+
+    def defaults(self, op: Op, facts: Facts) -> dict[str, dict[str, int]]:
         """The table of deep_ep 1.2.1. KeyError for other numbers of ranks, which ``workload_violations`` refuses."""
         direction = "combine" if op is Op.COMBINE else "dispatch"
-        chunk = DEFAULT_NVL_CHUNK[num_ranks][direction]
-        return {"num_sms": DEFAULT_NUM_SMS, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER}
+        chunk = DEFAULT_NVL_CHUNK[facts.num_ranks][direction]
+        return {"library": {"num_sms": DEFAULT_NUM_SMS, "nvl_chunk": chunk, "nvl_buffer": DEFAULT_NVL_BUFFER}}
 
     def own_tuning(self, op: Op) -> list[dict[str, int]]:
         """The loops of DeepEP's tests/test_intranode.py: 24 SMs, a buffer of 256 slots, a range of chunks."""
@@ -121,6 +152,20 @@ class DeepEP:
                 )
             )
         return violations
+
+    def roundings(self, num_ranks: int) -> int:
+        """Combine sums in FP32."""
+        return 1
+
+    def problems(self) -> list[Problem]:
+        """deep_ep; version 2 brings Buffer, the class of V1, as well."""
+        if machine.is_importable("deep_ep"):
+            return []
+        return [Problem("deep_ep is not installed", machine.INSTALL, absent=True)]
+
+    def environment(self) -> dict[str, str]:
+        """Nothing but what the import of version 2 needs on a node without RDMA."""
+        return {} if machine.has_rdma() else {"EP_DISABLE_GIN": "1"}
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A session with a Buffer for the largest of the points; imports deep_ep."""

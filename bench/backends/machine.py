@@ -1,0 +1,150 @@
+"""What this machine offers a library, found without importing it: packages, compilers, NICs, a folder for kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+_INFINIBAND = Path("/sys/class/infiniband")
+_NCCL = re.compile(r"^nvidia-nccl(-cu\d+)?$")
+_CUDA_HOMES = ("CUDA_HOME", "CUDA_PATH")
+
+INSTALL = "pip install '.[deepep]', or take a pair of README's table; or leave it out of backend"
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What keeps a library from running on this machine, as a clause, and its cure.
+
+    ``absent``: the library itself is not installed.
+    """
+
+    what: str
+    cure: str
+    absent: bool = False
+
+
+def is_importable(name: str) -> bool:
+    """Whether ranks can import a package. They do not look in the working directory, which ``python -m`` does."""
+    folders = package_folders(name)
+    search_path = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    here = Path.cwd()
+    return bool(folders) and (
+        here in search_path or not all(folder.parent in (here, here / name) for folder in folders)
+    )
+
+
+def package_folders(name: str) -> list[Path]:
+    """Where the package of this import name lies; empty if nothing of the kind is installed."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return []
+    if spec is None:
+        return []
+    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
+    return [Path(place).resolve() for place in places]
+
+
+def has_rdma() -> bool:
+    """Whether the node has an RDMA device."""
+    return _INFINIBAND.is_dir() and any(_INFINIBAND.iterdir())
+
+
+def gin_problems() -> list[Problem]:
+    """Whether GIN, NCCL's RDMA from kernels, is demanded on a node without RDMA; ranks switch it off by themselves."""
+    if has_rdma() or os.environ.get("EP_DISABLE_GIN", "1") != "0":
+        return []
+    return [Problem("EP_DISABLE_GIN=0 is set, and this node has no RDMA device", "unset EP_DISABLE_GIN")]
+
+
+def cumem_problems() -> list[Problem]:
+    """Whether NCCL is kept from the memory that peers can map."""
+    if os.environ.get("NCCL_CUMEM_ENABLE", "1") != "0":
+        return []
+    return [Problem("NCCL_CUMEM_ENABLE=0 is set, and it needs memory that peers can map", "unset NCCL_CUMEM_ENABLE")]
+
+
+def installed_nccl() -> dict[str, tuple[int, ...]]:
+    """The version of every NCCL package that is installed, by its name."""
+    import importlib.metadata  # slow, and --help reads the declarations
+
+    names = ((each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions())
+    return {name.lower(): version_of(version) for name, version in names if _NCCL.match(name.lower())}
+
+
+def nccl_problems(*, least: tuple[int, ...]) -> list[Problem]:
+    """What is wrong with the installed NCCL for a library that needs this version or a newer one."""
+    found = installed_nccl()
+    if len(found) > 1:
+        names = " and ".join(sorted(found))
+        return [Problem(f"two NCCL packages are installed ({names})", "pip uninstall the one that torch does not need")]
+    if found and next(iter(found.values())) < least:
+        name, version = next(iter(found.items()))
+        wanted = ".".join(map(str, least))
+        return [
+            Problem(f"NCCL is {'.'.join(map(str, version))}, not {wanted} or newer", f"pip install '{name}>={wanted}'")
+        ]
+    return []
+
+
+def installed_versions(packages: Collection[str]) -> dict[str, str]:
+    """The version of every distribution that provides one of these import names; for "nccl" also that of NCCL."""
+    providers = importlib.metadata.packages_distributions()
+    names = {name for package in packages for name in providers.get(package.partition(".")[0], [])}
+    nccl = installed_nccl() if "nccl" in packages else []
+    return {name: importlib.metadata.version(name) for name in sorted({*names, *nccl})}
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 2.30.7 as (2, 30, 7)."""
+    numbers = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(number) for number in numbers[0].split(".")) if numbers else ()
+
+
+def find_nvcc() -> Path | None:
+    """The CUDA compiler that ranks take: that of CUDA_HOME, of PATH, or of /usr/local/cuda."""
+    homes = [Path(os.environ[name]) / "bin" / "nvcc" for name in _CUDA_HOMES if name in os.environ]
+    on_path = shutil.which("nvcc")
+    places = [*homes, *([Path(on_path)] if on_path else []), Path("/usr/local/cuda/bin/nvcc")]
+    return next((place for place in places if place.is_file()), None)
+
+
+@cache
+def nvcc_version(nvcc: Path) -> tuple[int, ...]:
+    """The release of a compiler; empty if it does not say one."""
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    release = re.search(r"release (\d+(?:\.\d+)*)", text)
+    return version_of(release[1]) if release else ()
+
+
+def nvcc_problems(*, least: tuple[int, ...]) -> list[Problem]:
+    """What is wrong with the CUDA compiler for a library that compiles its kernels at first use."""
+    nvcc, wanted = find_nvcc(), ".".join(map(str, least))
+    cure = f"install CUDA {wanted} or newer and set CUDA_HOME, or pip install nvidia-cuda-nvcc"
+    if nvcc is None:
+        return [Problem("no nvcc is found, and its kernels are compiled at first use", cure)]
+    if nvcc_version(nvcc) < least:
+        return [Problem(f"{nvcc} is not {wanted} or newer", cure)]
+    return []
+
+
+def kernel_folder(name: str) -> Path:
+    """Where a library keeps the kernels that it compiles: local to the node, since a shared folder makes ranks crash.
+
+    Made here, for this user only.
+    """
+    folder = Path(tempfile.gettempdir()) / f"deepep-sweep-kernels-{os.getuid()}" / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
