@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from bench.backends.sessions.session import Context, Dispatched, Inputs, Payload, Pending
-from bench.records import Dtype
+from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Payload, Pending
+from bench.records import Dtype, Op
 
 
 class _Slice(NamedTuple):
@@ -85,6 +85,26 @@ class AllToAllSession:
     ) -> Pending:
         """Not supported: packing and summing are kernels of the current stream, where the GEMMs run."""
         raise NotImplementedError("the alltoall backend does not overlap (AllToAll.overlaps is False)")
+
+    def exchange(self, inputs: Inputs) -> Operation:
+        """The exchange of one slice. What arrives are the rows of a dispatch, which its own check compares."""
+        part = self._handles[1].slices[0]
+        packed = inputs.payload[0].view(torch.uint8).index_select(0, part.send_rows)
+
+        def transfer() -> torch.Tensor:
+            received, work = self._start(packed, sent=part.send_splits, received=part.recv_splits)
+            work.wait()
+            return received
+
+        return transfer
+
+    def rows(self, *, knobs: dict[str, int]) -> torch.Tensor | None:
+        """None: rows arrive in the oracle's order."""
+        return None
+
+    def library_default(self, op: Op) -> dict[str, int] | None:
+        """None: there is no library beneath."""
+        return None
 
     def layout(self) -> list[int]:
         """See Session; counted when the last dispatch packed its tokens."""

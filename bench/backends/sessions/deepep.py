@@ -7,8 +7,8 @@ from typing import Any
 import deep_ep
 import torch  # isort: split  (torch first: the extension of deep_ep links against it)
 
-from bench.backends.sessions.session import Context, Dispatched, Inputs, Overlapped, Payload, Pending
-from bench.records import Dtype, Point
+from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Overlapped, Payload, Pending
+from bench.records import Dtype, Op, Point
 
 
 class DeepEPSession:
@@ -72,6 +72,18 @@ class DeepEPSession:
         )
         combined, _, done = self._buffer.combine(tokens, handle, config=self._config(combine), **asynchronous)
         return _PendingPair(_unpack(received), combined, done)
+
+    def exchange(self, inputs: Inputs) -> Operation:
+        """Not supported: packing is part of the kernel."""
+        raise NotImplementedError("the deepep backend has no exchange apart (exchanges is False)")
+
+    def rows(self, *, knobs: dict[str, int]) -> torch.Tensor | None:
+        """None: rows arrive in the oracle's order."""
+        return None
+
+    def library_default(self, op: Op) -> dict[str, int] | None:
+        """None: deep_ep.Config does not give its values back."""
+        return None
 
     def layout(self) -> list[int]:
         """``num_tokens_per_rank`` of the last ``get_dispatch_layout``."""

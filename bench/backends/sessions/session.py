@@ -6,12 +6,13 @@ ordered after them, which need not be the end of them on the GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
-from bench.records import Dtype
+from bench.records import Dtype, Op
 from bench.workload import Workload
 
 Payload = tuple[torch.Tensor, torch.Tensor | None]
@@ -27,16 +28,17 @@ class Inputs(NamedTuple):
 
 
 class Dispatched(NamedTuple):
-    """What one rank received: each token once, ordered by source rank, then by the token's position there.
+    """What one rank received, in the library's own order of rows; ``Session.rows`` names the order of the oracle.
 
-    ``topk_idx`` [tokens, num_topk], any integer type: this rank's experts counted from 0, -1 for those of other ranks;
-    ``topk_weights`` in FP32 are 0 there. ``tokens_per_expert``: how many tokens each of this rank's experts received.
+    ``topk_idx`` [rows, num_topk], any integer type: this rank's experts counted from 0, any number outside them for
+    those of other ranks. ``topk_weights``: in FP32, without meaning there. ``tokens_per_expert``: how many tokens each
+    of this rank's experts received; None where the library does not tell the host.
     """
 
     payload: Payload
     topk_idx: torch.Tensor
     topk_weights: torch.Tensor
-    tokens_per_expert: list[int]
+    tokens_per_expert: list[int] | None
 
 
 class Overlapped(NamedTuple):
@@ -51,6 +53,10 @@ class Pending(Protocol):
 
     def wait(self) -> Overlapped:
         """Orders the current stream after both, and returns their outputs."""
+
+
+Operation = Callable[[], object]
+"""Queues kernels on the current stream and returns their output without waiting for it."""
 
 
 class Context(NamedTuple):
@@ -85,11 +91,11 @@ class Session(Protocol):
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
         """A cached dispatch: only the payload, with the kept handle of the same shared knobs. Timed as dispatch.
 
-        The other knobs may differ from those of the dispatch that made the handle; the order of tokens is the same.
+        The other knobs may differ from those of the dispatch that made the handle; the order of rows is the same.
         """
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
-        """Sends ``tokens`` [received tokens, hidden] in BF16 back by the kept handle. Timed as combine.
+        """Sends ``tokens`` [received rows, hidden] in BF16 back by the kept handle. Timed as combine.
 
         Returns BF16 [tokens, hidden]: for each token of this rank the sum over the ranks that it went to, without
         weights, accumulated in FP32 and rounded once.
@@ -103,6 +109,22 @@ class Session(Protocol):
         Returns at once, without ordering the current stream after them: GEMMs follow there. The two configs have the
         same shared knobs. Never called where Backend.overlaps is False.
         """
+
+    def exchange(self, inputs: Inputs) -> Operation:
+        """The transfer of a cached dispatch, with the tokens packed beforehand and not unpacked. Timed as exchange.
+
+        Never called where Backend.exchanges is False.
+        """
+
+    def rows(self, *, knobs: dict[str, int]) -> torch.Tensor | None:
+        """The received row of each expected token, by the kept handle: int64 [expected tokens].
+
+        Expected are the tokens that have an expert on this rank, each once, ordered by source rank, then by position
+        there. None where the received rows are just these, in this order. Not timed.
+        """
+
+    def library_default(self, op: Op) -> dict[str, int] | None:
+        """The config that the library takes by itself here, as far as it says so; None where it says nothing."""
 
     def layout(self) -> list[int]:
         """How many tokens the last full dispatch sent to each rank, itself included, as the library counts them."""
