@@ -3,11 +3,12 @@
 Every element of every payload is drawn independently: a token of the wrong source, a wrong token of the right source
 or a shifted column does not compare equal. Received tokens must be equal bit for bit. A combined token must lie within
 one BF16 rounding of the FP32 sum: |combined - sum| <= 2^-8 |sum| + 1e-5, where the constant allows for other orders of
-the FP32 additions.
+the FP32 additions. A plain collective that rounds k partial sums may err by k 2^-8 of the sum of absolute values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +23,7 @@ _FP8_MAX = 448.0
 _SCALE_COLUMNS = 128
 _BF16_HALF_ULP = 2.0**-8
 _FP32_SLACK = 1e-5
+_LAYER_ERROR = 2.0**-5
 
 
 def edge_routings(workload: Workload, *, num_ranks: int) -> dict[str, list[TopK]]:
@@ -106,13 +108,22 @@ class Oracle:
     @cached_property
     def expected_sums(self) -> torch.Tensor:
         """For each token of this rank the FP32 sum over the ranks that it went to [tokens, hidden]."""
+        return self.sum_of(self._returned_by)
+
+    @cached_property
+    def expected_sizes(self) -> torch.Tensor:
+        """The same of the absolute values, which bounds every partial sum."""
+        return self.sum_of(lambda rank: self._returned_by(rank).abs())
+
+    def sum_of(self, returned_by: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        """For each token of this rank the FP32 sum of the rows [received tokens, hidden] that other ranks return."""
         mask = self._in_rank[self.rank]
         total = torch.zeros(len(mask), self.workload.hidden, dtype=torch.float32, device=self.device)
         for destination in range(self.num_ranks):
             first = sum(self.tokens[source][destination] for source in range(self.rank))
             last = first + self.tokens[self.rank][destination]
             rows = mask[:, destination].nonzero()[:, 0]
-            total.index_add_(0, rows, self._returned_by(destination)[first:last].float())
+            total.index_add_(0, rows, returned_by(destination)[first:last].float())
         return total
 
     def check_dispatch(self, received: Dispatched) -> str | None:
@@ -121,13 +132,11 @@ class Oracle:
         if mismatch:
             return mismatch
         expected = self.expected
-        for name, tensor, expected_tensor in (
-            ("expert indices", received.topk_idx.to(torch.int64), expected.topk_idx),
-            ("expert weights", received.topk_weights, expected.topk_weights),
-        ):
+        own, wanted = (_local_choices(each, len(expected.tokens_per_expert or ())) for each in (received, expected))
+        for name, tensor, expected_tensor in zip(("expert indices", "expert weights"), own, wanted, strict=True):
             if not torch.equal(tensor, expected_tensor):
                 return f"{name} of received tokens differ"
-        if list(received.tokens_per_expert) != expected.tokens_per_expert:
+        if received.tokens_per_expert not in (None, expected.tokens_per_expert):
             return f"tokens per expert are {received.tokens_per_expert}, expected {expected.tokens_per_expert}"
         return None
 
@@ -145,18 +154,36 @@ class Oracle:
                 return f"{len(wrong)} of {len(rows)} received {name}s are wrong, first {self._origin(int(wrong[0]))}"
         return None
 
-    def check_combine(self, combined: torch.Tensor) -> str | None:
-        """Which combined tokens lie further from the FP32 sum than one BF16 rounding, None where none does."""
+    def check_combine(self, combined: torch.Tensor, *, roundings: int = 1) -> str | None:
+        """Which combined tokens lie further from the FP32 sum than BF16 rounding explains, None where none does.
+
+        ``roundings``: how many there are on the way. One rounds the sum; each of several rounds a partial sum.
+        """
         total = self.expected_sums
         if combined.shape != total.shape or combined.dtype is not torch.bfloat16:
             return (
                 f"combined tensor is {combined.dtype} {tuple(combined.shape)}, expected bfloat16 {tuple(total.shape)}"
             )
-        outside = (combined.float() - total).abs() > _BF16_HALF_ULP * total.abs() + _FP32_SLACK
+        size = total.abs() if roundings == 1 else roundings * self.expected_sizes
+        outside = (combined.float() - total).abs() > _BF16_HALF_ULP * size + _FP32_SLACK
         outside |= ~torch.isfinite(combined)
         if bool(outside.any()):
             wrong = outside.any(dim=1).nonzero()[:, 0]
             return f"{len(wrong)} of {len(combined)} combined tokens are wrong, first token {int(wrong[0])}"
+        return None
+
+    def check_layer(self, output: torch.Tensor, expected: torch.Tensor) -> str | None:
+        """Which rows of a layer's output differ from ``expected`` [tokens, hidden] by more than BF16 sums explain.
+
+        Sums of products depend on the order of rows, so a row is compared by its norm.
+        """
+        if output.shape != expected.shape:
+            return f"the layer's output has shape {tuple(output.shape)}, expected {tuple(expected.shape)}"
+        errors, sizes = (output.float() - expected).norm(dim=1), expected.norm(dim=1)
+        outside = ~(errors <= _LAYER_ERROR * sizes + _FP32_SLACK)
+        if bool(outside.any()):
+            wrong = outside.nonzero()[:, 0]
+            return f"{len(wrong)} of {len(output)} outputs of the layer are wrong, first token {int(wrong[0])}"
         return None
 
     def _inputs_of(self, rank: int) -> Inputs:
@@ -195,6 +222,14 @@ def quantise(tokens: torch.Tensor) -> Payload:
     blocks = tokens.float().view(len(tokens), tokens.shape[1] // _SCALE_COLUMNS, _SCALE_COLUMNS)
     scales = blocks.abs().amax(dim=2).clamp(1e-4) / _FP8_MAX
     return (blocks / scales[:, :, None]).to(torch.float8_e4m3fn).view(tokens.shape), scales
+
+
+def _local_choices(received: Dispatched, num_local: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices and weights of a row's local experts, ascending; -1 and 0 for the others, which come first."""
+    idx = received.topk_idx.to(torch.int64)
+    is_remote = (idx < 0) | (idx >= num_local)
+    ordered, order = torch.sort(idx.masked_fill(is_remote, -1), dim=1, stable=True)
+    return ordered, received.topk_weights.masked_fill(is_remote, 0.0).gather(1, order)
 
 
 def _rows(payload: Payload, mask: torch.Tensor) -> Payload:

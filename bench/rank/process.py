@@ -43,6 +43,8 @@ def _respond(worker: Worker | None, request: protocol.Request) -> tuple[Worker |
     assert worker is not None
     if isinstance(request, protocol.SelfTest):
         return worker, worker.self_test(request)
+    if isinstance(request, protocol.Warm):
+        return worker, worker.warm(request)
     if isinstance(request, protocol.Check):
         return worker, worker.check(request)
     if isinstance(request, protocol.Copy | protocol.Exchange):

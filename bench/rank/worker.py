@@ -50,17 +50,42 @@ class Worker:
         )
 
     def self_test(self, request: protocol.SelfTest) -> protocol.SelfTested:
-        """Runs the edge routings through the point's backend, and times an empty operation."""
-        session, knobs = self._operations.session(request.point.backend), request.point.knobs
+        """Runs the edge routings through the points' backend, and times an empty operation."""
+        point = request.points[0]
+        session, knobs = self._operations.session(point.backend), point.knobs
+        roundings = BACKENDS[point.backend].roundings(self._spec.num_ranks)
         results = {}
         for name, routings in edge_routings(self._spec.workload, num_ranks=self._spec.num_ranks).items():
             oracle = self._operations.oracle_of(routings, self._spec.workload.dtype)
-            received = session.dispatch(oracle.inputs, dtype=oracle.dtype, knobs=knobs)
+            received, _ = self._operations.dispatch(point, oracle)
             # every rank combines, even after a mismatch: the others would wait for it
-            combined = session.combine(oracle.returned, knobs=knobs)
-            results[name] = oracle.check_dispatch(received) or oracle.check_combine(combined) or "ok"
+            combined = session.combine(self._operations.returned(point, oracle), knobs=knobs)
+            wrong = oracle.check_dispatch(received) or oracle.check_combine(combined, roundings=roundings)
+            results[name] = wrong or "ok"
+        own = {each.op: (each.knobs, session.library_default(each.op)) for each in request.points}
+        if any(taken is not None for _, taken in own.values()):
+            wrong = next(
+                (
+                    f"{op} takes {taken}, the plan has {planned}"
+                    for op, (planned, taken) in own.items()
+                    if taken not in (None, planned)
+                ),
+                None,
+            )
+            results["library_default"] = wrong or "ok"
         empty = self._timer.measure(lambda _: None, warmup=3, iterations=request.iterations)
         return protocol.SelfTested(results, empty.total_us)
+
+    def warm(self, request: protocol.Warm) -> protocol.Warmed:
+        """Runs a full dispatch, then what the point times, on one token from each rank."""
+        point, operations = request.point, self._operations
+        routings = edge_routings(self._spec.workload, num_ranks=self._spec.num_ranks)["one_token"]
+        oracle = operations.oracle_of(routings, operations.oracle(point).dtype)
+        operations.dispatch(point, oracle)
+        operations.prepare(point, oracle)(_no_mark)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return protocol.Warmed()
 
     def check(self, request: protocol.Check) -> protocol.Checked:
         """Runs a full dispatch, then what the point times, and compares both with the oracle."""
@@ -159,6 +184,6 @@ def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
         if connections := os.environ.get(_CONNECTIONS):
             versions[_CONNECTIONS] = connections
     for package in sorted(packages - {"torch", "nccl"}):
-        providers = importlib.metadata.packages_distributions().get(package, [])
+        providers = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])
         versions[package] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(providers)))
     return versions
