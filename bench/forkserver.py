@@ -1,50 +1,60 @@
-"""Forks ranks from a process that has imported torch once: a fresh rank costs milliseconds instead of seconds.
+"""Forks ranks from a process that has imported torch and the libraries once: a rank costs milliseconds, not seconds.
 
-The process never touches a GPU, since a CUDA context does not survive a fork: each rank creates its own.
+The process never touches a GPU, since a CUDA context does not survive a fork: each rank creates its own. A library
+whose import raises or touches one is left to the ranks, in a new process (bench.preload).
 
 ``multiprocessing.forkserver`` with ``set_forkserver_preload`` does the same in general. Ranks need more:
 
-* A deadline for the fork. The first one waits for the import of torch, which a file system that hangs never ends.
+* A deadline for the fork. The first one waits for the imports, which a file system that hangs never ends.
 * A session for each rank, to signal all processes that a rank has started, and no others.
 * A log for each rank, which holds stdout and stderr from the first byte, also those of C libraries.
 * An unambiguous exit status: ``multiprocessing`` reports 255 where its server died, which a rank can return too.
 * PR_SET_PDEATHSIG: ranks die with the forkserver and the forkserver with its parent, also by SIGKILL.
-* An environment for each rank, the parent's at the time of the fork.
+* An environment for each rank, the parent's at the time of the fork. Libraries read it at their import: another one
+  needs a new process.
 * No import of ``__main__`` in the ranks: it may be Hydra, pytest or a user's script without a guard.
+
+Threads may fork at once: they take turns.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 import msgspec
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
+from bench.preload import Unfit
+
 LOG_TAIL_BYTES = 2000
-_MAX_MESSAGE_BYTES = 1 << 18
+MAX_MESSAGE_BYTES = 1 << 18
 _KILL_GRACE_S = 5.0
 _UNKNOWN_STATUS = 256
 """The status of a rank whose forkserver died before it reported one."""
 
 
 class ForkRequest(msgspec.Struct, frozen=True, tag="fork"):
-    """Asks for one rank; the descriptors of its requests, responses and log travel with the message."""
+    """Asks for one rank; the descriptors of its requests, responses and log travel with the message.
+
+    ``preload``: modules to import before.
+    """
 
     name: str
     environment: dict[str, str]
+    preload: list[str]
 
 
 class Forked(msgspec.Struct, frozen=True, tag="forked"):
@@ -60,12 +70,20 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     status: int
 
 
-Event = Forked | Exited
+Event = Forked | Unfit | Exited
 _event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 class ForkserverError(Exception):
     """The forkserver has ended, or did not fork in time."""
+
+
+class UnfitError(Exception):
+    """The forkserver cannot fork any more: ``unfit`` is the module that it imported."""
+
+    def __init__(self, unfit: Unfit) -> None:
+        super().__init__(f"the import of {unfit.module} {unfit.reason}")
+        self.unfit = unfit
 
 
 class RankProcess:
@@ -108,16 +126,24 @@ class Forkserver:
         self._exit_statuses: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (as long as this object)
         self._has_ended = False
+        self._preloaded_in: dict[str, str] | None = None
         with server_end:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "bench.forkserver", str(server_end.fileno())],  # -P: see _environment
+            self._process = _lasting_thread.submit(
+                subprocess.Popen,
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "bench.forkserver_process",
+                    str(server_end.fileno()),
+                ],  # -P: see _environment
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=[server_end.fileno()],
                 start_new_session=True,
-                env=_environment(),
-            )
+                env=_environment({}),
+            ).result()
 
     @property
     def is_alive(self) -> bool:
@@ -126,11 +152,11 @@ class Forkserver:
 
     def close(self) -> None:
         """Ends the process, and with it every rank that still runs."""
-        self._kill()
+        self.kill()
         self._control.close()
         self._log.close()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
         """Ends the process and waits for it: a rank that it forked a moment ago dies only with it.
 
         The wait is bounded. A process that imports torch from a file system that hangs ignores even SIGKILL.
@@ -140,16 +166,21 @@ class Forkserver:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_KILL_GRACE_S)
 
-    def fork(self, name: str, log: Path, *, timeout_s: float) -> RankProcess:
-        """A new rank that appends its stdout and stderr to ``log``.
+    def suits(self, environment: dict[str, str]) -> bool:
+        """Whether the modules that it has imported saw this environment."""
+        return self._preloaded_in in (None, environment)
 
-        ForkserverError when the forkserver has ended or does not fork within ``timeout_s``.
-        """
+    def fork(
+        self, name: str, log: Path, *, environment: dict[str, str], preload: list[str], timeout_s: float
+    ) -> RankProcess:
+        """See ``fork`` below. UnfitError where the import of a module in ``preload`` has spoilt the process."""
+        if preload:
+            self._preloaded_in = environment
         requests_read, requests_write = os.pipe()
         responses_read, responses_write = os.pipe()
         descriptors = [requests_read, responses_write, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)]
         try:
-            pid = self._request_fork(ForkRequest(name, _environment()), descriptors, timeout_s=timeout_s)
+            pid = self._request_fork(ForkRequest(name, environment, preload), descriptors, timeout_s=timeout_s)
         except BaseException:
             os.close(requests_write)
             os.close(responses_read)
@@ -161,8 +192,12 @@ class Forkserver:
 
     def status(self, pid: int) -> int | None:
         """The exit status of a rank, None while it runs, 256 where the forkserver died first."""
-        while pid not in self._exit_statuses and not self._has_ended and self._receive(timeout_s=0):
-            pass
+        if _lock.acquire(blocking=False):  # else another thread forks, and receives the statuses as well
+            try:
+                while pid not in self._exit_statuses and not self._has_ended and self._receive(timeout_s=0):
+                    pass
+            finally:
+                _lock.release()
         if self._has_ended:
             return self._exit_statuses.get(pid, _UNKNOWN_STATUS)
         return self._exit_statuses.get(pid)
@@ -179,16 +214,19 @@ class Forkserver:
             if isinstance(event, Forked):
                 self._exit_statuses.pop(event.pid, None)  # of an earlier process with this number
                 return event.pid
+            if isinstance(event, Unfit):
+                raise UnfitError(event)
             if event is None and not self._has_ended:
-                self._kill()  # a late event would be taken for the response to the next request
-                raise ForkserverError(f"torch was not imported within {timeout_s:.0f} s")
+                self.kill()  # a late event would be taken for the response to the next request
+                imports = " and ".join(["torch", *request.preload])
+                raise ForkserverError(f"the import of {imports} took longer than {timeout_s:.0f} s")
         raise ForkserverError(f"the forkserver has ended: {self._log_tail()}")
 
     def _receive(self, *, timeout_s: float) -> Event | None:
         """The next event, None if there is none within ``timeout_s`` or the forkserver has ended."""
         self._control.settimeout(timeout_s)
         try:
-            message = self._control.recv(_MAX_MESSAGE_BYTES)
+            message = self._control.recv(MAX_MESSAGE_BYTES)
         except (TimeoutError, BlockingIOError):
             return None
         except OSError:
@@ -207,13 +245,15 @@ class Forkserver:
         return self._log.read().decode(errors="replace").strip() or f"exit status {self._process.returncode}"
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of the forkserver and its ranks, which communicate over the loopback interface.
 
-    Their search path leaves out the working directory, where a folder ``bench`` or a file ``torch.py`` would hide ours:
-    PYTHONSAFEPATH removes it, and we drop empty entries of PYTHONPATH, which stand for it.
+    The user's variables go before ``settings``. Their search path leaves out the working directory, where a folder
+    ``bench`` or a file ``torch.py`` would hide ours: PYTHONSAFEPATH removes it, and we drop empty entries of
+    PYTHONPATH, which stand for it.
     """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {**settings, **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
+    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's order
     package_root = str(Path(__file__).resolve().parents[1])
@@ -222,101 +262,71 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-_running: list[Forkserver] = []
+_lasting_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forkserver")
+"""Starts forkservers: the kernel ends a process with the thread that started it, and this one lasts."""
+
+_lock = threading.Lock()
+"""Held by the thread that talks to the forkserver."""
 
 
-def ensure_running() -> Forkserver:
-    """The forkserver of this process, started on first use and again after it died; it ends with this process."""
-    if _running and not _running[0].is_alive:
-        _running.pop().close()
-    if not _running:
-        _running.append(Forkserver())
-        atexit.register(_running[0].close)
-    return _running[0]
+@dataclass
+class _Current:
+    """The forkserver of this process, the modules that it leaves to the ranks, and how often ``end`` was called."""
+
+    server: Forkserver | None = None
+    unfit: set[str] = field(default_factory=set)
+    num_ends: int = 0
 
 
-class _Server:
-    """The forkserver's own end: forks on request and reports every exit."""
+_current = _Current()
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._wakeup, self._wakeup_write = socket.socketpair()
-        for end in (self._wakeup, self._wakeup_write):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup_write.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def serve(self) -> None:
-        """Serves until the supervisor closes its end."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            selector.register(self._wakeup, selectors.EVENT_READ)
-            while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if self._wakeup in ready:
-                    self._wakeup.recv(4096)
-                    self._report_exits()
-                if self._control in ready and not self._fork():
-                    return
+def fork(name: str, log: Path, *, preload: Sequence[str], settings: Mapping[str, str], timeout_s: float) -> RankProcess:
+    """A new rank that appends its stdout and stderr to ``log``, with the modules of ``preload`` imported.
 
-    def _fork(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._control, _MAX_MESSAGE_BYTES, 3)
-        if not message:
-            return False
-        request = msgspec.json.decode(message, type=ForkRequest)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._run_rank(request, descriptors, parent=parent)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        self._control.send(msgspec.json.encode(Forked(pid)))
-        return True
+    Imports and rank have the variables of ``settings`` besides the user's.
 
-    def _run_rank(self, request: ForkRequest, descriptors: list[int], *, parent: int) -> NoReturn:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        _die_with(parent)
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, request.name.encode())
-        for end in (self._control, self._wakeup, self._wakeup_write):
-            end.close()
-        requests, responses, log = descriptors
-        os.dup2(log, 1)  # stdout too: libraries print
-        os.dup2(log, 2)
-        os.close(log)
-        os.environ.clear()
-        os.environ.update(request.environment)
-        from bench.rank import process
+    The forkserver starts on first use, and again after it died; it ends with this process. A module that it cannot
+    import for its forks is left to the ranks from then on: one line on stderr says so.
 
-        process.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))
-
-    def _report_exits(self) -> None:
-        while True:
+    ForkserverError when the forkserver has ended or does not fork within ``timeout_s``, imports included.
+    """
+    deadline, num_ends = time.monotonic() + timeout_s, _current.num_ends
+    if not _lock.acquire(timeout=timeout_s):
+        raise ForkserverError(f"other ranks were not forked within {timeout_s:.0f} s")
+    try:
+        while _current.num_ends == num_ends:
+            environment = _environment(settings)
+            modules = [module for module in preload if module not in _current.unfit]
+            server = _ensure_running(environment if modules else None)
+            left_s = max(0.0, deadline - time.monotonic())
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            with contextlib.suppress(BrokenPipeError):
-                self._control.send(msgspec.json.encode(Exited(pid, os.waitstatus_to_exitcode(status))))
+                return server.fork(name, log, environment=environment, preload=modules, timeout_s=left_s)
+            except UnfitError as error:
+                _current.unfit.add(error.unfit.module)
+                server.kill()
+                print(f"note: {error}: every rank imports it by itself", file=sys.stderr, flush=True)
+        raise ForkserverError("the forkserver was ended")
+    finally:
+        _lock.release()
 
 
-def _die_with(parent: int) -> None:
-    """Makes the kernel kill this process when its parent dies, for whatever reason."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent is gone")
+def end() -> None:
+    """Ends the forkserver and every rank, also what other threads wait for. The next fork starts and tries anew."""
+    _current.num_ends += 1
+    _current.unfit.clear()
+    if _current.server is not None:
+        _current.server.kill()
 
 
-def main() -> None:
-    """Imports torch, then serves the supervisor on the socket whose descriptor is the only argument."""
-    _die_with(os.getppid())
-    from bench.rank import process  # noqa: F401  (what every rank needs)
-
-    _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
-
-
-if __name__ == "__main__":
-    main()
+def _ensure_running(environment: dict[str, str] | None) -> Forkserver:
+    """The forkserver of this process; a new one if it has ended, or has imported modules in another environment."""
+    server = _current.server
+    if server is not None and not (server.is_alive and (environment is None or server.suits(environment))):
+        server.close()
+        server = None
+    if server is None:
+        server = Forkserver()
+        atexit.register(server.close)
+    _current.server = server
+    return server

@@ -9,13 +9,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from bench import forkserver, protocol
+from bench.backends import preload_of, settings_of
 from bench.records import Failed, FailureKind
 
 _STACK_FRAMES = 5
@@ -38,10 +39,12 @@ class RankError(Exception):
 class Rank:
     """One process, its partial response, and the log that its stderr goes to."""
 
-    def __init__(self, index: int, log: Path, *, startup_s: float) -> None:
+    def __init__(
+        self, index: int, log: Path, *, startup_s: float, preload: Sequence[str], settings: Mapping[str, str]
+    ) -> None:
         self.index, self.log = index, log
         self._log_start = log.stat().st_size if log.exists() else 0
-        self.process = forkserver.ensure_running().fork(f"rank {index}", log, timeout_s=startup_s)
+        self.process = forkserver.fork(f"rank {index}", log, timeout_s=startup_s, preload=preload, settings=settings)
         self._partial = b""
 
     def send(self, line: bytes) -> None:
@@ -81,6 +84,8 @@ class Group:
     def __init__(self, spec: protocol.GroupSpec, *, log_folder: Path, startup_s: float) -> None:
         """Starts every rank and joins them into one process group.
 
+        ``settings``: the variables that are set for its libraries.
+
         RankError if they have not joined within ``startup_s``; then no rank is left running.
         """
         began = time.monotonic()
@@ -92,9 +97,11 @@ class Group:
         log_folder.mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix="deepep-sweep-"))
         self._ranks: list[Rank] = []
+        preload, self.settings = preload_of(spec.points), settings_of(spec.points)
         try:
             for index in range(spec.num_ranks):
-                self._ranks.append(Rank(index, log_folder / f"rank{index}.log", startup_s=left_s()))
+                log = log_folder / f"rank{index}.log"
+                self._ranks.append(Rank(index, log, startup_s=left_s(), preload=preload, settings=self.settings))
             self.ready = self._join(spec, deadline_s=left_s())
         except forkserver.ForkserverError as failure:
             self.kill()
@@ -122,6 +129,10 @@ class Group:
     def time(self, request: protocol.Time, *, deadline_s: float) -> list[protocol.Timed]:
         """Every rank's samples of the point."""
         return self._request(request, protocol.Timed, deadline_s=deadline_s, phase="time")
+
+    def warm(self, request: protocol.Warm, *, deadline_s: float) -> None:
+        """Runs the point once on every rank."""
+        self._request(request, protocol.Warmed, deadline_s=deadline_s, phase="warm")
 
     def self_test(self, request: protocol.SelfTest, *, deadline_s: float) -> list[protocol.SelfTested]:
         """Every rank's results of the edge routings and readings of an empty operation."""

@@ -40,10 +40,19 @@ class Setup(msgspec.Struct, frozen=True, tag="setup", tag_field="request"):
 
 
 class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="request"):
-    """Run the edge routings with the config of the point, and time an empty operation."""
+    """Run the edge routings with the config of the first point, and time an empty operation.
+
+    ``points``: of one library, a dispatch first, each with what the plan takes for the library's default.
+    """
+
+    points: list[Point]
+    iterations: int
+
+
+class Warm(msgspec.Struct, frozen=True, tag="warm", tag_field="request"):
+    """Run the point once on one token from each rank, unchecked: its kernels are compiled then."""
 
     point: Point
-    iterations: int
 
 
 class Check(msgspec.Struct, frozen=True, tag="check", tag_field="request"):
@@ -92,7 +101,7 @@ class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request")
         return f"exchange/{self.num_bytes}"
 
 
-Request = Setup | SelfTest | Check | Time | Copy | Exchange
+Request = Setup | SelfTest | Warm | Check | Time | Copy | Exchange
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
@@ -104,10 +113,14 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
 
 
 class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="response"):
-    """``edge_routings``: "ok" or the mismatch, by name. ``empty_us``: what the timer reads for an empty operation."""
+    """``edge_routings``: "ok" or the mismatch, by name, all on rank 0. ``empty_us``: what an empty operation reads."""
 
     edge_routings: dict[str, str]
     empty_us: list[float]
+
+
+class Warmed(msgspec.Struct, frozen=True, tag="warmed", tag_field="response"):
+    """The point has run on this rank."""
 
 
 class Checked(msgspec.Struct, frozen=True, tag="checked", tag_field="response"):
@@ -149,4 +162,4 @@ class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="response"):
     traceback: str
 
 
-Response = Ready | SelfTested | Checked | Timed | Moved | Raised
+Response = Ready | SelfTested | Warmed | Checked | Timed | Moved | Raised

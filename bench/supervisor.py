@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from bench import protocol
+from bench.backends import backends_of
 from bench.deadlines import Deadlines
 from bench.group import Group, RankError
 from bench.nvml import gpus as nvml
@@ -85,7 +86,7 @@ class Supervisor:
         spec: protocol.GroupSpec,
         effort: Effort,
         *,
-        anchor: Task,
+        anchors: Sequence[Task],
         sink: Callable[[Line], None],
         log_folder: Path,
         shard: int = 0,
@@ -93,17 +94,21 @@ class Supervisor:
         first_group: int = 0,
         first_sequence: int = 0,
         budget_s: float = math.inf,
+        compile_s: float = 0.0,
     ) -> None:
-        """``anchor`` is the task whose config the self test runs.
+        """``anchors``: of each library a dispatch first, whose config its self test runs.
 
         Groups are numbered from ``first_group``, records from ``first_sequence``. After ``budget_s`` seconds, counted
-        from now, the supervisor waits for no rank any more.
+        from now, the supervisor waits for no rank any more. ``compile_s``: how long kernels were compiled before.
         """
-        self._spec, self._effort, self._anchor, self._sink = spec, effort, anchor, sink
+        self._spec, self._effort, self._sink = spec, effort, sink
         self._log_folder, self._shard, self._job_id = log_folder, shard, job_id
         self._group: Group | None = None
         self._group_number = first_group - 1  # the first start adds 1
-        self._self_tested = False
+        self._untested: dict[str, list[Point]] = {}
+        for anchor in anchors:
+            self._untested.setdefault(anchor.point.backend, []).append(anchor.point)
+        self._compile_s = compile_s
         self._starts_without_result = 0
         self._sequence = first_sequence
         self._deadlines = Deadlines(deadline_s=effort.deadline_s, startup_s=effort.startup_s, budget_s=budget_s)
@@ -242,30 +247,33 @@ class Supervisor:
                 python=self._group.ready[0].python,
                 shard=self._shard,
                 job_id=self._job_id,
+                settings=self._group.settings,
+                compile_s=self._compile_s,
             )
         )
-        if not self._self_tested:
-            self._self_tested = True
-            self._self_test(self._group)
+        self._compile_s = 0.0
+        while self._untested and self._group is not None:
+            backend = next(iter(self._untested))
+            self._self_test(self._group, self._untested.pop(backend))
 
-    def _self_test(self, group: Group) -> None:
-        """Edge routings and the reading of an empty operation; a failure is recorded, and the ranks are ended."""
-        request = protocol.SelfTest(self._anchor.point, _SELF_TEST_ITERATIONS)
+    def _self_test(self, group: Group, points: list[Point]) -> None:
+        """Edge routings of a library and the reading of an empty operation; ranks that fail are ended."""
+        request, backend = protocol.SelfTest(points, _SELF_TEST_ITERATIONS), points[0].backend
         try:
             responses = group.self_test(request, deadline_s=self._deadlines.startup_s)
         except RankError as failure:
             if self._deadlines.is_budget_spent:
                 raise _BudgetSpentError from None
             text = f"{failure.failed.failure}: {failure.failed.message}"
-            self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard))
+            self._sink(SelfCheck([], {"self_test": text}, self._group_number, self._shard, backend))
             self.renew()
             return
         routings = {
-            name: next((rank.edge_routings[name] for rank in responses if rank.edge_routings[name] != "ok"), "ok")
+            name: next((each for rank in responses if (each := rank.edge_routings.get(name, "ok")) != "ok"), "ok")
             for name in responses[0].edge_routings
         }
         empty_us = np.array([rank.empty_us for rank in responses]).max(axis=0)
-        self._sink(SelfCheck(rounded(empty_us), routings, self._group_number, self._shard))
+        self._sink(SelfCheck(rounded(empty_us), routings, self._group_number, self._shard, backend))
 
     def _write_traffic(self, checked: list[protocol.Checked]) -> None:
         if not self._traffic_written:
@@ -281,6 +289,14 @@ class Supervisor:
 def _reads_telemetry(task: Task) -> bool:
     """Whether the state of the GPUs is read after the task: not after every one, since NVML takes milliseconds."""
     return task.point.op is Op.COMPUTE or (task.role is Role.ANCHOR and task.point.op is Op.DISPATCH)
+
+
+def check_libraries(spec: protocol.GroupSpec) -> None:
+    """StartError, in one line with the cure, if a library of the group cannot run on this machine's GPUs."""
+    for backend in backends_of(spec.points) if spec.device == "cuda" else ():
+        for problem in backend.problems():
+            node = socket.gethostname()
+            raise StartError(f"{backend.name} cannot run on {node}: {problem.what}; {problem.cure}")
 
 
 def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environment:
