@@ -24,7 +24,7 @@ REMOVED = {
 _SMALL = ("workload=small", "grid=smoke", "measure=quick", "search.rounds=2", "search.final_groups=2")
 """The toy workload of a dry run: four processes on two cores take minutes for a real one."""
 
-_MACHINE_KEYS = ("hardware", "backend", "hydra/launcher")
+_MACHINE_KEYS = ("hardware", "backend", "backend.name", "hydra/launcher")
 _ASKING = ("--hydra-help", "--shell-completion", "--info")
 """Flags that measure nothing."""
 
@@ -75,13 +75,13 @@ def parse_flags(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def complete_arguments(arguments: Sequence[str], toy: Sequence[str] = _SMALL) -> list[str]:
-    """The arguments as Hydra needs them: numeric choices quoted, and on a machine without GPUs a toy workload.
+    """The arguments as Hydra needs them: choices in its words, and on a machine without GPUs a toy workload.
 
     ``toy`` fills only the groups that the arguments leave open, and only if they choose neither hardware, backend nor
     launcher. UserError as in ``check_keys``.
     """
     check_keys(arguments)
-    quoted = [_quote_choice(argument) for argument in arguments]
+    quoted = [_choice(argument) for argument in arguments]
     keys = {_key(argument) for argument in arguments}
     if keys & {*_MACHINE_KEYS, *_ASKING} or gpus.inventory():
         return quoted
@@ -164,8 +164,13 @@ def _removed_message(key: str) -> str:
     return f"{key} is no longer a key ({REMOVED[key]})"
 
 
-def _quote_choice(argument: str) -> str:
-    """``ep=2`` as ``ep='2'``: Hydra takes a bare number for an integer, and no integer for the name of a choice."""
+def _choice(argument: str) -> str:
+    """``ep=2`` as ``ep='2'``: Hydra takes a bare number for an integer, and no integer for the name of a choice.
+
+    ``backend=[deepep,nccl_ep]`` as ``backend.name=[deepep,nccl_ep]``: one sweep, where Hydra would take two choices.
+    """
+    if argument.startswith("backend=["):
+        return argument.replace("backend=", "backend.name=", 1)
     match = _CHOICE.match(argument)
     if not match:
         return argument

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import hydra
@@ -24,6 +26,7 @@ from launcher.errors import OK, ROOT, UserError
 
 _CONF = str(ROOT / "conf")
 _VERSION_BASE = "1.3"
+_CLEAR = "grid.KNOB=null clears a knob, if it stands before grid.KNOB=[8,16] or grid.KNOB.LIBRARY=[8,16]"
 _running = ["sweep"]
 
 
@@ -68,8 +71,15 @@ def _user_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        hint = f"python -m launcher.{name} --help lists groups, choices and keys"
-        raise UserError(arguments.one_line_message(error), hint=hint) from None
+        message = arguments.one_line_message(error)
+        is_other_form = "Cannot merge" in message and "grid." in message
+        hint = _CLEAR if is_other_form else f"python -m launcher.{name} --help lists groups, choices and keys"
+        raise UserError(message, hint=hint) from None
+    except ValueError as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if (Path(last.filename).name, last.name) != ("omegaconf.py", "update"):
+            raise
+        raise UserError(f"a list has no keys to set ({error})", hint=_CLEAR) from None
 
 
 class LauncherExit(SystemExit):

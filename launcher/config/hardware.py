@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
-from pathlib import Path
 
 import msgspec
 import yaml
 
+from bench.backends import BACKENDS, Backend
 from bench.nvml import gpus
 from bench.records import Gpu
+from bench.rules import Facts
+from bench.workload import Workload
+from launcher.config.groups import is_every
 from launcher.config.schema import Hardware, Spec
 from launcher.errors import ROOT, UserError
 
 _GROUP = ROOT / "conf" / "hardware"
-
-_GET_DEEP_EP = (
-    "pip install --no-deps tokenspeed-deepep==1.2.1.post20251110 with torch 2.11.0 (CUDA 13), "
-    "or another pair of README's table; or backend=alltoall"
-)
 
 
 def known_hardware() -> list[Hardware]:
@@ -29,21 +25,39 @@ def known_hardware() -> list[Hardware]:
     return [hardware for hardware in files if hardware.gpu_pattern or hardware.name == "cpu"]
 
 
+def facts_of(hardware: Hardware, workload: Workload, *, num_ranks: int) -> Facts:
+    """What the rules of backends may depend on."""
+    return Facts(
+        num_ranks=num_ranks,
+        workload=workload,
+        num_sms=hardware.num_sms,
+        memory_bytes=None if hardware.memory_gb is None else int(hardware.memory_gb * 1e9),
+        nvlink_gb_per_s=hardware.peak_gb_per_s,
+    )
+
+
 def count_gpus() -> int:
     """The number of visible GPUs of this machine."""
     return len(gpus.inventory())
 
 
-def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> Spec:
-    """The spec without ``auto``. ``local``: this machine measures, not a job elsewhere.
+def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> tuple[Spec, dict[str, str]]:
+    """The spec without ``auto`` and ``all``, and why libraries are left out. ``local``: this machine measures.
 
     UserError if ``auto`` cannot be decided, or if this machine lacks the hardware that is named.
     """
     spec = msgspec.structs.replace(spec, hardware=resolve_hardware(spec.hardware, local=local))
     if local and not dry_run and spec.hardware.name != "cpu":
         _refuse_missing_gpus(spec)
-    backend = resolve_backend(spec.backend, spec.hardware, local=local, dry_run=dry_run)
-    return msgspec.structs.replace(spec, backend=backend)
+    names, left_out = resolve_backends(spec.backend, spec.hardware, local=local, dry_run=dry_run)
+    if is_every(spec.backend):
+        facts = facts_of(spec.hardware, spec.workload, num_ranks=spec.ep.size)
+        violations = {name: BACKENDS[name].workload_violations(facts) for name in names}
+        fitting = [name for name in names if not violations[name]]
+        if fitting:
+            left_out |= {name: str(found[0]) for name, found in violations.items() if found}
+            names = fitting
+    return msgspec.structs.replace(spec, backend=names[0] if len(names) == 1 else names), left_out
 
 
 def resolve_hardware(named: Hardware, *, local: bool) -> Hardware:
@@ -93,31 +107,52 @@ def _refuse_missing_gpus(spec: Spec) -> None:
         )
 
 
-def resolve_backend(name: str, hardware: Hardware, *, local: bool, dry_run: bool = False) -> str:
-    """The named backend, or for ``auto`` the one that this hardware can run. UserError as in ``resolve``."""
+def resolve_backends(
+    name: str | list[str], hardware: Hardware, *, local: bool, dry_run: bool = False
+) -> tuple[list[str], dict[str, str]]:
+    """The libraries that are named, or for ``all`` those that this hardware can run; and why others are left out.
+
+    UserError as in ``resolve``. Unknown names pass: the plan refuses them.
+    """
     on_gpu = hardware.name != "cpu"
-    is_importable = dry_run or _is_importable("deep_ep")
-    if name == "deepep" and not on_gpu:
-        raise UserError("backend=deepep needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs")
-    if name == "deepep" and local and not is_importable:
-        raise UserError("backend=deepep cannot import deep_ep", hint=_GET_DEEP_EP)
-    if name != "auto":
-        return name
-    if on_gpu and (is_importable or not local):
-        return "deepep"
+    if not is_every(name):
+        names = [name] if isinstance(name, str) else name
+        for each in names:
+            if each in BACKENDS:
+                _check_named(BACKENDS[each], on_gpu=on_gpu, measures_here=local and not dry_run)
+        return names, {}
     if on_gpu:
-        raise UserError("backend=auto found GPUs, but deep_ep is not installed", hint=_GET_DEEP_EP)
+        return _every_library(local=local, dry_run=dry_run)
     if not local:
-        raise UserError("backend=auto found no GPU", hint="backend=alltoall tests the path on CPUs")
-    return "alltoall"
+        raise UserError("backend=all found no GPU", hint="backend=alltoall tests the path on CPUs")
+    return ["alltoall"], {}
 
 
-def _is_importable(name: str) -> bool:
-    """Whether ranks can import a package. They do not look in the working directory, which ``python -m`` does."""
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        return False
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
-    search_path = {Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
-    here = Path.cwd()
-    return here in search_path or not all(Path(place).resolve().parent in (here, here / name) for place in places)
+def _every_library(*, local: bool, dry_run: bool) -> tuple[list[str], dict[str, str]]:
+    """The libraries that can run, and why the others cannot. The plan for a machine with GPUs, made without, has all.
+
+    Of the machine of a job is only known whether this one has the library; without any the job tries DeepEP V1.
+    """
+    libraries = [backend for backend in BACKENDS.values() if not backend.is_baseline]
+    if local and dry_run and not count_gpus():
+        return [each.name for each in libraries], {}
+    problems = {each.name: [one for one in each.problems() if local or one.absent] for each in libraries}
+    left_out = {name: found[0].what for name, found in problems.items() if found}
+    names = [each.name for each in libraries if each.name not in left_out]
+    if names:
+        return names, left_out
+    first, *others = libraries
+    if local:
+        problem = problems[first.name][0]
+        raise UserError(f"backend=all found GPUs, but {problem.what}", hint=problem.cure)
+    return [first.name], {each.name: f"{left_out[each.name]} here; backend={each.name} tries it" for each in others}
+
+
+def _check_named(backend: Backend, *, on_gpu: bool, measures_here: bool) -> None:
+    """UserError if a library that is named cannot run."""
+    if backend.needs_gpu and not on_gpu:
+        raise UserError(
+            f"backend={backend.name} needs GPUs, this machine has none", hint="backend=alltoall runs on CPUs"
+        )
+    for problem in backend.problems() if measures_here else ():
+        raise UserError(f"backend={backend.name} cannot run here: {problem.what}", hint=problem.cure)

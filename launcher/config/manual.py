@@ -1,7 +1,7 @@
 """The manual page of launcher.sweep, and the reference of all configuration: docs/CONFIGS.md.
 
-Both come from the comments of the schema and the files of conf/. They are read as text: no Hydra is imported, and
-``--help`` is quick.
+Both come from the comments of the schema and the files of conf/, which are read as text, and from the declarations of
+the libraries: no Hydra is imported, and ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 import yaml
 
+from bench.backends import BACKENDS
 from launcher import errors
+from launcher.config import groups
 from launcher.errors import ROOT, UserError
 from launcher.text import code, table, text
 
@@ -45,7 +47,7 @@ Exit status
 """
 
 _HEAD = """\
-deepep-sweep - find the best DeepEP configuration for your GPUs by measuring it
+deepep-sweep - find the best configuration of DeepEP and NCCL EP for your GPUs by measuring it
 
 Usage
   python -m launcher.sweep [group=choice ...] [key=value ...]
@@ -67,8 +69,10 @@ Description
 """
 
 _KNOBS = """\
-  Values of one knob in the grid, for both operations or for each.
-    grid.KNOB=[8,16], grid.KNOB={dispatch:[8,16],combine:[8]}
+  Values of one knob in the grid, for every library that has it; for each operation; for one library.
+    grid.KNOB=[8,16], grid.KNOB={dispatch:[8,16],combine:[8]}, grid.KNOB.LIBRARY=[8,16]
+  Several libraries in one sweep, which compares them. backend=deepep,nccl_ep is two sweeps.
+    backend=[deepep,nccl_ep]
 """
 
 _TAIL = """\
@@ -89,7 +93,7 @@ Examples
   python -m launcher.sweep ep=2 workload.dtype=fp8       two GPUs, FP8 dispatch
   python -m launcher.sweep grid=full ep=8                more configs, eight GPUs
   python -m launcher.sweep hydra/launcher=submitit_slurm hardware=h200 shard.count=4   under Slurm, in four jobs
-  python -m launcher.sweep dry_run=true hardware=h200 backend=deepep   print the plan for another machine
+  python -m launcher.sweep dry_run=true hardware=h200    print the plan for another machine
   python -m launcher.sweep run=outputs/RUN               complete the run of the same command
 
 See also
@@ -173,7 +177,9 @@ def _default(value: ast.expr) -> str:
 
 
 def choices(group: str) -> list[str]:
-    """The files of a config group."""
+    """The choices of a config group: its files, or its nodes."""
+    if group in groups.GROUPS:
+        return list(groups.meanings(group))
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
@@ -181,7 +187,9 @@ def page() -> str:
     """The manual page of launcher.sweep."""
     lines = [_HEAD, "Groups (group=choice)"]
     lines += [f"  {group:<16}{', '.join(choices(group))}" for group in _GROUPS]
-    lines += [f"  {'hydra/launcher':<16}basic, submitit_slurm, submitit_local{_sites()}", "", "Keys (key=value)"]
+    lines += [f"  {'hydra/launcher':<16}basic, submitit_slurm, submitit_local{_sites()}"]
+    lines += [line for group in groups.GROUPS for line in _meanings(group)]
+    lines += ["", "Keys (key=value)"]
     for section in sections():
         settings = [f"{key.name}={key.default}" for key in section.keys]
         width = max(map(len, settings))
@@ -193,6 +201,20 @@ def page() -> str:
     return "\n".join([*lines, _KNOBS, _TAIL])
 
 
+def _meanings(group: str) -> list[str]:
+    """What each choice of a group of declarations is; for a grid also how many configs each library has."""
+    lines = [f"  {group}{'; configs of each library for one operation, rules aside' if group == 'grid' else ''}"]
+    for choice, meaning in groups.meanings(group).items():
+        lines.append(f"    {choice:<14}{meaning}")
+        if group == "grid":
+            lines.append(f"    {'':<14}{_sizes(choice)}")
+    return lines
+
+
+def _sizes(grid: str) -> str:
+    return ", ".join(f"{library} {size}" for library, size in groups.sizes(grid).items())
+
+
 def _sites() -> str:
     return "".join(f", {name}" for name in choices("hydra/launcher"))
 
@@ -202,8 +224,9 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Written by `make docs` from the schema and the files of conf/. On the command line, `key=value` sets one key,",
-        "`group=choice` a whole group. The defaults are those of the schema; the choice of a group may set others.",
+        "Written by `make docs` from the schema, the files of conf/ and the declarations of the libraries. On the",
+        "command line, `key=value` sets one key, `group=choice` a whole group. The defaults are those of the schema;",
+        "the choice of a group may set others.",
         "",
         "## python -m launcher.sweep",
         "",
@@ -229,6 +252,14 @@ def _keys(section: Section) -> list[str]:
 
 
 def _group(group: str) -> list[str]:
+    defaults = {command: _default_choices(command).get(group) for command in ("sweep", "validate")}
+    listed = ", ".join(f"`{choice}` in launcher.{command}" for command, choice in defaults.items() if choice)
+    lines = [f"### {group}", "", f"Default: {listed}.", ""]
+    return lines + {"grid": _grids, "backend": _backends}.get(group, lambda: _files(group))()
+
+
+def _files(group: str) -> list[str]:
+    """A table of the files of a group."""
     files = {choice: (ROOT / "conf" / group / f"{choice}.yaml").read_text() for choice in choices(group)}
     values: dict[str, dict[str, Any]] = {choice: yaml.safe_load(content) for choice, content in files.items()}
     names = [name for name in dict.fromkeys(name for keys in values.values() for name in keys) if name not in _REPEATED]
@@ -236,10 +267,30 @@ def _group(group: str) -> list[str]:
         [code(choice), *(_value(values[choice].get(name, "")) for name in names), text(content.partition("\n")[0][2:])]
         for choice, content in files.items()
     ]
-    defaults = {command: _default_choices(command).get(group) for command in ("sweep", "validate")}
-    listed = ", ".join(f"`{choice}` in launcher.{command}" for command, choice in defaults.items() if choice)
-    lines = [f"### {group}", "", f"Default: {listed}.", ""]
-    return lines + table(("choice", *names, "what"), cells)
+    return table(("choice", *names, "what"), cells)
+
+
+def _backends() -> list[str]:
+    """What each choice of backend is, and the knobs of each library."""
+    meanings = [[code(choice), text(meaning)] for choice, meaning in groups.meanings("backend").items()]
+    knobs = [
+        [code(backend.name), code(knob.name), "yes" if knob.shared else "", text(knob.meaning)]
+        for backend in BACKENDS.values()
+        for knob in backend.knobs
+    ]
+    return [*table(("choice", "what"), meanings), *table(("library", "knob", "one for both operations", "what"), knobs)]
+
+
+def _grids() -> list[str]:
+    """The values of each library in each grid, and how many configs they are for one operation."""
+    meanings = [[code(choice), text(meaning)] for choice, meaning in groups.meanings("grid").items()]
+    cells = [
+        [code(choice), code(library), size, "; ".join(f"{name} {_value(axis)}" for name, axis in axes.items())]
+        for choice in choices("grid")
+        for library, size in groups.sizes(choice).items()
+        for axes in (BACKENDS[library].grids[choice],)
+    ]
+    return [*table(("choice", "what"), meanings), *table(("choice", "library", "configs", "values"), cells)]
 
 
 def _value(value: object) -> str:

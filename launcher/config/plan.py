@@ -50,16 +50,23 @@ class Refused(msgspec.Struct, frozen=True):
     op: Op
     knobs: dict[str, int]
     violations: list[Violation]
+    backend: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Everything that is decided before anything runs."""
+    """Everything that is decided before anything runs.
+
+    ``anchors``: for each library, in the order of ``spec.backends``, a dispatch and a combine with its own default.
+    ``cells``: everything else that is searched. ``baselines``: plain collectives. ``left_out``: libraries that
+    backend=all did not take, and why.
+    """
 
     spec: Spec
     anchors: list[Planned]
     baselines: list[Planned]
     cells: list[Planned]
     refused: list[Refused]
+    left_out: dict[str, str] = {}
 
     @property
     def id(self) -> str:
@@ -72,6 +79,23 @@ class Plan(msgspec.Struct, frozen=True):
     def every_point(self) -> list[Planned]:
         """Each point once: anchors, baselines, cells."""
         return [*self.anchors, *self.baselines, *self.cells]
+
+    @property
+    def backend(self) -> str:
+        """The only library of the plan; see ``of``."""
+        (name,) = self.spec.backends
+        return name
+
+    def of(self, backend: str) -> Plan:
+        """The part of the plan that is about one library, with the baselines."""
+        return Plan(
+            spec=msgspec.structs.replace(self.spec, backend=backend),
+            anchors=[planned for planned in self.anchors if planned.point.backend == backend],
+            baselines=self.baselines,
+            cells=[planned for planned in self.cells if planned.point.backend == backend],
+            refused=[cell for cell in self.refused if cell.backend in ("", backend)],
+            left_out=self.left_out,
+        )
 
     @property
     def is_dry(self) -> bool:
@@ -94,8 +118,11 @@ class Plan(msgspec.Struct, frozen=True):
         )
 
     def final_points(self, finalists: list[Planned]) -> list[Point]:
-        """The points of one group of the final without the anchors: finalists, and each dispatch as a full dispatch."""
-        points = [planned.point for planned in finalists]
+        """The points of one group of the final without the anchors: finalists and baselines.
+
+        Each dispatch is measured as a full dispatch too.
+        """
+        points = [planned.point for planned in [*finalists, *self.baselines]]
         return points + [
             Point(point.backend, Op.DISPATCH_FULL, point.dtype, point.knobs)
             for point in [planned.point for planned in self.anchors] + points
@@ -103,12 +130,12 @@ class Plan(msgspec.Struct, frozen=True):
         ]
 
     def upstream(self, op: Op) -> list[Planned]:
-        """The cells of the library's own tuning grid, also those of our grid; empty without search.own_tuning."""
+        """The cells of the libraries' own tuning grids, also those of ours; empty without search.own_tuning."""
         if not self.spec.search.own_tuning:
             return []
-        tuning = BACKENDS[self.spec.backend].own_tuning(op)
+        tuning = {name: BACKENDS[name].own_tuning(op) for name in self.spec.backends}
         cells = [planned for planned in self.anchors + self.cells if planned.point.op is op]
-        return [planned for planned in cells if planned.point.knobs in tuning]
+        return [planned for planned in cells if planned.point.knobs in tuning[planned.point.backend]]
 
     @property
     def has_final(self) -> bool:
@@ -119,7 +146,8 @@ class Plan(msgspec.Struct, frozen=True):
     def overlaps(self) -> bool:
         """Whether the final measures pairs overlapped with expert GEMMs."""
         has_own_gpu = not self.is_dry and not self.spec.ep.share_gpus
-        return self.spec.search.overlapped and has_own_gpu and BACKENDS[self.spec.backend].overlaps
+        is_possible = any(BACKENDS[name].overlaps for name in self.spec.backends)
+        return self.spec.search.overlapped and has_own_gpu and is_possible
 
     def expected_s(self, index: int) -> float:
         """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s)."""
@@ -132,10 +160,11 @@ class Plan(msgspec.Struct, frozen=True):
         repetitions = rounds * points * (1 + 2 / ANCHOR_EVERY)
         return _STARTUP_S + repetitions * self._repetition_s(search.iterations)
 
-    def shared_values(self) -> set[tuple[int, ...]]:
-        """The values of the shared knobs in the plan."""
-        names = shared_knobs(BACKENDS[self.spec.backend])
-        return {tuple(planned.point.knobs[name] for name in names) for planned in self.anchors + self.cells}
+    def shared_values(self) -> set[tuple[object, ...]]:
+        """The values of the shared knobs in the plan, for each library."""
+        names = {name: shared_knobs(BACKENDS[name]) for name in self.spec.backends}
+        points = [planned.point for planned in self.anchors + self.cells]
+        return {(point.backend, *(point.knobs[name] for name in names[point.backend])) for point in points}
 
     def _repetition_s(self, iterations: int) -> float:
         peak = self.spec.hardware.peak_gb_per_s

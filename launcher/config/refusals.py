@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench import rules, workload
 from bench.backends import Backend
+from bench.records import Op
 from bench.rules import Facts
 from bench.workload import ROUTINGS
+from launcher.config import groups
 from launcher.config.schema import METHODS, Spec
 from launcher.errors import UserError
 
@@ -41,6 +45,23 @@ def check_spec(spec: Spec) -> None:
             f"ep.size must be at most {gpus}, the GPUs of a {spec.hardware.name} node, got {spec.ep.size}",
             hint="one node is measured at a time; ep.share_gpus=true tests the path without measuring",
         )
+
+
+def check_grid(spec: Spec, backends: Sequence[Backend]) -> None:
+    """UserError for an axis that is a knob of no library, or whose dict names what has no values of it."""
+    owners = groups.owners()
+    for name, axis in spec.grid.items():
+        if name not in owners:
+            knobs = ", ".join(dict.fromkeys(knob.name for backend in backends for knob in backend.knobs))
+            raise UserError(f"grid.{name} is not a knob", hint=f"knobs of this sweep: {knobs}")
+        parts = list(axis.values()) if isinstance(axis, dict) and axis.keys() <= {*owners[name]} else [axis]
+        for part in parts:
+            if isinstance(part, dict) and not part.keys() <= {Op.DISPATCH, Op.COMBINE}:
+                raise UserError(
+                    f"a dict of grid.{name} must name operations (dispatch, combine) or libraries "
+                    f"({', '.join(owners[name])}), got {', '.join(part)}",
+                    hint=f"grid.{name}=[8,16] is for all of them",
+                )
 
 
 def check_workload(backend: Backend, facts: Facts) -> None:

@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bench.faults import Fault
 from bench.records import Dtype
+from bench.rules import GridAxis
 from bench.workload import Workload
+from launcher.config import groups
 from launcher.errors import UserError
 
 
@@ -78,7 +80,7 @@ class SearchConf:
     iterations: int = 8  # samples of a repetition
     final_groups: int = 5  # fresh process groups that measure the finalists; 0 skips the final
     objective: Any = "round_trip"  # round_trip, dispatch, combine, training (two of each), or {dispatch: 2, combine: 1}
-    candidates: list[list[int]] = field(default_factory=list)  # configs that reach the final in any case, [[24,8,256]]
+    candidates: Any = None  # configs that reach the final in any case, [[24,8,256]] or {deepep: [[24,8,256]]}
     own_tuning: bool = True  # also measure the library's own tuning grid
     overlapped: bool = True  # also measure overlapped with expert GEMMs, if the backend can
     budget_s: float | None = None  # wall time, resumes included: 60 % per shard (N in a row: N times), 40 % final
@@ -86,9 +88,9 @@ class SearchConf:
 
 @dataclass
 class BackendConf:
-    """The library to measure."""
+    """The libraries to measure."""
 
-    name: str = "auto"  # deepep, alltoall, or auto: the one that this machine can run
+    name: Any = "all"  # one, a list, or all: every library that this machine can run; without GPUs the all-to-all
 
 
 @dataclass
@@ -106,7 +108,7 @@ class SweepConf:
     hardware: HardwareConf = field(default_factory=HardwareConf)
     ep: EpConf = field(default_factory=EpConf)
     workload: WorkloadConf = field(default_factory=WorkloadConf)
-    grid: dict[str, Any] = field(default_factory=dict)  # values of the knobs, by name
+    grid: dict[str, Any] = field(default_factory=dict)  # values of the knobs, by name; null: those of grid.own
     measure: MeasureConf = field(default_factory=MeasureConf)
     search: SearchConf = field(default_factory=SearchConf)
     backend: BackendConf = field(default_factory=BackendConf)
@@ -158,6 +160,10 @@ class Measure(msgspec.Struct, frozen=True):
     startup_s: float
 
 
+Candidates = list[list[int]] | dict[str, list[list[int]]]
+"""Configs as values of all knobs: a list for any library, or one for each library; launcher.config.candidates."""
+
+
 class Search(msgspec.Struct, frozen=True):
     """SearchConf, frozen."""
 
@@ -167,7 +173,7 @@ class Search(msgspec.Struct, frozen=True):
     iterations: int
     final_groups: int
     objective: str | dict[str, float]
-    candidates: list[list[int]]
+    candidates: Candidates
     own_tuning: bool
     overlapped: bool
     budget_s: float | None
@@ -183,9 +189,6 @@ class Search(msgspec.Struct, frozen=True):
 OBJECTIVES = {"round_trip": (1.0, 1.0), "dispatch": (1.0, 0.0), "combine": (0.0, 1.0), "training": (2.0, 2.0)}
 METHODS = ("racing", "exhaustive")
 
-Axis = list[int] | dict[str, list[int]]
-"""Values of a knob: one list, or one for each of dispatch and combine."""
-
 
 class Spec(msgspec.Struct, frozen=True):
     """One sweep, checked; only ``auto`` is left to resolve."""
@@ -193,13 +196,18 @@ class Spec(msgspec.Struct, frozen=True):
     hardware: Hardware
     ep: Ep
     workload: Workload
-    backend: str
-    grid: dict[str, Axis]
+    backend: str | list[str]
+    grid: dict[str, GridAxis]
     measure: Measure
     search: Search
     num_shards: int
     seed: int
     faults: list[str]
+
+    @property
+    def backends(self) -> list[str]:
+        """The libraries to measure, the one that the report begins with first."""
+        return [self.backend] if isinstance(self.backend, str) else self.backend
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -215,24 +223,46 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def register() -> None:
-    """Registers the schema with Hydra, which then checks names and types."""
-    ConfigStore.instance().store(name="sweep_schema", node=SweepConf)
+    """Registers the schema with Hydra, which then checks names and types, and the groups of the libraries."""
+    schema = OmegaConf.structured(SweepConf)
+    OmegaConf.set_struct(schema.grid, value=False)  # grid.num_sms.deepep=[8] adds a key; the plan refuses unknown ones
+    store = ConfigStore.instance()
+    store.store(name="sweep_schema", node=schema, provider="deepep-sweep")
+    for group in groups.GROUPS:
+        for name, node in groups.nodes(group).items():
+            store.store(group=group, name=name, node=node, provider="deepep-sweep")
 
 
 def spec_from(config: DictConfig) -> tuple[Spec, Options]:
     """The frozen values of a composed config. UserError for a malformed value."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     shard = plain["shard"]
-    plain |= {"backend": plain["backend"]["name"], "num_shards": shard["count"], "shard_index": shard["index"]}
+    plain |= {"num_shards": shard["count"], "shard_index": shard["index"]}
+    plain["backend"] = _backend(plain["backend"]["name"])
+    plain["search"]["candidates"] = plain["search"]["candidates"] or []
     _check_values(plain)
     try:
+        plain["grid"] = groups.axes(plain["grid"])
         return msgspec.convert(plain, Spec), msgspec.convert(plain, Options)
     except msgspec.ValidationError as error:
         raise UserError(
             f"the configuration is not of the right form: {error}",
-            hint="a knob takes a list, grid.nvl_chunk=[8,16], or one for each operation, "
-            "grid.nvl_chunk={dispatch:[8],combine:[16]}",
+            hint="a knob takes a list, grid.nvl_chunk=[8,16], or one for each operation or library, "
+            "grid.nvl_chunk={dispatch:[8],combine:[16]}, grid.num_sms={deepep:[8],nccl_ep:[16]}",
         ) from None
+
+
+def _backend(name: object) -> str | list[str]:
+    """The name of a library, or several names without duplicates. UserError for anything else."""
+    if isinstance(name, str):
+        return name
+    if not isinstance(name, list) or not name or not all(isinstance(each, str) for each in name):
+        raise UserError(f"backend must name a library or list several, got {name}", hint="backend=[deepep,nccl_ep]")
+    general = [each for each in name if each in groups.EVERY]
+    if general:
+        raise UserError(f"backend={general[0]} cannot be one of a list, got {', '.join(name)}", hint="backend=all")
+    names = list(dict.fromkeys(name))
+    return names[0] if len(names) == 1 else names
 
 
 def _check_values(plain: dict[str, Any]) -> None:
@@ -244,6 +274,13 @@ def _check_values(plain: dict[str, Any]) -> None:
             f"negative and not all 0, got {objective}",
             hint="search.objective={dispatch:2,combine:1}",
         )
+    try:
+        msgspec.convert(plain["search"]["candidates"], Candidates)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"search.candidates must list configs, or configs by library, each a list of numbers: {error}",
+            hint="search.candidates=[[24,8,256]], search.candidates={deepep:[[24,8,256]],deepep_v2:[[24]]}",
+        ) from None
     if dtype not in list(Dtype):
         raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {dtype}")
     for name, group in plain.items():
