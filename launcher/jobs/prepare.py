@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.backends import BACKENDS
+from bench.records import Op
+from launcher.config.hardware import facts_of
 from launcher.config.plan import FINALISTS_PER_GROUP, NOT_A_MEASUREMENT, SHARED_GPUS, Plan
 from launcher.config.schema import Options
 from launcher.errors import UserError
@@ -109,10 +112,11 @@ def print_caveats(plan: Plan) -> None:
 
 
 def describe(plan: Plan) -> str:
-    """The plan in words: points, shards, expected time, and the refused cells with their rules."""
+    """The plan in words: libraries, points, shards and expected time; defaults and refused cells of each library."""
     spec, workload = plan.spec, plan.spec.workload
+    titles = [BACKENDS[name].title for name in spec.backends]
     lines = [
-        f"{spec.backend} on {spec.hardware.name}, EP={spec.ep.size}, {workload.name} "
+        f"{', '.join(titles)} on {spec.hardware.name}, EP={spec.ep.size}, {workload.name} "
         f"({workload.num_tokens} x {workload.hidden}, {workload.num_experts} experts, "
         f"top-{workload.num_topk}, {workload.dtype}, {workload.routing})",
         f"points: {len(plan.every_point)} ({len(plan.cells)} cells, {len(plan.anchors)} of the default, "
@@ -124,10 +128,35 @@ def describe(plan: Plan) -> str:
     ]
     if spec.num_shards > _MAX_LINES:
         lines.append(f"... {spec.num_shards} shards in all")
+    lines += [line for name in spec.backends for line in _describe_library(plan.of(name))]
+    lines += [f"{BACKENDS[name].title} is left out: {why}" for name, why in plan.left_out.items()]
+    return "\n".join([*lines, *_describe_baselines(plan)])
+
+
+def _describe_library(plan: Plan) -> list[str]:
+    """The part of the plan that is about one library."""
+    backend, spec = BACKENDS[plan.backend], plan.spec
+    facts = facts_of(spec.hardware, spec.workload, num_ranks=spec.ep.size)
+    dispatch, combine = (backend.defaults(op, facts) for op in (Op.DISPATCH, Op.COMBINE))
+    lines = [f"{backend.title}: {len(plan.cells)} cells, {len(plan.refused)} refused"]
+    for name, config in dispatch.items():
+        shown = knobs_text(config) or "no knobs"
+        if combine[name] != config:
+            shown = f"dispatch {shown}; combine {knobs_text(combine[name])}"
+        lines.append(f"  default {name}: {shown}")
     for cell in plan.refused[:_MAX_LINES]:
         why = "; ".join(str(violation) for violation in cell.violations)
-        lines.append(f"refused: {cell.op} {knobs_text(cell.knobs)}: {why}")
+        lines.append(f"  refused: {cell.op} {knobs_text(cell.knobs)}: {why}")
     if len(plan.refused) > _MAX_LINES:
         rules = Counter(str(violation.rule) for cell in plan.refused for violation in cell.violations)
-        lines += [f"refused in all: {count} because a value must {rule}" for rule, count in rules.most_common()]
-    return "\n".join(lines)
+        lines += [f"  refused in all: {count} because a value must {rule}" for rule, count in rules.most_common()]
+    return lines
+
+
+def _describe_baselines(plan: Plan) -> list[str]:
+    """The plain collectives, each with its operations."""
+    ops: dict[str, list[str]] = {}
+    for baseline in plan.baselines:
+        ops.setdefault(BACKENDS[baseline.point.backend].title, []).append(baseline.point.op)
+    named = [f"{title} ({', '.join(each)})" for title, each in ops.items()]
+    return [f"baselines: {', '.join(named)}"] if named else []

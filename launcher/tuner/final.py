@@ -5,20 +5,22 @@ Its times replace those of the sweep in the report, because a winner of the swee
 
 from __future__ import annotations
 
-import random
+import math
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
-from bench.backends import BACKENDS, join_pair
+from bench.backends import BACKENDS, join_pair, shuffle_points, sms_knob
 from bench.records import Dtype, Failed, Op, Point, Record, Role, Stage
 from bench.supervisor import Supervisor, Task
 from launcher.config.plan import FINAL, Plan, Planned, point_id
 from launcher.store.records_file import open_appender, read_shard, read_shard_records, read_sweep_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing, shard
+from launcher.tuner.kernels import compile_ahead
 from launcher.tuner.progress import ShardProgress
-from launcher.tuner.racing import Arms
+from launcher.tuner.racing import Arms, Race
 from launcher.tuner.shard import Stop, never
 
 PASSES = 9
@@ -28,12 +30,16 @@ _PASS_WARMUP = 1
 _PASS_ITERATIONS = 3
 _GEMMS_ITERATIONS = 2
 
+FEW_SMS = 24
+"""The SMs of the pair that is fastest with few, for which a whole layer is measured too."""
+
 
 class Schedule(NamedTuple):
-    """The points of the final: ``finalists`` in each group, ``overlapped`` pairs and isolated ``gemms`` in a pass."""
+    """The points of the final: ``finalists`` in each group, all others in a pass, isolated ``gemms`` between them."""
 
     finalists: list[Point]
     overlapped: list[Point]
+    layers: list[Point]
     gemms: list[Point]
 
     def rounds(self, plan: Plan) -> Iterator[tuple[int, list[Point]]]:
@@ -42,7 +48,7 @@ class Schedule(NamedTuple):
         for number in range(num_groups if self.finalists else 0):
             yield number, self.finalists
         for number in range(PASSES if self.overlapped else 0):
-            yield num_groups + number, self.overlapped + self.gemms
+            yield num_groups + number, self.overlapped + self.layers + self.gemms
 
 
 def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, quiet: bool = False) -> bool:
@@ -59,8 +65,12 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, qui
         return True
     with open_appender(folder, FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
         budget_s = shard.left_s(plan, earlier, share=shard.FINAL_SHARE)
+        points = [anchor.point for anchor in plan.anchors] + [point for _, points in rounds for point in points]
+        ahead = partial(compile_ahead, plan, points, progress=progress, stop=stop)
+        supervisor = shard.supervise(
+            plan, folder, FINAL, earlier, ahead=ahead, budget_s=budget_s, sink=appender.add, job_id=job_id
+        )
         progress.note(f"final: {shard.first_step(plan, budget_s)}")
-        supervisor = shard.supervise(plan, folder, FINAL, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
         for record in supervisor.run(
             _tasks(plan, rounds, records, supervisor=supervisor, progress=progress, stop=stop)
         ):
@@ -81,25 +91,51 @@ def contestants(plan: Plan, arms: Arms) -> Schedule:
     finalists = racing.finalists(plan, arms) if plan.has_final else []
     has_default = any(arms.level(anchor.id) is not None for anchor in plan.anchors)
     if not plan.has_final or not (finalists or has_default):
-        return Schedule([], [], [])
-    gemms = [Point(plan.spec.backend, Op.COMPUTE, Dtype.BF16, {})] if plan.overlaps else []
-    return Schedule(plan.final_points(finalists), _pairs(plan, finalists, arms) if plan.overlaps else [], gemms)
+        return Schedule([], [], [], [])
+    libraries = [name for name in plan.spec.backends if plan.overlaps and BACKENDS[name].overlaps]
+    gemms = [Point(libraries[0], Op.COMPUTE, Dtype.BF16, {})] if libraries else []
+    overlapped = [point for name in libraries for point in _pairs(plan.of(name), finalists, arms)]
+    layers = [point for name in libraries for point in _layers(plan.of(name), finalists, arms)]
+    return Schedule(plan.final_points(finalists), overlapped, layers, gemms)
 
 
 def _pairs(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
-    """The best pair for each value of the shared knobs, and the default."""
+    """The best pair of a library for each value of the shared knobs, and its default."""
+    finalists = [finalist for finalist in finalists if finalist.point.backend == plan.backend]
     best: dict[tuple[int, ...], dict[Op, Planned]] = defaultdict(dict)
     for race, cells in racing.races(plan, [*plan.anchors, *finalists]).items():
         ranking = racing.sort_by_level(cells, arms)
         if ranking:
             best[race.shared][race.op] = ranking[0][1]
-    backend = BACKENDS[plan.spec.backend]
+    backend = BACKENDS[plan.backend]
     pairs = [(ops[Op.DISPATCH], ops[Op.COMBINE]) for ops in best.values() if Op.DISPATCH in ops and Op.COMBINE in ops]
     default = (plan.anchors[0], plan.anchors[1])
     unique = {dispatch.id + combine.id: (dispatch, combine) for dispatch, combine in [*pairs, default]}
     return [
         join_pair(backend, plan.spec.workload.dtype, dispatch=dispatch.point.knobs, combine=combine.point.knobs)
         for dispatch, combine in unique.values()
+    ]
+
+
+def _layers(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
+    """A layer, and its training step, with every default of a library, its fastest pair and its fastest of few SMs."""
+    backend, sms = BACKENDS[plan.backend], sms_knob(plan.backend)
+    cells = [*plan.anchors, *(cell for cell in finalists if cell.point.backend == plan.backend)]
+    chosen = [(plan.anchors[0], plan.anchors[1])]
+    races = racing.races(plan, cells)
+    for shared in {race.shared for race in races}:
+        pair = [races.get(Race(plan.backend, op, shared), []) for op in (Op.DISPATCH, Op.COMBINE)]
+        named = [[cell for cell in group if cell.role is Role.DEFAULT] for group in pair]
+        chosen += list(zip(*named, strict=False))
+    for limit in (math.inf, FEW_SMS):
+        few = [cell for cell in cells if sms is None or cell.point.knobs[sms] <= limit]
+        best = racing.best_pair(plan, few, arms)
+        chosen += [best] if best is not None else []
+    unique = {dispatch.id + combine.id: (dispatch, combine) for dispatch, combine in chosen}
+    return [
+        join_pair(backend, plan.spec.workload.dtype, dispatch=one.point.knobs, combine=other.point.knobs, op=op)
+        for one, other in unique.values()
+        for op in (Op.LAYER, Op.LAYER_TRAINING)
     ]
 
 
@@ -161,8 +197,7 @@ def in_order(plan: Plan, points: list[Point], number: int) -> list[Task]:
     GEMMs heat the GPUs until they hit their power cap, so the passes come last. Isolated GEMMs run before and after
     each pair: their time shows what the cap does at that moment.
     """
-    order = list(points)
-    random.Random(f"{plan.spec.seed}/final/{number}").shuffle(order)  # noqa: S311
+    order = shuffle_points(points, lambda point: point, seed=f"{plan.spec.seed}/final/{number}")
     return (_group if number < plan.spec.search.final_groups else _pass)(plan, order, number)
 
 

@@ -49,16 +49,26 @@ class ShardProgress:
         self._total, self._step = self._done + count, what
         self._bar.update(self._task, total=self._total, description=f"{self._name}, {what}")
 
+    def restart(self) -> None:
+        """Counts from 0 again: what follows takes another time for each point."""
+        self._print()
+        self._total = self._done = self._failed = 0
+        self._began = time.monotonic()
+
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def add(self, record: Record) -> None:
         """Counts the record of one more point."""
-        self._done += 1
         if isinstance(record.outcome, Failed):
             self._failed += 1
             self.note(f"{self._name}: {record.point.label} failed: {record.outcome.failure}: {record.outcome.message}")
+        self.advance()
+
+    def advance(self) -> None:
+        """Counts one more point that needs no record."""
+        self._done += 1
         self._bar.update(self._task, completed=self._done, failed=self._failed)
         if not self._console.is_terminal and time.monotonic() - self._printed > _LINE_EVERY_S:
             self._print()

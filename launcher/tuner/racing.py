@@ -7,7 +7,7 @@ by their ratio to the default of the same shard and round, which removes differe
 
 from __future__ import annotations
 
-import random
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from bench.backends import BACKENDS, shared_knobs
-from bench.records import Failed, Measured, Op, Record, Role, Stage
+from bench.backends import BACKENDS, shared_knobs, shuffle_points
+from bench.records import Failed, Measured, Op, Point, Record, Role, Stage
 from bench.stats import ALPHA, DRIFT, holm, log_median_errors
 from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
 
@@ -28,13 +28,20 @@ _CLOSE = 0.01
 """Arms within this of the best of their race are finalists too."""
 
 
+class _Course(NamedTuple):
+    """What an anchor measures: one operation of one library."""
+
+    backend: str
+    op: Op
+
+
 class _Repetition(NamedTuple):
     """The log of a median in microseconds, its standard error, and the place of its anchor."""
 
     log_us: float
     error: float
     shard: int
-    op: Op
+    course: _Course
     round: int
 
 
@@ -51,7 +58,7 @@ class Arms:
         self.failed: set[str] = set()
         self._measured: dict[int, list[tuple[Record, Measured]]] = defaultdict(list)
         self._rounds: dict[int, dict[str, list[_Repetition]]] = {}
-        self._anchors: dict[tuple[int, Op], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._anchors: dict[tuple[int, _Course], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._recorded: set[tuple[str, int]] = set()
         for record in records:
             self.add(record)
@@ -67,7 +74,7 @@ class Arms:
         self._rounds.pop(record.round, None)
         self._recorded.add((record.point_id, record.round))
         if record.role is Role.ANCHOR:
-            rounds = self._anchors[record.shard, record.point.op]
+            rounds = self._anchors[record.shard, _Course(record.point.backend, record.point.op)]
             rounds[record.round].append(float(np.log(np.median(record.outcome.samples_us))))
 
     def level(self, point_id: str, *, up_to: int | None = None) -> float | None:
@@ -79,6 +86,13 @@ class Arms:
         """The standard error of the level, from the samples and the drift between rounds."""
         values = self._values(point_id, up_to)
         return float(np.sqrt(sum(error**2 + DRIFT**2 for _, error in values)) / len(values))
+
+    def anchor_us(self, point: Point) -> float:
+        """The median of the anchors of a point's library and operation over all shards and rounds; 1 without any."""
+        course = _Course(point.backend, point.op)
+        shards = [rounds for (_, other), rounds in self._anchors.items() if other == course]
+        logs = [log for rounds in shards for logs_of_round in rounds.values() for log in logs_of_round]
+        return math.exp(statistics.median(logs)) if logs else 1.0
 
     def is_done(self, point_id: str, round_number: int) -> bool:
         """Whether the point was measured in this round, or failed at any time."""
@@ -108,22 +122,23 @@ class Arms:
             repetitions: dict[str, list[_Repetition]] = defaultdict(list)
             for (record, outcome), error in zip(measured, errors.tolist(), strict=True):
                 log_us = float(np.log(np.median(outcome.samples_us)))
-                repetition = _Repetition(log_us, error, record.shard, record.point.op, number)
+                course = _Course(record.point.backend, record.point.op)
+                repetition = _Repetition(log_us, error, record.shard, course, number)
                 repetitions[record.point_id].append(repetition)
             self._rounds[number] = repetitions
         return self._rounds[number]
 
     def _anchor_of(self, repetition: _Repetition, up_to: int | None) -> float | None:
         """The log of a repetition's anchor; None where its round has no anchor but another round has one."""
-        rounds = self._anchors.get((repetition.shard, repetition.op), {})
+        rounds = self._anchors.get((repetition.shard, repetition.course), {})
         if repetition.round in rounds:
             return statistics.median(rounds[repetition.round])
         if any(up_to is None or number <= up_to for number in rounds):
             return None
         others = [
             log_us
-            for (_, op), rounds_of_shard in self._anchors.items()
-            if op is repetition.op
+            for (_, course), rounds_of_shard in self._anchors.items()
+            if course == repetition.course
             for logs in rounds_of_shard.values()
             for log_us in logs
         ]
@@ -131,18 +146,21 @@ class Arms:
 
 
 class Race(NamedTuple):
-    """The key of points that race against each other: one operation, one value of each shared knob."""
+    """The key of points that race against each other: one operation of a library, one value of each shared knob."""
 
+    backend: str
     op: Op
     shared: tuple[int, ...]
 
 
 def races(plan: Plan, cells: Iterable[Planned]) -> dict[Race, list[Planned]]:
     """The points of each race."""
-    names = shared_knobs(BACKENDS[plan.spec.backend])
+    names = {name: shared_knobs(BACKENDS[name]) for name in plan.spec.backends}
     by_race: dict[Race, list[Planned]] = defaultdict(list)
     for cell in cells:
-        by_race[Race(cell.point.op, tuple(cell.point.knobs[name] for name in names))].append(cell)
+        point = cell.point
+        shared = tuple(point.knobs[name] for name in names[point.backend])
+        by_race[Race(point.backend, point.op, shared)].append(cell)
     return by_race
 
 
@@ -196,8 +214,7 @@ def next_round(plan: Plan, cells: list[Planned], arms: Arms) -> tuple[int, list[
         alive = survivors(plan, cells, arms, round_number=number)
         missing = [cell for cell in alive if not arms.is_done(cell.id, number)]
         if missing:
-            random.Random(f"{plan.spec.seed}/{number}").shuffle(missing)  # noqa: S311
-            return number, missing
+            return number, shuffle_points(missing, lambda cell: cell.point, seed=f"{plan.spec.seed}/{number}")
     return None
 
 
@@ -209,17 +226,44 @@ def sort_by_level(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Pla
     return sorted(levels, key=lambda item: (item[0], item[1].id))
 
 
+def best_pair(plan: Plan, cells: Iterable[Planned], arms: Arms) -> tuple[Planned, Planned] | None:
+    """The dispatch and the combine of one library whose weighted times are least together; None without any.
+
+    A level is a ratio to the anchor, so it is weighted by the anchor's time.
+    """
+    pairs: dict[tuple[int, ...], dict[Op, tuple[float, Planned]]] = defaultdict(dict)
+    for race, racers in races(plan, cells).items():
+        for ranked in sort_by_level(racers, arms)[:1]:
+            pairs[race.shared][race.op] = ranked
+    ops = (Op.DISPATCH, Op.COMBINE)
+    sums = [
+        (sum(weight * math.exp(pair[op][0]) * arms.anchor_us(pair[op][1].point) for weight, op in weights), pair)
+        for pair in pairs.values()
+        if all(op in pair for op in ops)
+        for weights in [list(zip(plan.spec.search.weights, ops, strict=True))]
+    ]
+    if not sums:
+        return None
+    best = min(sums, key=lambda each: each[0])[1]
+    return best[Op.DISPATCH][1], best[Op.COMBINE][1]
+
+
 def finalists(plan: Plan, arms: Arms) -> list[Planned]:
-    """Cells for the final: the best of every race, those within 1 % of it, the library's own best, the user's."""
+    """Cells for the final: the best of every race, those within 1 % of it, and those that are there by name.
+
+    These are other defaults, the user's configs, and the best of each library's own tuning grid.
+    """
     chosen: dict[str, Planned] = {}
     for cells in races(plan, [*plan.anchors, *plan.cells]).values():
         ranking = sort_by_level(cells, arms)
         for level, cell in ranking[:FINALISTS_PER_GROUP]:
             if level <= ranking[0][0] + _CLOSE:
                 chosen[cell.id] = cell
-    chosen |= {cell.id: cell for cell in plan.cells if cell.role is Role.CANDIDATE and cell.id not in arms.failed}
-    for op in (Op.DISPATCH, Op.COMBINE):
-        chosen |= {cell.id: cell for _, cell in sort_by_level(plan.upstream(op), arms)[:1]}
+    named = (Role.CANDIDATE, Role.DEFAULT)
+    chosen |= {cell.id: cell for cell in plan.cells if cell.role in named and cell.id not in arms.failed}
+    for name in plan.spec.backends:
+        for op in (Op.DISPATCH, Op.COMBINE):
+            chosen |= {cell.id: cell for _, cell in sort_by_level(plan.of(name).upstream(op), arms)[:1]}
     for anchor in plan.anchors:
         chosen.pop(anchor.id, None)
     return sorted(chosen.values(), key=lambda cell: cell.id)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 
-from bench.records import Host, Line, Record, Role, Stage
-from bench.supervisor import Effort, Supervisor, Task
+from bench.records import Host, Line, Point, Record, Role, Stage
+from bench.supervisor import Effort, Supervisor, Task, check_libraries
 from launcher.config.plan import ANCHOR_EVERY, Plan, Planned, shard_name
 from launcher.store.records_file import open_appender, read_shard, read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing
+from launcher.tuner.kernels import compile_ahead
 from launcher.tuner.progress import ShardProgress
 from launcher.tuner.racing import Arms
 
@@ -45,8 +47,11 @@ def run(folder: RunFolder, index: int, *, job_id: str | None = None, stop: Stop 
     share = 1 - FINAL_SHARE if plan.has_final else 1.0
     with open_appender(folder, index) as appender, ShardProgress(name=name, quiet=quiet) as progress:
         budget_s = left_s(plan, earlier, share=share)
+        ahead = partial(compile_ahead, plan, _alive(plan, index, arms), progress=progress, stop=stop)
+        supervisor = supervise(
+            plan, folder, index, earlier, ahead=ahead, budget_s=budget_s, sink=appender.add, job_id=job_id
+        )
         progress.note(f"{name}: {first_step(plan, budget_s)}")
-        supervisor = supervise(plan, folder, index, earlier, budget_s=budget_s, sink=appender.add, job_id=job_id)
         for record in supervisor.run(_tasks(plan, index, arms=arms, done=done, progress=progress, stop=stop)):
             arms.add(record)
             done.add(record.point_id)
@@ -60,23 +65,33 @@ def supervise(
     index: int,
     earlier: Sequence[Line],
     *,
+    ahead: Callable[..., float],
     budget_s: float,
     sink: Callable[..., None],
     job_id: str | None,
 ) -> Supervisor:
-    """The supervisor of a shard or of the final; it continues the numbers of groups and records in ``earlier``."""
-    measure = plan.spec.measure
+    """The supervisor of a shard or of the final, after ``ahead`` has compiled kernels and returned how long it took.
+
+    It continues the numbers of groups and records in ``earlier``. The budget includes the compiling.
+
+    StartError if ranks would start and a library cannot run on this machine.
+    """
+    measure, spec = plan.spec.measure, plan.group_spec()
+    if budget_s > 0:
+        check_libraries(spec)
+    compile_s = ahead(budget_s=budget_s, log_folder=folder.log_folder(index))
     return Supervisor(
-        plan.group_spec(),
+        spec,
         Effort(measure.warmup, measure.iterations, measure.deadline_s, measure.startup_s),
-        anchor=Task(plan.anchors[0].point, plan.anchors[0].id, Role.ANCHOR),
+        anchors=[Task(planned.point, planned.id, planned.role) for planned in plan.anchors + plan.baselines],
         sink=sink,
         log_folder=folder.log_folder(index),
         shard=index,
         job_id=job_id,
         first_group=1 + max((line.group for line in earlier if isinstance(line, Host | Record)), default=-1),
         first_sequence=1 + max((line.sequence for line in earlier if isinstance(line, Record)), default=-1),
-        budget_s=budget_s,
+        budget_s=budget_s - compile_s,
+        compile_s=compile_s,
     )
 
 
@@ -94,6 +109,8 @@ def left_s(plan: Plan, earlier: Sequence[Line], *, share: float) -> float:
 def spent_s(earlier: Sequence[Line]) -> float:
     """Seconds that attempts at a shard took: from each start of ranks to the last record before the next start.
 
+    Kernels that were compiled before a start count, too.
+
     ``earlier``: the lines of the shard, oldest first. A repetition that was running when its attempt was killed has no
     line and is not counted.
     """
@@ -101,7 +118,7 @@ def spent_s(earlier: Sequence[Line]) -> float:
     for line in earlier:
         if isinstance(line, Host):
             total_s += ended - began
-            began, ended = line.started, line.started + line.startup_s
+            began, ended = line.started - line.compile_s, line.started + line.startup_s
         elif isinstance(line, Record):
             ended = max(ended, line.started + line.wall_s)
     return total_s + ended - began
@@ -117,6 +134,14 @@ def _is_complete(plan: Plan, arms: Arms, done: set[str], index: int) -> bool:
     references = plan.anchors + plan.baselines
     has_references = all(planned.id in done for planned in references)
     return has_references and racing.next_round(plan, plan.shard(index), arms) is None
+
+
+def _alive(plan: Plan, index: int, arms: Arms) -> list[Point]:
+    """The points that the shard may still measure: the anchors, and what is left of its cells."""
+    cells = plan.shard(index)
+    number, _ = racing.next_round(plan, cells, arms) or (None, [])
+    left = [] if number is None else racing.survivors(plan, cells, arms, round_number=number)
+    return [planned.point for planned in plan.anchors + left]
 
 
 def _tasks(
