@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from bench.records import Op
+from bench.backends import BACKENDS, LIBRARY_DEFAULT
+from bench.records import Op, Role
+from launcher.analysis.layers import Layer, layers_of
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
 from launcher.analysis.pairs import TIE_COST, Ops, Pair, are_slower, best_of, groups_of, pair_of, with_smallest_buffers
 from launcher.analysis.verdict import Verdict, choose_rival, judge
+from launcher.config.hardware import facts_of
 from launcher.config.plan import Plan
 
 TIE_LIMIT = 0.005
@@ -21,11 +24,13 @@ KNEE = 0.05
 class Choice(msgspec.Struct, frozen=True):
     """Every decision about one backend's pairs.
 
+    ``default``: the pair that the library itself takes; ``defaults``: it and those that engines take, by name.
     ``best_overlaps``: those of ``overlaps`` that may be the best, since no other pair significantly beats them.
     ``overlap_held_out``: for each overlapped pass, the makespan of the pair that the *other* passes pick.
     """
 
     default: Pair | None
+    defaults: dict[str, Pair]
     optimal: Pair | None
     worst: Pair | None
     tied: list[Pair]
@@ -37,6 +42,7 @@ class Choice(msgspec.Struct, frozen=True):
     overlap_held_out: dict[int, float]
     picks: dict[str, Pair]
     own_tuning: Pair | None
+    layers: list[Layer] = []
 
     def overlap_of(self, pair: Pair) -> Overlap | None:
         """The pair overlapped with GEMMs, or else the sweep's best pair with the same shared knobs; None without."""
@@ -64,6 +70,7 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
     overlaps = overlaps_of(plan, measurements, pairs, default)
     return Choice(
         default=default,
+        defaults=_defaults(plan, groups, default),
         optimal=optimal,
         worst=_worst(plan, groups),
         tied=tied,
@@ -75,6 +82,7 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
         overlap_held_out=held_out_overlap(overlaps),
         picks=_picks(optimal, default, pairs, overlaps),
         own_tuning=_own_tuning(plan, groups),
+        layers=layers_of(plan, measurements),
     )
 
 
@@ -88,6 +96,23 @@ def _default(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:
         if dispatch is not None and combine is not None:
             return pair_of(plan, shared, ops, dispatch, combine)
     return None
+
+
+def _defaults(plan: Plan, groups: dict[tuple[int, ...], Ops], default: Pair | None) -> dict[str, Pair]:
+    """Every default of the library that was measured, its own first."""
+    found = {} if default is None else {LIBRARY_DEFAULT: default}
+    if not any(planned.role is Role.DEFAULT for planned in plan.cells):
+        return found
+    facts = facts_of(plan.spec.hardware, plan.spec.workload, num_ranks=plan.spec.ep.size)
+    named = {op: BACKENDS[plan.backend].defaults(op, facts) for op in (Op.DISPATCH, Op.COMBINE)}
+    for name in named[Op.DISPATCH].keys() - {LIBRARY_DEFAULT}:
+        for shared, ops in groups.items():
+            dispatch, combine = (
+                next((each for each in ops[op] if each.point.knobs == named[op][name]), None) for op in named
+            )
+            if dispatch is not None and combine is not None:
+                found[name] = pair_of(plan, shared, ops, dispatch, combine)
+    return found
 
 
 def _own_tuning(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench import workload as layout
-from bench.backends import split_pair
+from bench.backends import PAIR_OPS, split_pair
 from bench.records import Dtype, Failed, FailureKind, Op, Point, Record, Role, Stage
 from bench.stats import (
     MIN_GROUPS,
@@ -26,6 +26,9 @@ from bench.stats import (
 from launcher.analysis import power_cap
 from launcher.config.plan import Plan
 from launcher.store.table import ROLES, STAGES, RecordTable, Rows
+
+WITH_GEMMS = (Op.COMPUTE, *PAIR_OPS)
+"""Operations of which GEMMs are a part: their time says nothing about the links."""
 
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
 
@@ -132,7 +135,7 @@ def _configs(point: Point) -> list[Point]:
     """The other points whose configs a point runs: a full dispatch that of its dispatch, an overlapped pair both."""
     if point.op is Op.DISPATCH_FULL:
         return [msgspec.structs.replace(point, op=Op.DISPATCH)]
-    if point.op is Op.OVERLAPPED:
+    if point.op in PAIR_OPS:
         dispatch, combine = split_pair(point)
         return [
             Point(point.backend, Op.DISPATCH, point.dtype, dispatch),
@@ -205,7 +208,7 @@ class _Builder:
 
     def _rates(self, point: Point, median_us: float) -> tuple[float | None, float | None, float | None]:
         """Logical and wire GB/s, and wire over the link's peak; None where GEMMs are part of the time."""
-        if point.op in (Op.COMPUTE, Op.OVERLAPPED):
+        if point.op in WITH_GEMMS:
             return None, None, None
         volume = self._volumes[point.dtype]
         wire = volume.wire / median_us / 1000
@@ -221,7 +224,8 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
     if not len(rows):
         return
     rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
-    scaled_us = rows["median_us"] / _anchor_levels(rows, anchors)
+    courses = _courses(table.points)
+    scaled_us = rows["median_us"] / _anchor_levels(rows, anchors, courses)
     begins = _starts(rows["point"])
     ends = np.append(begins[1:], len(rows))
     samples, firsts, lasts = _pool(table, rows, begins)
@@ -254,22 +258,30 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
         yield shard, measurement
 
 
-def _anchor_levels(rows: Rows, anchors: Rows) -> Floats:
+def _courses(points: Sequence[Point]) -> npt.NDArray[np.intp]:
+    """For each point the number of its library and operation, which share an anchor."""
+    numbers: dict[tuple[str, Op], int] = {}
+    return np.array([numbers.setdefault((point.backend, point.op), len(numbers)) for point in points], dtype=np.intp)
+
+
+def _anchor_levels(rows: Rows, anchors: Rows, courses: npt.NDArray[np.intp]) -> Floats:
     """For each row its anchor's median in that shard and round over the anchor's typical median; 1 without an anchor.
 
-    Typical is the median over all shards and rounds of the operation.
+    Typical is the median over all shards and rounds. ``courses``: see ``_courses``.
     """
     if not len(anchors):
         return np.ones(len(rows))
-    codes = combinations([np.concatenate([anchors[name], rows[name]]) for name in ("op", "shard", "round")])
+    both = np.concatenate([anchors, rows])
+    codes = combinations([courses[both["point"]], both["shard"], both["round"]])
     anchor_codes, row_codes = codes[: len(anchors)], codes[len(anchors) :]
     order = np.argsort(anchor_codes, kind="stable")
     starts = _starts(anchor_codes[order])
     medians = np.array([np.median(part) for part in np.split(anchors["median_us"][order], starts[1:])])
-    ops = anchors["op"][order][starts]
+    raced = courses[anchors["point"]][order][starts]
     levels = np.ones(codes.max() + 1)
-    for op in np.unique(ops):
-        levels[anchor_codes[order][starts][ops == op]] = medians[ops == op] / np.median(medians[ops == op])
+    for course in np.unique(raced):
+        same = raced == course
+        levels[anchor_codes[order][starts][same]] = medians[same] / np.median(medians[same])
     row_levels: Floats = levels[row_codes]
     return row_levels
 

@@ -67,9 +67,10 @@ def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], 
     known = [*pairs, *([default] if default else [])]
     overlaps = []
     for measurement in measurements:
-        if measurement.point.op is not Op.OVERLAPPED or not measurement.gemms_by_round:
+        point = measurement.point
+        if (point.op, point.backend) != (Op.OVERLAPPED, plan.backend) or not measurement.gemms_by_round:
             continue
-        pair = _isolated_pair(plan, measurement.point, by_point)
+        pair = _isolated_pair(plan, point, by_point)
         if pair is not None:
             same = next((other for other in known if other.same_configs(pair)), pair)
             overlaps.append(_overlap(same, measurement, gemms))
@@ -79,7 +80,7 @@ def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], 
 def _isolated_pair(plan: Plan, point: Point, by_point: dict[tuple[object, ...], Measurement]) -> Pair | None:
     """The isolated measurements of the two configs that an overlapped point ran; None if one of them has none."""
     dispatch_knobs, combine_knobs = split_pair(point)
-    backend, dtype = plan.spec.backend, plan.spec.workload.dtype
+    backend, dtype = plan.backend, plan.spec.workload.dtype
     dispatch = by_point.get(Point(backend, Op.DISPATCH, dtype, dispatch_knobs).key)
     combine = by_point.get(Point(backend, Op.COMBINE, Dtype.BF16, combine_knobs).key)
     if dispatch is None or combine is None:

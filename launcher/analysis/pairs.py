@@ -56,8 +56,8 @@ class Pair(msgspec.Struct, frozen=True):
     @property
     def buffer_cost(self) -> tuple[int, ...]:
         """What breaks ties: the shared knobs first, then the larger of the two last knobs (the buffers)."""
-        last_knobs = [list(config.point.knobs.values())[-1] for config in (self.dispatch, self.combine)]
-        return (*self.shared.values(), max(last_knobs))
+        last_knobs = [list(config.point.knobs.values())[-1:] for config in (self.dispatch, self.combine)]
+        return (*self.shared.values(), *max(last_knobs))
 
     def by_round(self) -> dict[int, float]:
         """The objective in each group of the final that measured both."""
@@ -78,11 +78,11 @@ Ops = dict[Op, list[Measurement]]
 
 def groups_of(plan: Plan, measurements: list[Measurement]) -> dict[tuple[int, ...], Ops]:
     """The backend's measurements by the values of their shared knobs: those of the final first, fastest first."""
-    names = shared_knobs(BACKENDS[plan.spec.backend])
+    names = shared_knobs(BACKENDS[plan.backend])
     groups: dict[tuple[int, ...], Ops] = {}
     for measurement in measurements:
         point = measurement.point
-        if point.backend != plan.spec.backend or point.op is Op.OVERLAPPED:
+        if point.backend != plan.backend or point.op not in (Op.DISPATCH, Op.COMBINE, Op.DISPATCH_FULL):
             continue
         if all(name in point.knobs for name in names):
             shared = tuple(point.knobs[name] for name in names)
@@ -101,7 +101,7 @@ def best_of(plan: Plan, shared: tuple[int, ...], ops: Ops) -> Pair:
 
 def pair_of(plan: Plan, shared: tuple[int, ...], ops: Ops, dispatch: Measurement, combine: Measurement) -> Pair:
     """The two as a pair, with the full dispatch of the same config where it was measured."""
-    names = shared_knobs(BACKENDS[plan.spec.backend])
+    names = shared_knobs(BACKENDS[plan.backend])
     full = next((other for other in ops[Op.DISPATCH_FULL] if other.point.knobs == dispatch.point.knobs), None)
     return Pair(dict(zip(names, shared, strict=True)), dispatch, combine, plan.spec.search.weights, full)
 

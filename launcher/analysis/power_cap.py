@@ -1,4 +1,4 @@
-"""How much the power cap slowed the GPUs down around each repetition overlapped with GEMMs; pure.
+"""How much the power cap slowed the GPUs down around each repetition with GEMMs; pure.
 
 Isolated GEMMs run directly before and after it, always the same ones. They are its anchor: its time is divided by how
 much longer than typical they took.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from bench.backends import PAIR_OPS
 from bench.records import Op, Stage
 from launcher.store.table import OPS, STAGES, Rows
 
-_OVERLAPPED, _COMPUTE = OPS.index(Op.OVERLAPPED), OPS.index(Op.COMPUTE)
+_WITH_GEMMS = tuple(OPS.index(op) for op in PAIR_OPS)
+_COMPUTE = OPS.index(Op.COMPUTE)
 _FINAL = STAGES.index(Stage.FINAL)
 
 
 def levels(rows: Rows) -> dict[int, float]:
-    """By index into ``rows``: the time of the isolated GEMMs around an overlapped repetition over their typical time.
+    """By index into ``rows``: the time of the isolated GEMMs around a repetition with GEMMs over their typical time.
 
     ``rows``: those of the final that have samples, in the order of ``table.in_measured_order``. A repetition is left
     out unless GEMMs ran directly before and after it in its process group: one of them failed, or the run is old.
@@ -25,7 +27,7 @@ def levels(rows: Rows) -> dict[int, float]:
     typical_us = float(np.median(gemms_us)) if len(gemms_us) else 1.0
     by_index = {}
     for index, (before, row, after) in enumerate(zip(rows[:-2], rows[1:-1], rows[2:], strict=True), start=1):
-        if row["op"] == _OVERLAPPED and _is_anchor(before, row, -1) and _is_anchor(after, row, 1):
+        if row["op"] in _WITH_GEMMS and _is_anchor(before, row, -1) and _is_anchor(after, row, 1):
             by_index[index] = float(np.sqrt(before["median_us"] * after["median_us"])) / typical_us
     return by_index
 
@@ -36,7 +38,7 @@ def num_uncorrected(rows: Rows) -> int:
     ``rows``: all of a run, in the order of ``table.in_measured_order``.
     """
     measured = rows[(rows["stage"] == _FINAL) & (rows["count"] > 0)]
-    return int((measured["op"] == _OVERLAPPED).sum()) - len(levels(measured))
+    return int(np.isin(measured["op"], _WITH_GEMMS).sum()) - len(levels(measured))
 
 
 def _is_anchor(gemms: Rows, row: Rows, step: int) -> bool:

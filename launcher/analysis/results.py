@@ -12,6 +12,7 @@ from bench import workload as layout
 from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
+from launcher.analysis.libraries import Comparison, compare_libraries
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_uncorrected
 from launcher.config.plan import Plan, Planned, shard_name
@@ -28,6 +29,8 @@ class Results(msgspec.Struct, frozen=True):
     ``final_groups``: complete groups of the final. ``num_uncorrected``: repetitions overlapped with GEMMs that could
     not be corrected for the power cap. ``tokens``: those that each rank sends to each other [ranks, ranks].
     ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
+    ``choices``: for each library, in the order of the plan. ``comparisons``: of its libraries with one another and with
+    the plain collectives.
     """
 
     plan: Plan
@@ -43,7 +46,8 @@ class Results(msgspec.Struct, frozen=True):
     final_groups: int
     num_uncorrected: int
     tokens: list[list[int]]
-    choice: Choice
+    choices: dict[str, Choice]
+    comparisons: list[Comparison]
     baselines: list[Measurement]
     measurements: list[Measurement]
     failures: list[Failure]
@@ -51,6 +55,21 @@ class Results(msgspec.Struct, frozen=True):
     rank_ratio: float | None
     flags: list[str]
     damaged: list[Damaged]
+
+    @property
+    def choice(self) -> Choice:
+        """The decisions about the only library; see ``of``."""
+        return self.choices[self.plan.backend]
+
+    def of(self, backend: str) -> Results:
+        """The part that is about one library, with the baselines."""
+        backends = {backend, *(baseline.point.backend for baseline in self.baselines)}
+        return msgspec.structs.replace(
+            self,
+            plan=self.plan.of(backend),
+            choices={backend: self.choices[backend]},
+            measurements=[each for each in self.measurements if each.point.backend in backends],
+        )
 
     @property
     def volumes(self) -> tuple[Volume, Volume]:
@@ -87,7 +106,7 @@ def environment_differences(records: RunRecords) -> list[str]:
     environments = {line.id: line for line in records.others if isinstance(line, Environment)}
     used = [msgspec.to_builtins(line) for name, line in environments.items() if name in records.table.environments]
     differences = []
-    for field in Environment.__struct_fields__:
+    for field in Environment.__struct_fields__[:-1]:  # the last is the version of the line
         values = {str(environment[field]) for environment in used}
         if len(values) > 1:
             differences.append(f"{field}: {' | '.join(sorted(values))}")
@@ -125,6 +144,8 @@ def build(
     tokens = _tokens(plan, lines)
     measurements, failures = evaluate(plan, table, tokens)
     counts, missing = _count(plan, measurements, failures)
+    choices = {name: choose(plan.of(name), measurements) for name in plan.spec.backends}
+    baselines = [measurement for measurement in measurements if measurement.role is Role.BASELINE]
     return Results(
         plan=plan,
         manifest=manifest,
@@ -139,8 +160,9 @@ def build(
         final_groups=_final_groups(plan, table),
         num_uncorrected=num_uncorrected(rows),
         tokens=tokens,
-        choice=choose(plan, measurements),
-        baselines=[measurement for measurement in measurements if measurement.role is Role.BASELINE],
+        choices=choices,
+        comparisons=compare_libraries(plan, choices, baselines),
+        baselines=baselines,
         measurements=measurements,
         failures=failures,
         self_checks=_self_checks(lines),

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from bench.backends import LIBRARY_DEFAULT
 from bench.records import Dtype, Environment, Host, Op, Point, Role, SelfCheck, Stage
 from bench.stats import Interval
 from bench.workload import Workload
+from launcher.config.schema import Candidates
 from launcher.errors import UserError
 from launcher.store import results_v1
 from launcher.store.accounting import Accounting
@@ -25,9 +27,6 @@ from launcher.store.run_folder import RunFolder
 from launcher.store.versions import Version, read_schema, refuse_newer
 
 SCHEMA: Final = "deepep-sweep/results/2"
-LIBRARY_DEFAULT: Final = "library"
-"""Name of the default that the library itself takes; others are named after the framework that sets them."""
-
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Knobs = dict[str, int]
@@ -61,7 +60,7 @@ class SavedSearch(msgspec.Struct, frozen=True):
     warmup: Count = 0
     iterations: Count = 0
     objective: str | dict[str, float] = "round_trip"
-    candidates: list[list[int]] = []
+    candidates: Candidates = []
     own_tuning: bool = False
     overlapped: bool = False
     budget_s: float | None = None
@@ -205,6 +204,19 @@ class SavedOverlap(msgspec.Struct, frozen=True):
         return (self.dispatch, self.combine) == (pair.dispatch.knobs, pair.combine.knobs)
 
 
+class SavedLayer(msgspec.Struct, frozen=True):
+    """A layer with one pair of configs: a full dispatch, the expert GEMMs of the received tokens and a combine.
+
+    ``training``: with the operations of its backward pass. ``dispatch`` and ``combine`` are all knobs of each.
+    """
+
+    dispatch: Knobs
+    combine: Knobs
+    training: bool
+    median_us: Positive
+    ci95_us: tuple[float, float]
+
+
 class SavedLibrary(msgspec.Struct, frozen=True):
     """The answer for one library.
 
@@ -225,6 +237,7 @@ class SavedLibrary(msgspec.Struct, frozen=True):
     picks: dict[str, SavedPair]
     own_tuning: SavedPair | None
     overlapped: list[SavedOverlap]
+    layers: list[SavedLayer] = []
 
     @property
     def default(self) -> SavedPair | None:
@@ -233,14 +246,18 @@ class SavedLibrary(msgspec.Struct, frozen=True):
 
 
 class SavedLibraryComparison(msgspec.Struct, frozen=True):
-    """One pick of two libraries, measured in the same process groups: ``ratio`` is ``a`` / ``b`` in time."""
+    """One pick of two libraries, measured in the same process groups: ``ratio`` is ``a`` / ``b`` in time.
+
+    ``b`` may be a plain collective. ``full``: with full dispatches in place of cached ones.
+    """
 
     a: str
     b: str
     pick: str
     ratio: float
     ci95: tuple[float, float]
-    verdict: str
+    verdict: Literal["a_is_faster", "b_is_faster", "cannot_be_told_apart"]
+    full: bool = False
 
 
 class SavedFailure(msgspec.Struct, frozen=True):
