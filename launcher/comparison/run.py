@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from bench.backends import LIBRARY_DEFAULT
 from bench.records import Dtype, Op, Point
 from bench.workload import Workload
 from launcher.errors import UserError
 from launcher.store import results_file
-from launcher.store.results_file import LIBRARY_DEFAULT, SavedLibrary, SavedMeasurement, SavedPair, SavedResults
+from launcher.store.results_file import SavedLibrary, SavedMeasurement, SavedPair, SavedResults
 from launcher.text import knobs_text, one_line
 
 _MUST_AGREE = ("ep", "shared_gpus", "dry_run")

@@ -32,4 +32,4 @@ def files(report: Report) -> list[tuple[str, str]]:
 
 
 def _can_export(report: Report) -> bool:
-    return report.results.plan.spec.backend == "deepep" and report.results.choice.optimal is not None
+    return report.results.plan.backend == "deepep" and report.results.choice.optimal is not None

@@ -15,6 +15,7 @@ from launcher.analysis.choice import Choice
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.config import candidates
 from launcher.report.report import Report
 from launcher.text import knobs_text, text
 
@@ -61,15 +62,16 @@ def _verdict(results: Results) -> Iterator[str]:
 def _candidates(results: Results) -> Iterator[str]:
     """Each config of search.candidates, compared with the optimal one."""
     spec, optimal = results.plan.spec, results.choice.optimal
-    if not spec.search.candidates or optimal is None:
+    own = candidates.of_library(spec, results.plan.backend)
+    if not own or optimal is None:
         return
-    names = {knob.name for knob in BACKENDS[spec.backend].knobs}
+    names = {knob.name for knob in BACKENDS[results.plan.backend].knobs}
     measured = {
         (measurement.point.op, *measurement.point.knobs.values()): measurement
         for measurement in results.measurements
-        if measurement.point.backend == spec.backend and measurement.point.knobs.keys() == names
+        if measurement.point.backend == results.plan.backend and measurement.point.knobs.keys() == names
     }
-    for values in spec.search.candidates:
+    for values in own:
         dispatch, combine = measured.get((Op.DISPATCH, *values)), measured.get((Op.COMBINE, *values))
         if dispatch is None or combine is None:
             continue
@@ -151,7 +153,7 @@ def _bandwidth(results: Results) -> Iterator[str]:
 
 def _knobs(results: Results) -> Iterator[str]:
     """How much the time changes when one knob varies over its grid, in the median over the other knobs."""
-    backend = results.plan.spec.backend
+    backend = results.plan.backend
     names = [knob.name for knob in BACKENDS[backend].knobs]
     measured = [
         (measurement.point, measurement.relative)
@@ -276,7 +278,7 @@ def _serial(choice: Choice) -> Iterator[str]:
 
 def _baseline(results: Results) -> Iterator[str]:
     optimal = results.choice.optimal
-    if optimal is None or results.plan.spec.backend == "alltoall":
+    if optimal is None or results.plan.backend == "alltoall":
         return
     configs = {Op.DISPATCH: optimal.dispatch, Op.COMBINE: optimal.combine}
     for baseline in results.baselines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.backends import BACKENDS
 from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS
 from launcher.report.report import Report
 from launcher.text import text
@@ -25,7 +26,7 @@ def section(report: Report) -> list[str]:
     environment = results.environment
     num_devices = f"{environment.num_devices} x " if environment and environment.num_devices else ""
     dispatch, combine = results.volumes
-    library = "DeepEP" if spec.backend == "deepep" else f"the {spec.backend} backend"
+    library = BACKENDS[results.plan.backend].title
     return [
         *(line for note in caveats(report) for line in (f"**{note}**", "")),
         f"# Optimal configuration of {library} at EP={spec.ep.size}",

@@ -73,7 +73,7 @@ def _warnings(report: Report) -> list[str]:
 
 
 def _point_columns(results: Results) -> list[PointColumn]:
-    knobs = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
+    knobs = [knob.name for knob in BACKENDS[results.plan.backend].knobs]
     return [
         PointColumn("state", "measured, failed or missing", is_number=False),
         PointColumn("op", "the timed operation", is_number=False),
@@ -91,7 +91,7 @@ _NUMBERS = (columns.SPREAD, columns.LOGICAL, columns.WIRE, columns.PEAK)
 
 
 def _rows(results: Results) -> Iterator[list[Cell]]:
-    names = [knob.name for knob in BACKENDS[results.plan.spec.backend].knobs]
+    names = [knob.name for knob in BACKENDS[results.plan.backend].knobs]
     for cell in results.measurements:
         notes = ["unstable"] if cell.unstable else []
         yield [

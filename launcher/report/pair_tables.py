@@ -80,7 +80,7 @@ def best_per_shared(report: Report) -> list[str]:
     pairs = results.choice.best_per_shared
     if not pairs:
         return []
-    title = " and ".join(shared_knobs(BACKENDS[results.plan.spec.backend]))
+    title = " and ".join(shared_knobs(BACKENDS[results.plan.backend]))
     frontier = [pair.shared for pair in results.choice.pareto]
     fastest = min(pairs, key=lambda pair: pair.round_trip_us)
     rows = [
@@ -190,7 +190,7 @@ def own_tuning(report: Report) -> list[str]:
 def baselines(report: Report) -> list[str]:
     """NCCL's all-to-all of the same tokens."""
     results = report.results
-    if results.plan.spec.backend == "alltoall":
+    if results.plan.backend == "alltoall":
         return []
     if not results.plan.baselines:
         return ["## NCCL all-to-all", "", "Not measured: NCCL does not allow several ranks on one GPU.", ""]

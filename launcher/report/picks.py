@@ -43,7 +43,7 @@ def section(report: Report) -> list[str]:
     picks = rows(report.results.choice)
     if not picks:
         return []
-    choice, names = report.results.choice, shared_knobs(BACKENDS[report.results.plan.spec.backend])
+    choice, names = report.results.choice, shared_knobs(BACKENDS[report.results.plan.backend])
     shown = {*choice.picks, *([OVERLAPPED.heading] if choice.overlaps else [])}
     shared = " and ".join("SMs" if name == "num_sms" else name for name in names)
     return [
@@ -59,7 +59,7 @@ def section(report: Report) -> list[str]:
 def _memory(report: Report) -> list[str]:
     """The size of each pick's buffer, where a formula is known."""
     spec = report.results.plan.spec
-    if spec.backend != "deepep":
+    if report.results.plan.backend != "deepep":
         return []
     sizes = {
         name: max(

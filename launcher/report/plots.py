@@ -23,7 +23,7 @@ _MAX_TICKS = 25
 
 def draw(results: Results) -> dict[str, str]:
     """SVG texts by file name; empty where there is nothing to show."""
-    if not results.choice.best_per_shared or len(shared_knobs(BACKENDS[results.plan.spec.backend])) != 1:
+    if not results.choice.best_per_shared or len(shared_knobs(BACKENDS[results.plan.backend])) != 1:
         return {}
     with mpl.rc_context(_STYLE):
         pictures = {"pareto.svg": _pareto(results)}
@@ -47,7 +47,7 @@ def _shared(pair: Pair) -> int:
 def _pareto(results: Results) -> Figure:
     """The isolated round trip and, where measured, the overlapped time, over the shared knob."""
     choice = results.choice
-    name = shared_knobs(BACKENDS[results.plan.spec.backend])[0]
+    name = shared_knobs(BACKENDS[results.plan.backend])[0]
     figure = Figure(figsize=(10 if choice.overlaps else 5.5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if choice.overlaps else 1, squeeze=False)[0]
     _draw_isolated(axes[0], results, name)
@@ -55,7 +55,7 @@ def _pareto(results: Results) -> Figure:
         _overlapped(axes[1], results, name)
     device = results.environment.device if results.environment else ""
     figure.suptitle(
-        f"{results.plan.spec.backend} at EP={results.plan.spec.ep.size}, {device}, {results.plan.spec.workload.name}"
+        f"{results.plan.backend} at EP={results.plan.spec.ep.size}, {device}, {results.plan.spec.workload.name}"
     )
     return figure
 
@@ -103,7 +103,7 @@ def _overlapped(axes: Axes, results: Results, name: str) -> None:
 
 def _heatmaps(results: Results, op: Op) -> Figure | None:
     """One panel for each value of the last knob: the shared knob across, the first other knob up."""
-    backend = BACKENDS[results.plan.spec.backend]
+    backend = BACKENDS[results.plan.backend]
     names = [knob.name for knob in backend.knobs]
     cells = [
         measurement

@@ -5,16 +5,19 @@ from __future__ import annotations
 import msgspec
 
 from bench.backends import BACKENDS
+from launcher.analysis.layers import Layer
+from launcher.analysis.libraries import Comparison
 from launcher.analysis.measurements import Failure, Measurement
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.analysis.verdict import Verdict
 from launcher.store.results_file import (
-    LIBRARY_DEFAULT,
     SavedFailure,
     SavedHardware,
+    SavedLayer,
     SavedLibrary,
+    SavedLibraryComparison,
     SavedMeasurement,
     SavedOperation,
     SavedOverlap,
@@ -50,7 +53,8 @@ def document(results: Results) -> SavedResults:
         cost=results.cost,
         traffic_tokens=results.tokens,
         points=results.counts,
-        libraries=[_library(results)],
+        libraries=[_library(results.of(name)) for name in plan.spec.backends],
+        comparisons=[_comparison(comparison) for comparison in results.comparisons],
         baselines=[_measurement(measurement) for measurement in results.baselines],
         measurements=[_measurement(measurement) for measurement in results.measurements],
         failures=[_failure(failure) for failure in results.failures],
@@ -65,13 +69,13 @@ def document(results: Results) -> SavedResults:
 
 def _library(results: Results) -> SavedLibrary:
     """The answer for the library of this run."""
-    choice, name = results.choice, results.plan.spec.backend
+    choice, name = results.choice, results.plan.backend
     versions = {} if results.environment is None else results.environment.versions
     package = next(package for package in BACKENDS[name].packages if package != "torch")
     return SavedLibrary(
         name=name,
         version=versions.get(package),
-        defaults={} if choice.default is None else {LIBRARY_DEFAULT: _pair(choice.default)},
+        defaults={default: _pair(pair) for default, pair in choice.defaults.items()},
         optimal=_pair_or_none(choice.optimal),
         worst=_pair_or_none(choice.worst),
         tied=[_pair(pair) for pair in choice.tied],
@@ -82,6 +86,19 @@ def _library(results: Results) -> SavedLibrary:
         picks={pick: _pair(pair) for pick, pair in choice.picks.items()},
         own_tuning=_pair_or_none(choice.own_tuning),
         overlapped=[_overlap(overlap) for overlap in choice.overlaps],
+        layers=[_layer(layer) for layer in choice.layers],
+    )
+
+
+def _comparison(comparison: Comparison) -> SavedLibraryComparison:
+    return SavedLibraryComparison(
+        a=comparison.first,
+        b=comparison.second,
+        pick=comparison.pick,
+        ratio=round(comparison.ratio, 4),
+        ci95=interval(comparison.ci95, digits=4),
+        verdict=comparison.verdict,
+        full=comparison.full,
     )
 
 
@@ -121,6 +138,16 @@ def _operation(measurement: Measurement) -> SavedOperation:
 def _measurement(measurement: Measurement) -> SavedMeasurement:
     point, numbers = measurement.point, msgspec.structs.asdict(_operation(measurement))
     return SavedMeasurement(backend=point.backend, op=point.op, dtype=point.dtype, role=measurement.role, **numbers)
+
+
+def _layer(layer: Layer) -> SavedLayer:
+    return SavedLayer(
+        dispatch=layer.dispatch,
+        combine=layer.combine,
+        training=layer.training,
+        median_us=round(layer.median_us, 2),
+        ci95_us=interval(layer.ci95_us, digits=2),
+    )
 
 
 def _overlap(overlap: Overlap) -> SavedOverlap:

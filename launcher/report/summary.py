@@ -66,7 +66,7 @@ def _advice(report: Report) -> list[str]:
         lines.append("Leave the default as it is.")
     elif verdict.kind == "inconclusive":
         lines.append("Measure more before anything is changed: the same command with `search.final_groups=10`.")
-    elif results.plan.spec.backend == "deepep":
+    elif results.plan.backend == "deepep":
         lines += [
             "`python -m launcher.export RUN` writes the files that apply *fastest*, for each framework; docs/APPLY.md "
             "shows how to use them and how to check that they took effect.",

@@ -110,7 +110,7 @@ def _start_drawing(folder: RunFolder, part: Results) -> BaseProcess | None:
 
     A fork needs no copy of the results, and none of the program's threads is in it.
     """
-    if not part.choice.best_per_shared or part.plan.spec.ep.share_gpus:
+    if not any(choice.best_per_shared for choice in part.choices.values()) or part.plan.spec.ep.share_gpus:
         return None
     process = multiprocessing.get_context("fork").Process(target=_draw, args=(folder, part))
     process.start()

@@ -9,8 +9,10 @@ import msgspec
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from bench.backends import BACKENDS
 from bench.records import Dtype
 from bench.workload import Workload
+from launcher.config import groups
 from launcher.config.schema import BackendConf, Hardware, HardwareConf, Measure, MeasureConf, WorkloadConf
 from launcher.errors import UserError
 from launcher.validation.reference import Reference
@@ -226,6 +228,11 @@ def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     values: dict[str, Any] = {str(key): value for key, value in plain.items()} | {"backend": plain["backend"]["name"]}
+    if values["backend"] not in [*groups.EVERY, *BACKENDS]:
+        names = ", ".join([*groups.EVERY, *BACKENDS])
+        raise UserError(
+            f"backend must be one of {names}, got {values['backend']}", hint="a validation measures one library"
+        )
     try:
         msgspec.convert(values["thresholds"], Thresholds)
         options = msgspec.convert(values, Options)

@@ -46,7 +46,7 @@ def measure_tasks(
     supervisor = Supervisor(
         context.group_spec(dtype),
         Effort(measure.warmup, BLOCK_ITERATIONS, measure.deadline_s, measure.startup_s),
-        anchor=make_task(context, Op.DISPATCH, dtype),
+        anchors=[make_task(context, Op.DISPATCH, dtype)],
         sink=lambda line: _note_line(context, line, phase, dtype),
         log_folder=context.log_folder,
         budget_s=clock.left_s(),

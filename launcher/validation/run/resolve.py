@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from bench import rules
-from bench.backends import BACKENDS, Backend
+from bench.backends import BACKENDS, LIBRARY_DEFAULT, Backend
 from bench.records import Op
 from bench.rules import Facts, Violation
 from launcher.config import hardware as machine
@@ -41,7 +41,7 @@ def _resolve(values: dict[str, Any], *, local: bool) -> Spec:
         raise UserError(
             f"hardware={hardware.name} needs GPUs, this machine has none", hint="hardware=cpu tests without them"
         )
-    backend_name = machine.resolve_backend(requested.backend, hardware, local=local)
+    backend_name = machine.resolve_backends(requested.backend, hardware, local=local)[0][0]
     backend = BACKENDS[backend_name]
     thresholds, workload = requested.thresholds, requested.workload
     if on_cpu:
@@ -55,8 +55,9 @@ def _resolve(values: dict[str, Any], *, local: bool) -> Spec:
         gpus_named=bool(requested.gpus or not counted),
         backend=backend_name,
         thresholds=thresholds,
-        configs=_choose_configs(requested, backend, gpus),
     )
+    _check_workload(spec, backend)
+    spec = msgspec.structs.replace(spec, configs=_choose_configs(spec, backend))
     _check(spec, backend)
     return spec
 
@@ -68,11 +69,12 @@ def _read_references(values: dict[str, Any]) -> list[Any]:
     return plain
 
 
-def _choose_configs(spec: Spec, backend: Backend, gpus: int) -> dict[str, list[int]]:
+def _choose_configs(spec: Spec, backend: Backend) -> dict[str, list[int]]:
+    facts = machine.facts_of(spec.hardware, spec.workload, num_ranks=spec.gpus)
     configs = {}
     for op in (Op.DISPATCH, Op.COMBINE):
-        default = DEEPEP_CONFIG if backend.name == "deepep" else list(backend.default(op, num_ranks=gpus).values())
-        configs[op.value] = spec.configs.get(op.value) or default
+        own = list(backend.defaults(op, facts)[LIBRARY_DEFAULT].values())
+        configs[op.value] = spec.configs.get(op.value) or (DEEPEP_CONFIG if backend.name == "deepep" else own)
     return configs
 
 
@@ -84,10 +86,15 @@ def _make_hint(violation: Violation, spec: Spec) -> str:
     return f"{count}; set gpus=N to the number that belongs here; {violation.hint}"
 
 
-def _check(spec: Spec, backend: Backend) -> None:
-    facts = Facts(spec.gpus, spec.workload, spec.hardware.num_sms, None)
+def _check_workload(spec: Spec, backend: Backend) -> None:
+    """UserError for a workload, or a number of GPUs, that the library cannot run; it may have no default there."""
+    facts = machine.facts_of(spec.hardware, spec.workload, num_ranks=spec.gpus)
     for violation in rules.workload_violations(facts) + backend.workload_violations(facts):
         raise UserError(str(violation), hint=_make_hint(violation, spec))
+
+
+def _check(spec: Spec, backend: Backend) -> None:
+    facts = Facts(spec.gpus, spec.workload, spec.hardware.num_sms, None)
     for op in (Op.DISPATCH, Op.COMBINE):
         values = spec.configs[op.value]
         if len(values) != len(backend.knobs):
