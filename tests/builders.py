@@ -31,6 +31,7 @@ from bench.records import (
     SelfCheck,
     Traffic,
 )
+from bench.rules import Facts
 from bench.workload import Workload
 from launcher import api
 from launcher.analysis.results import Results
@@ -69,6 +70,12 @@ MANIFEST = Manifest(
     program="0.1.0",
     plan_id="0" * 16,
 )
+
+
+def facts(*, num_ranks: int = 4, memory_bytes: int | None = 141_000_000_000, **layer: Any) -> Facts:
+    """An H200 and a layer of DeepSeek-V3's width."""
+    workload = small_workload(**({"hidden": 7168, "num_experts": 256, "num_topk": 8} | layer))
+    return Facts(num_ranks, workload, num_sms=132, memory_bytes=memory_bytes, nvlink_gb_per_s=450.0)
 
 
 def small_workload(**changes: Any) -> Workload:

@@ -158,7 +158,12 @@ def make_pair(num_sms: int, dispatch_us: float, combine_us: float, full_us: floa
 def results_with(**changes: Any) -> Results:
     """Results of a tuned run with other members in their choice."""
     base = build(LINES)
-    return msgspec.structs.replace(base, choice=msgspec.structs.replace(base.choice, **changes))
+    return with_choice(base, msgspec.structs.replace(base.choice, **changes))
+
+
+def with_choice(results: Results, choice: Choice) -> Results:
+    """The results with other decisions about their only library."""
+    return msgspec.structs.replace(results, choices={results.plan.backend: choice})
 
 
 def overlaps_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) -> list[Overlap]:
@@ -186,5 +191,4 @@ def choice_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) ->
 
 
 def overlap_findings(choice: Choice) -> list[str]:
-    results = msgspec.structs.replace(build(LINES), choice=choice)
-    return list(findings._overlap(results))
+    return list(findings._overlap(with_choice(build(LINES), choice)))

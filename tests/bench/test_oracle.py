@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.backends.sessions.session import Dispatched
 from bench.rank.oracle import Oracle, edge_routings, quantise
@@ -178,8 +180,27 @@ def test_wrong_counts_weights_and_experts_are_noticed() -> None:
     weights[weights > 0] *= 1.001
     assert ranks[1].check_dispatch(got._replace(topk_weights=weights)) == "expert weights of received tokens differ"
     idx = got.topk_idx.clone()
-    idx[0] = idx[0].roll(1)
+    idx[0] = torch.where(idx[0] >= 0, (idx[0] + 1) % len(counts), -1)
     assert ranks[1].check_dispatch(got._replace(topk_idx=idx)) == "expert indices of received tokens differ"
+
+
+def test_the_choices_of_a_row_may_come_in_any_order_with_their_weights() -> None:
+    ranks = uniform()
+    got = dispatched(ranks, 1)
+    order = torch.arange(got.topk_idx.shape[1]).roll(1)
+    rolled = got._replace(topk_idx=got.topk_idx[:, order], topk_weights=got.topk_weights[:, order])
+    assert ranks[1].check_dispatch(rolled) is None
+    assert ranks[1].check_dispatch(got._replace(topk_idx=rolled.topk_idx)) == "expert weights of received tokens differ"
+
+
+def test_indices_and_weights_of_other_ranks_experts_mean_nothing() -> None:
+    ranks = uniform()
+    got = dispatched(ranks, 1)
+    is_remote = got.topk_idx < 0
+    other = got._replace(
+        topk_idx=got.topk_idx.masked_fill(is_remote, 1000), topk_weights=got.topk_weights.masked_fill(is_remote, 0.5)
+    )
+    assert ranks[1].check_dispatch(other) is None
 
 
 @pytest.mark.parametrize("steps", [-2, 2])
@@ -212,6 +233,41 @@ def test_a_combine_that_misses_one_rank_or_is_not_a_number_is_noticed() -> None:
         assert ranks[1].check_combine(got) == f"1 of {len(right)} combined tokens are wrong, first token 7"
     assert ranks[1].check_combine(right.float()) is not None
     assert ranks[1].check_combine(right[1:]) is not None
+
+
+def returned_to(ranks: list[Oracle], rank: int) -> list[torch.Tensor]:
+    """For each rank what it returns for the tokens of this one [tokens, hidden], zero where it had no expert."""
+    local = ranks[0].workload.num_experts // len(ranks)
+    parts = []
+    for destination, oracle in enumerate(ranks):
+        masks = [goes_to(sender.inputs.topk_idx, destination, local) for sender in ranks]
+        first = sum(int(mask.sum()) for mask in masks[:rank])
+        part = torch.zeros(len(masks[rank]), ranks[0].workload.hidden)
+        part[masks[rank]] = oracle.returned[first : first + int(masks[rank].sum())].float()
+        parts.append(part)
+    return parts
+
+
+@given(st.permutations(range(4)), st.integers(0, 3))
+def test_a_sum_that_is_rounded_at_every_rank_is_accepted_in_any_order_and_without_a_rank_it_is_not(
+    order: list[int], rank: int
+) -> None:
+    ranks = oracles([route(LAYER, rank=source, num_ranks=4) for source in range(4)])
+    parts = returned_to(ranks, rank)
+    total = torch.zeros_like(parts[0], dtype=torch.bfloat16)
+    for at in order:
+        total = (total.float() + parts[at]).to(torch.bfloat16)
+    assert ranks[rank].check_combine(total, roundings=3) is None
+    lost = (total.float() - parts[order[0]]).to(torch.bfloat16)
+    assert "combined tokens are wrong" in (ranks[rank].check_combine(lost, roundings=3) or "")
+
+
+def test_a_sum_with_several_roundings_is_wrong_where_one_is_promised() -> None:
+    ranks = oracles([route(LAYER, rank=source, num_ranks=4) for source in range(4)])
+    total = torch.zeros_like(ranks[0].expected_sums, dtype=torch.bfloat16)
+    for part in returned_to(ranks, 0):
+        total = (total.float() + part).to(torch.bfloat16)
+    assert "combined tokens are wrong" in (ranks[0].check_combine(total) or "")
 
 
 def test_a_combine_that_swaps_two_tokens_is_noticed() -> None:

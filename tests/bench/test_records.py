@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import records
-from bench.records import Dtype, Environment, NewerFormatError, Op, Point, decode, digest, encode
+from bench.records import Dtype, Environment, Line, NewerFormatError, Op, Point, decode, decode_all, digest, encode
 from tests.builders import ENVIRONMENT, TRAFFIC, complete, deepep_plan, lines
 
 KINDS = [kind.__struct_config__.tag for kind in typing.get_args(records.Line)]
@@ -84,7 +84,7 @@ def test_a_line_of_a_newer_version_is_refused_by_name(kind: str) -> None:
 
 def test_a_newer_line_is_refused_even_if_every_field_fits() -> None:
     newer = msgspec.structs.replace(TRAFFIC, v=records.FORMAT_VERSION + 1)
-    with pytest.raises(NewerFormatError, match=r"^record version 2, this program reads up to 1$"):
+    with pytest.raises(NewerFormatError, match=r"^record version 3, this program reads up to 2$"):
         decode(encode(newer))
 
 
@@ -120,7 +120,19 @@ def test_a_digest_is_the_same_in_every_version_of_this_program() -> None:
     assert digest("a", "b") != digest(["a", "b"])
 
 
-@pytest.mark.parametrize("field", Environment.__struct_fields__)
+@pytest.mark.parametrize("line", complete(deepep_plan())[:5], ids=lambda line: type(line).__name__)
+def test_a_line_of_version_1_is_read_as_it_was_written(line: Line) -> None:
+    earlier = msgspec.structs.replace(line, v=1)
+    assert b'"v":1' in encode(earlier)
+    assert decode(encode(earlier)) == earlier
+    assert decode_all(encode(earlier)) == [earlier]
+
+
+def test_a_run_that_is_resumed_by_a_newer_version_stays_in_its_environment() -> None:
+    assert msgspec.structs.replace(ENVIRONMENT, v=1).id == ENVIRONMENT.id
+
+
+@pytest.mark.parametrize("field", [field for field in Environment.__struct_fields__ if field != "v"])
 def test_the_id_of_an_environment_depends_on_every_field(field: str) -> None:
     old = getattr(ENVIRONMENT, field)
     new = {"torch": "0"} if isinstance(old, dict) else not old if isinstance(old, bool) else f"{old}0"

@@ -125,7 +125,7 @@ def test_a_refusal_of_hydra_is_one_line_without_usage_or_traceback(
 
 def test_flags_of_hydra_may_stand_anywhere_and_m_is_implied(start: Start) -> None:
     plan = start("sweep", "-m", "dry_run=true", "hardware=h200", "ep=2").stdout
-    assert plan.startswith("deepep on h200, EP=2, ")
+    assert plan.startswith("DeepEP V1, DeepEP V2, NCCL EP on h200, EP=2, ")
     assert start("sweep", "dry_run=true", "hardware=h200", "-m", "ep=2").stdout == plan
     assert start("sweep", "dry_run=true", "hardware=h200", "ep=2").stdout == plan
     assert start("sweep", "-m", "ep=2", "--cfg", "job").stdout == start("sweep", "--cfg=job", "ep=2").stdout

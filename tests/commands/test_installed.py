@@ -102,7 +102,7 @@ def test_every_command_is_installed_and_shows_its_page(name: str, script: Script
 def test_a_plan_is_printed_where_a_folder_holds_packages_of_the_same_names(script: Script, tmp_path: Path) -> None:
     process = script("deepep-sweep", "dry_run=true", "hardware=h200", "backend=deepep")
     assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.startswith("deepep on h200, EP=4, deepseek_v3 ")
+    assert process.stdout.startswith("DeepEP V1 on h200, EP=4, deepseek_v3 ")
     assert not list(tmp_path.glob("outputs/*-*"))
 
 

@@ -115,15 +115,15 @@ def test_a_dry_run_prints_points_shards_and_refusals_and_makes_no_run_folder(
     assert process.returncode == 0, process.stderr
     assert process.stderr.splitlines()[0] == NOT_A_MEASUREMENT
     lines = process.stdout.splitlines()
-    assert lines[0] == "alltoall on cpu, EP=4, small (128 x 512, 16 experts, top-4, bf16, uniform)"
+    assert lines[0] == "all-to-all on cpu, EP=4, small (128 x 512, 16 experts, top-4, bf16, uniform)"
     assert lines[1] == "points: 10 (8 cells, 2 of the default, 0 of the baseline), 2 cells refused"
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines[2:5]] == [
         "shard 0: 3 cells, about N s",
         "shard 1: 3 cells, about N s",
         "shard 2: 2 cells, about N s",
     ]
-    assert lines[5:] == [
-        f"refused: {op} num_slices 1, num_in_flight 2: grid.num_in_flight must lie in 1..1 (num_slices=1), got 2"
+    assert lines[5:] == ["all-to-all: 8 cells, 2 refused", "  default library: num_slices 1, num_in_flight 1"] + [
+        f"  refused: {op} num_slices 1, num_in_flight 2: grid.num_in_flight must lie in 1..1 (num_slices=1), got 2"
         for op in ("dispatch", "combine")
     ]
     assert runs(tmp_path / "outputs") == []
@@ -134,7 +134,7 @@ def test_a_sweep_for_another_machine_can_be_planned_on_this_one(run_module: Comm
         "launcher.sweep", "-m", "dry_run=true", "hardware=h200", "backend=deepep", f"outputs={tmp_path}/outputs"
     )
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("deepep on h200, EP=4, deepseek_v3 ")
+    assert process.stdout.startswith("DeepEP V1 on h200, EP=4, deepseek_v3 ")
 
 
 REFUSED = {

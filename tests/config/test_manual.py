@@ -49,7 +49,7 @@ def test_every_key_has_a_meaning(key: ConfigKey) -> None:
 
 @pytest.mark.parametrize(
     ("name", "default"),
-    [("blocks", "24"), ("alltoall_mib", "[64, 256, 1024]"), ("grid", "{}"), ("search.candidates", "[]")],
+    [("blocks", "24"), ("alltoall_mib", "[64, 256, 1024]"), ("grid", "{}"), ("search.candidates", "null")],
 )
 def test_a_default_is_written_as_on_the_command_line(name: str, default: str) -> None:
     assert [key.default for key in KEYS if key.name == name] == [default]

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.backends import BACKENDS
+from bench.backends import BACKENDS, LIBRARY_DEFAULT
 from bench.records import Dtype, Op, Role, Stage
 from launcher.config import planning
 from launcher.config.plan import ANCHOR_EVERY, Plan
 from launcher.config.schema import Ep
 from launcher.errors import UserError
 from launcher.tuner.shard import in_order
-from tests.builders import ROOT, anchor_of, deepep_plan, small_workload, spec
+from tests.builders import ROOT, anchor_of, deepep_plan, facts, small_workload, spec
 
 
 def axis(values: st.SearchStrategy[int], always: int) -> st.SearchStrategy[list[int]]:
@@ -73,7 +73,7 @@ def test_the_default_is_planned_once_whether_or_not_the_grid_names_it(grid: dict
     for num_sms in ([24], [20, 24]):
         plan = deepep_plan(grid=grid | {"num_sms": num_sms})
         for op in (Op.DISPATCH, Op.COMBINE):
-            default = BACKENDS["deepep"].default(op, num_ranks=4)
+            default = BACKENDS["deepep"].defaults(op, facts(num_ranks=4))[LIBRARY_DEFAULT]
             matching = [one for one in plan.every_point if (one.point.op, one.point.knobs) == (op, default)]
             assert [one.role for one in matching] == [Role.ANCHOR]
 
@@ -85,10 +85,15 @@ def test_the_seed_changes_only_the_order(plan: Plan) -> None:
     assert planning.make(plan.spec) == plan
 
 
-def test_deepep_is_planned_with_one_all_to_all_baseline_and_an_all_to_all_without(plan: Plan) -> None:
+def test_a_library_is_planned_with_every_plain_collective_as_a_baseline_and_a_plain_collective_without(
+    plan: Plan,
+) -> None:
     assert [(one.point.backend, one.point.op) for one in plan.baselines] == [
         ("alltoall", Op.DISPATCH),
         ("alltoall", Op.COMBINE),
+        ("alltoall", Op.EXCHANGE),
+        ("allgather", Op.DISPATCH),
+        ("allgather", Op.COMBINE),
     ]
     assert replaced(plan, backend="alltoall", grid={"num_slices": [1], "num_in_flight": [1]}).baselines == []
     assert replaced(plan, ep=Ep(size=4, share_gpus=True)).baselines == []
@@ -98,6 +103,7 @@ def test_combine_is_always_bf16(plan: Plan) -> None:
     fp8 = replaced(plan, workload=small_workload(dtype=Dtype.FP8))
     assert {(one.point.op, one.point.dtype) for one in fp8.every_point} == {
         (Op.DISPATCH, Dtype.FP8),
+        (Op.EXCHANGE, Dtype.FP8),
         (Op.COMBINE, Dtype.BF16),
     }
 
@@ -117,20 +123,23 @@ def test_a_knob_may_have_different_values_for_each_operation(plan: Plan) -> None
     [
         (
             {"grid": {"num_sms": [7], "nvl_chunk": [8], "nvl_buffer": [256]}},
-            "every cell of the grid is refused; the first: "
+            "every cell of the grid of deepep is refused; the first: "
             "grid.num_sms must be even and at least 2 (DeepEP pairs SMs), got 7",
         ),
         (
             {"grid": {"num_sms": [], "nvl_chunk": [8], "nvl_buffer": [256]}},
-            "grid.num_sms must list at least one value for dispatch",
+            "grid.num_sms must list at least one value for dispatch of deepep",
         ),
         (
             {"grid": {"num_sms": [24], "nvl_chunk": {"dispatch": [8]}, "nvl_buffer": [256]}},
-            "grid.nvl_chunk must list at least one value for combine",
+            "grid.nvl_chunk must list at least one value for combine of deepep",
         ),
-        ({"grid": {"num_sms": [24], "nvl_chunk": [8]}}, "grid.nvl_buffer must list at least one value for dispatch"),
+        (
+            {"grid": {"num_sms": [24], "nvl_chunk": [8]}},
+            "grid.nvl_buffer must list at least one value for dispatch of deepep",
+        ),
         ({"grid": {"num_smss": [24]}}, "grid.num_smss is not a knob"),
-        ({"backend": "deepeq"}, "backend must be one of deepep, alltoall, got deepeq"),
+        ({"backend": "deepeq"}, "backend must be one of deepep, deepep_v2, nccl_ep, alltoall, allgather, got deepeq"),
         ({"num_shards": 0}, "shard.count must be at least 1, got 0"),
         ({"ep": Ep(size=16, share_gpus=False)}, "ep.size must be at most 8, the GPUs of a h200 node, got 16"),
         ({"ep": Ep(size=0, share_gpus=False)}, "ep.size must be at least 1, got 0"),
@@ -219,7 +228,7 @@ def test_any_other_objective_is_refused_in_one_line(objective: str, shown: str) 
 def test_a_refusal_of_the_grid_hints_at_the_knobs_of_the_backend(plan: Plan) -> None:
     with pytest.raises(UserError) as caught:
         replaced(plan, grid={"num_smss": [24]})
-    assert caught.value.hint == "knobs of backend deepep: num_sms, nvl_chunk, nvl_buffer"
+    assert caught.value.hint == "knobs of this sweep: num_sms, nvl_chunk, nvl_buffer"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no array"])
@@ -291,11 +300,11 @@ def test_labels_are_unique_within_a_plan(plan: Plan) -> None:
 def test_anchors_come_first_last_and_every_25_points() -> None:
     plan = deepep_plan(grid={"num_sms": [2 * sms for sms in range(1, 16)], "nvl_chunk": [8, 12], "nvl_buffer": [256]})
     roles = [task.role for task in in_order(plan, [*plan.baselines, *plan.cells], 0)]
-    assert roles[:4] == [Role.ANCHOR] * 2 + [Role.BASELINE] * 2
+    assert roles[:7] == [Role.ANCHOR] * 2 + [Role.BASELINE] * 5
     assert roles[-2:] == [Role.ANCHOR] * 2
     runs = [len(list(group)) for role, group in itertools.groupby(roles, lambda role: role is Role.ANCHOR) if not role]
     assert max(runs) == ANCHOR_EVERY
-    assert sum(runs) == len(plan.cells) + 2
+    assert sum(runs) == len(plan.cells) + len(plan.baselines)
     assert len(runs) == math.ceil(sum(runs) / ANCHOR_EVERY)
 
 
@@ -324,7 +333,7 @@ def test_the_default_of_a_plan_is_deepep_s_config_for_that_many_ranks(plan: Plan
     [
         f"{group.name}={file.stem}"
         for group in (ROOT / "conf").iterdir()
-        if group.name in ("grid", "workload", "hardware", "measure")
+        if group.name in ("workload", "hardware", "measure")
         for file in sorted(group.glob("*.yaml"))
         if file.stem not in ("auto", "cpu")
     ],

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from bench.backends import BACKENDS
+from bench.backends import BACKENDS, LIBRARY_DEFAULT
 from bench.records import Op
 from launcher.deploy import tuned
 from launcher.deploy.formats import SHIM, render
 from launcher.deploy.tuned import provenance
-from tests.builders import ROOT
+from tests.builders import ROOT, facts
 from tests.deploy.exported import COMBINE, DISPATCH, RESULTS, Document, holds, hostile, python, with_text, written
 
 
@@ -152,7 +152,8 @@ def test_the_template_itself_changes_nothing() -> None:
 def test_the_stand_in_has_the_defaults_that_the_project_keeps_of_deep_ep() -> None:
     for num_ranks in (2, 4, 8):
         expected = [
-            tuple(BACKENDS["deepep"].default(op, num_ranks=num_ranks).values()) for op in (Op.DISPATCH, Op.COMBINE)
+            tuple(BACKENDS["deepep"].defaults(op, facts(num_ranks=num_ranks))[LIBRARY_DEFAULT].values())
+            for op in (Op.DISPATCH, Op.COMBINE)
         ]
         holds(
             "from deep_ep import Buffer, Config\n"

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.backends import BACKENDS
+from bench.backends import BACKENDS, LIBRARY_DEFAULT
 from bench.nvml import gpus
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Failed, FailureKind, Line, Measured, Op, Point, Role
 from bench.supervisor import Effort, Supervisor, Task
-from tests.builders import command, small_workload
+from tests.builders import command, facts, small_workload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,6 +24,12 @@ pytestmark = [
 ]
 
 WORKLOAD = small_workload(num_tokens=1024, hidden=7168, num_experts=64, num_topk=8)
+
+
+def default_dispatch(*, num_ranks: int) -> Point:
+    """The dispatch of DeepEP's default."""
+    knobs = BACKENDS["deepep"].defaults(Op.DISPATCH, facts(num_ranks=num_ranks))[LIBRARY_DEFAULT]
+    return Point("deepep", Op.DISPATCH, Dtype.BF16, knobs)
 
 
 @pytest.fixture(scope="module", params=list(Dtype))
@@ -64,11 +70,17 @@ def test_an_empty_operation_reads_less_than_10_us_and_no_rank_waits_for_another(
     assert sweep["rank_ratio"] < 1.05
 
 
+def test_a_layer_and_its_training_step_are_measured_with_correct_outputs(sweep: dict[str, Any]) -> None:
+    assert {one["op"] for one in sweep["measurements"]} >= {"layer", "layer_training", "overlapped", "exchange"}
+    (library,) = sweep["libraries"]
+    assert {layer["training"] for layer in library["layers"]} == {False, True}
+
+
 def test_no_time_is_shorter_than_the_links_allow(sweep: dict[str, Any]) -> None:
-    shares = [one["peak_fraction"] for one in sweep["measurements"] if one["op"] not in ("compute", "overlapped")]
+    shares = [one["peak_fraction"] for one in sweep["measurements"] if one["peak_fraction"] is not None]
     assert shares
     assert all(0 < share <= 1 for share in shares)
-    assert {one["backend"] for one in sweep["baselines"]} == {"alltoall"}
+    assert {one["backend"] for one in sweep["baselines"]} == {"alltoall", "allgather"}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -81,10 +93,10 @@ def test_a_combine_runs_with_22_slots_more_than_its_chunk_and_hangs_with_21_whil
         Point("deepep", Op.COMBINE, Dtype.BF16, {"num_sms": 24, "nvl_chunk": 8, "nvl_buffer": 8 + more})
         for more in (22, 21)
     )
-    default = Point("deepep", Op.DISPATCH, Dtype.BF16, BACKENDS["deepep"].default(Op.DISPATCH, num_ranks=num_ranks))
+    default = default_dispatch(num_ranks=num_ranks)
     spec = GroupSpec(num_ranks, "cuda", shared_gpus=shared, workload=WORKLOAD, points=[default, at_bound, below])
     anchor = Task(default, "default", Role.ANCHOR)
-    supervisor = Supervisor(spec, Effort(1, 3, 20.0, 180.0), anchor=anchor, sink=lambda _: None, log_folder=tmp_path)
+    supervisor = Supervisor(spec, Effort(1, 3, 20.0, 180.0), anchors=[anchor], sink=lambda _: None, log_folder=tmp_path)
     tasks = [anchor, Task(at_bound, "at", Role.GRID), Task(below, "below", Role.GRID), Task(at_bound, "at", Role.GRID)]
     first, runs, hangs, after = supervisor.run(tasks)
     assert isinstance(first.outcome, Measured)
@@ -95,7 +107,7 @@ def test_a_combine_runs_with_22_slots_more_than_its_chunk_and_hangs_with_21_whil
 
 
 def test_an_odd_num_sms_past_the_rules_is_a_failure_and_the_shard_lives_on(tmp_path: Path) -> None:
-    default = Point("deepep", Op.DISPATCH, Dtype.BF16, BACKENDS["deepep"].default(Op.DISPATCH, num_ranks=2))
+    default = default_dispatch(num_ranks=2)
     odd, good = (
         Point("deepep", Op.DISPATCH, Dtype.BF16, {"num_sms": num_sms, "nvl_chunk": 8, "nvl_buffer": 256})
         for num_sms in (7, 24)
@@ -103,7 +115,7 @@ def test_an_odd_num_sms_past_the_rules_is_a_failure_and_the_shard_lives_on(tmp_p
     spec = GroupSpec(2, "cuda", shared_gpus=False, workload=WORKLOAD, points=[default, odd, good])
     anchor = Task(default, "default", Role.ANCHOR)
     lines: list[Line] = []
-    supervisor = Supervisor(spec, Effort(3, 10, 30.0, 180.0), anchor=anchor, sink=lines.append, log_folder=tmp_path)
+    supervisor = Supervisor(spec, Effort(3, 10, 30.0, 180.0), anchors=[anchor], sink=lines.append, log_folder=tmp_path)
     tasks = [anchor, Task(odd, "odd", Role.GRID), Task(good, "good", Role.GRID)]
     first, refused, after = supervisor.run(tasks)
     assert isinstance(first.outcome, Measured)

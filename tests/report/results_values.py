@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from launcher.config import groups
 
 RENAMED = {
     "compute_alone_us": "compute_isolated_us",
@@ -13,6 +16,9 @@ RENAMED = {
 }
 """Members of results/1 -> their names in results/2."""
 
+_KNOBS = tuple(groups.owners())
+"""Knobs; those of an overlapped pair have the name of their operation in front."""
+
 LEFT_OUT = {"finalists_per_group"}
 """Settings of results/1 that results/2 dropped."""
 
@@ -21,7 +27,8 @@ def values(document: Mapping[str, Any]) -> dict[str, float]:
     """Every number of a decoded document by its path: ``optimal.dispatch.ci95_us.0`` -> 495.19.
 
     Paths are those of results/1 with the names of results/2: the members of the first library are at the top level,
-    the library's default is ``default``, and knobs are among the numbers, shared knobs once for each pair.
+    the library's default is ``default``, and knobs are among the numbers, shared knobs once for each pair. Measurements
+    stand under their points, since those with equal times may change places.
     """
     first, *others = document.get("libraries", [{}])
     rest = {name: member for name, member in document.items() if name != "libraries"}
@@ -31,11 +38,14 @@ def values(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def differences(first: dict[str, float], second: dict[str, float]) -> list[str]:
-    """A line for each number that differs in any digit or that only one document has."""
+    """A line for each number that differs, or that only one document has.
+
+    The last digits of a sum depend on the processor's vector units.
+    """
     return [
         f"{path}: {first.get(path)} | {second.get(path)}"
         for path in sorted(first.keys() | second.keys())
-        if first.get(path) != second.get(path)
+        if not math.isclose(first.get(path, math.nan), second.get(path, math.nan), rel_tol=1e-12)
     ]
 
 
@@ -46,9 +56,17 @@ def _walk(part: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
                 yield from _walk(member, (*path, RENAMED.get(name, name)))
     elif isinstance(part, list):
         for at, member in enumerate(part):
-            yield from _walk(member, (*path, str(at)))
+            yield from _walk(member, (*path, _label(member) or str(at)))
     elif isinstance(part, int | float):
         yield ".".join(path), part
+
+
+def _label(member: Any) -> str | None:
+    """What a measurement is of; None for another member of a list."""
+    if not isinstance(member, dict) or "op" not in member:
+        return None
+    knobs = [f"{name}={value}" for name, value in _flat(member).items() if name.endswith(_KNOBS)]
+    return "/".join([member["backend"], member["op"], member["dtype"], *knobs])
 
 
 def _flat(part: dict[str, Any]) -> dict[str, Any]:

@@ -132,8 +132,11 @@ def test_a_candidate_measured_by_too_few_groups_gets_no_judgement(groups: int, j
     assert finding in markdown_of(build(lines, plan=plan))
 
 
-def test_a_candidate_of_the_user_is_compared_with_the_optimal_config() -> None:
-    search = msgspec.structs.replace(PLAN.spec.search, candidates=[[24, 12, 256]])
+@pytest.mark.parametrize("candidates", [[[24, 12, 256]], {"deepep": [[24, 12, 256]]}])
+def test_a_candidate_of_the_user_is_compared_with_the_optimal_config(
+    candidates: list[list[int]] | dict[str, list[list[int]]],
+) -> None:
+    search = msgspec.structs.replace(PLAN.spec.search, candidates=candidates)
     plan = deepep_plan(search=search)
     text = markdown_of(build(complete(plan), plan=plan))
     assert "Your candidate (24, 12, 256) takes 601 us per round trip (dispatch 295, combine 305): 1.226x as" in text

@@ -57,3 +57,19 @@ def test_a_number_that_differs_in_its_last_digit_or_is_missing_is_named() -> Non
         "optimal.dispatch.median_us: 496.48 | 496.49",
         "verdict.margin: 0.02 | None",
     ]
+
+
+def test_the_last_digits_of_a_sum_are_no_difference_and_a_number_on_one_side_only_is_one() -> None:
+    assert differences({"ratio": 2.4126521345215135}, {"ratio": 2.412652134521514}) == []
+    assert differences({"ratio": 2.41265213452}, {"ratio": 2.41265213453}) == ["ratio: 2.41265213452 | 2.41265213453"]
+    assert differences({"zero": 0.0}, {}) == ["zero: 0.0 | None"]
+    assert differences({}, {"zero": 0}) == ["zero: None | 0"]
+
+
+def test_measurements_are_compared_by_their_points_in_whatever_order_they_stand() -> None:
+    one, two = (
+        {"backend": "deepep", "op": "combine", "dtype": "bf16", "knobs": {"num_sms": sms}, "median_us": 9.0 + sms}
+        for sms in (8, 16)
+    )
+    assert values({"measurements": [one, two]}) == values({"measurements": [two, one]})
+    assert values({"measurements": [one]})["measurements.deepep/combine/bf16/num_sms=8.median_us"] == 17.0

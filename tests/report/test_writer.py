@@ -40,7 +40,7 @@ def test_unlike_environments_are_refused_and_reported_apart_on_demand(
 
     assert aggregate.main([str(folder.path), "allow_mixed=true"]) == 3
     text = folder.report_file.read_text()
-    assert text.count("# Optimal configuration of DeepEP at EP=4") == 2
+    assert text.count("# Optimal configuration of DeepEP V1 at EP=4") == 2
     assert [line for line in text.splitlines() if line.startswith("Measured on")] == [
         f"Measured on 4 x {device} with 4 ranks: 256 tokens per rank, hidden 512, 16 experts, top-4 (small, routing "
         "uniform), dispatch in BF16, combine in BF16."

@@ -29,7 +29,7 @@ def two_libraries() -> SavedResults:
     (deepep,) = RESULTS.libraries
     default, knee = deepep.defaults["library"], deepep.picks["knee"]
     second = replace(deepep, name="deepep_v2", version="sgl-deep-ep 0.1.2", defaults={"library": default, "vllm": knee})
-    compared = SavedLibraryComparison("deepep", "deepep_v2", "fastest", 0.75, (0.74, 0.76), "faster")
+    compared = SavedLibraryComparison("deepep", "deepep_v2", "fastest", 0.75, (0.74, 0.76), "a_is_faster")
     return replace(RESULTS, libraries=[second, deepep], comparisons=[compared])
 
 

@@ -27,6 +27,9 @@ SPIKE_SHARE, SPIKE = 0.02, 1.5
 REPETITION_NOISE = 0.003
 """Noise of a config between repetitions of the sweep and between process groups of the final."""
 
+BASELINE_US = 600.0
+"""The time of every operation of a plain collective."""
+
 FULL_US = 60.0
 """The time that layout, the exchange of counts and the host wait add to a dispatch."""
 
@@ -53,7 +56,7 @@ class Machine:
     def __init__(self, plan: Plan, *, seed: int = 1, default_factor: float | None = None) -> None:
         """``default_factor``: time of the default over that of the best config; None: as its knobs give it."""
         self.plan, self.rng = plan, np.random.default_rng(seed)
-        self.truth: dict[str, float] = {}
+        self.truth = {baseline.point.label: BASELINE_US for baseline in plan.baselines}
         for op, base in ((Op.DISPATCH, 200.0), (Op.COMBINE, 215.0)):
             for cell in [*plan.anchors, *plan.cells]:
                 if cell.point.op is op:
@@ -65,7 +68,7 @@ class Machine:
         self.clock = 0
 
     def _factor(self, knobs: dict[str, int]) -> float:
-        sms, chunk = knobs["num_sms"], knobs["nvl_chunk"]
+        sms, chunk = knobs["num_sms"], knobs.get("nvl_chunk", 10)
         shape = 1 + 0.9 * (64 / sms - 0.5) ** 2 / 4 + 0.25 * np.log(chunk / 10) ** 2
         return float(shape * (1 + self.rng.uniform(0, 0.02)))
 

@@ -16,12 +16,13 @@ from bench.records import (
     Measured,
     Op,
 )
+from bench.supervisor import StartError
 from launcher.config import planning
 from launcher.config.plan import FINAL
 from launcher.store.records_file import open_appender, read_shard_records
 from launcher.store.run_folder import RunFolder
 from launcher.tuner import final, shard
-from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, record, spec
+from tests.builders import ENVIRONMENT, HOST, SELF_CHECK, complete, record, spec
 from tests.tuner.machine import Machine, make_plan
 
 STARTS_RANKS = pytest.mark.usefixtures("on_cpus")
@@ -37,6 +38,8 @@ def test_the_budget_is_spent_by_earlier_attempts_too_but_not_by_the_time_between
         return [ENVIRONMENT, msgspec.structs.replace(HOST, started=began, startup_s=9.0), SELF_CHECK, *repetitions]
 
     once, twice = attempt(1000.0), [*attempt(1000.0), *attempt(90_000.0)]
+    compiled = [msgspec.structs.replace(line, compile_s=5.0) if line is once[1] else line for line in once]
+    assert shard.left_s(plan, compiled, share=0.6) == 35
     never_measured = [*once, msgspec.structs.replace(HOST, started=90_000.0, startup_s=9.0)]
     assert [shard.left_s(plan, lines, share=0.6) for lines in ([], once, twice, never_measured)] == [60, 40, 20, 31]
     unlimited = make_plan(sms=[16], chunks=[8])
@@ -114,3 +117,20 @@ def test_a_shard_that_hangs_ends_with_its_budget(tmp_path: Path) -> None:
     folder = RunFolder.create(planning.make(spec(*SWEEP, *settings)), outputs=tmp_path, path=None, command=[])
     assert not shard.run(folder, 0)
     assert not [one for one in read_shard_records(folder, 0) if isinstance(one.outcome, Failed)]
+
+
+@pytest.mark.parametrize("index", [0, FINAL])
+def test_a_node_that_lacks_what_a_library_needs_fails_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    monkeypatch.setenv("NCCL_CUMEM_ENABLE", "0")  # where nothing else is missing
+    grid = {"num_sms": [16], "tokens_per_chunk": [64], "num_stages": [8], "num_pipelines": [2]}
+    plan = planning.make(msgspec.structs.replace(spec("search=racing"), backend="nccl_ep", grid=grid))
+    folder = RunFolder.create(plan, outputs=tmp_path, path=None, command=[])
+    if index == FINAL:
+        with open_appender(folder, 0) as appender:
+            for line in complete(plan):
+                appender.add(line)
+    with pytest.raises(StartError, match=r"^nccl_ep cannot run on \S+: [^;]+; .+$"):
+        final.run(folder) if index == FINAL else shard.run(folder, 0)
+    assert not read_shard_records(folder, index)

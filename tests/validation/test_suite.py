@@ -211,3 +211,15 @@ def test_an_internal_error_in_a_job_is_setup_with_its_message_and_not_a_fault_of
     assert "FileNotFoundError" in node.reason
     assert "Traceback" in capsys.readouterr().err
     assert node_files.read(tmp_path / "NODE.json") == node
+
+
+def test_a_node_that_lacks_what_the_library_needs_is_a_fault_of_its_setup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("NCCL_CUMEM_ENABLE", "0")  # where nothing else is missing
+    spec = nodes.spec("hardware=h200", "backend=nccl_ep", "gpus=2", "confirm=false")
+    node = Suite(spec, tmp_path, node="gpu1", readings=Faked()).run()
+    (finding,) = [one for one in node.findings if one.code == "U903"]
+    assert "nccl_ep cannot run on" in finding.message
+    assert {one.status for one in node.suite_runs[0].phases} == {"failed", "skipped", "done"}
+    assert not node.suite_runs[0].rates
