@@ -77,8 +77,12 @@ def installed_nccl() -> dict[str, tuple[int, ...]]:
     """The version of every NCCL package that is installed, by its name."""
     import importlib.metadata  # slow, and --help reads the declarations
 
-    names = ((each.metadata["Name"] or "", each.version) for each in importlib.metadata.distributions())
-    return {name.lower(): version_of(version) for name, version in names if _NCCL.match(name.lower())}
+    found: dict[str, tuple[int, ...]] = {}
+    for each in importlib.metadata.distributions():  # in the order of the search path: the first one is imported
+        name = (each.metadata["Name"] or "").lower()
+        if _NCCL.match(name):
+            found.setdefault(name, version_of(each.version))
+    return found
 
 
 def nccl_problems(*, least: tuple[int, ...]) -> list[Problem]:
