@@ -27,10 +27,14 @@ class Unfit(msgspec.Struct, frozen=True, tag="unfit"):
 
 
 class Preload:
-    """The modules that this process has imported for its forks."""
+    """The modules that this process has imported for its forks.
+
+    ``variables``: what their imports have put into the environment, which the forks need as well.
+    """
 
     def __init__(self) -> None:
         self._imported: set[str] = set()
+        self.variables: dict[str, str] = {}
 
     def add(self, modules: Sequence[str], environment: Mapping[str, str]) -> Unfit | None:
         """Imports those that are missing, in the environment of the ranks. Ends at the first that is unfit."""
@@ -43,6 +47,9 @@ class Preload:
             if reason is not None:
                 return Unfit(name, reason)
             self._imported.add(name)
+        if missing:
+            given = {*environment, _NVML_CHECK}
+            self.variables |= {name: value for name, value in os.environ.items() if name not in given}
         return None
 
 
