@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,8 +223,9 @@ class Options(msgspec.Struct, frozen=True):
     shard_index: int | None
 
 
+@functools.cache
 def register() -> None:
-    """Registers the schema with Hydra, which then checks names and types, and the groups of the libraries."""
+    """Registers the schema with Hydra, which then checks names and types, and the groups of the libraries; once."""
     schema = OmegaConf.structured(SweepConf)
     OmegaConf.set_struct(schema.grid, value=False)  # grid.num_sms.deepep=[8] adds a key; the plan refuses unknown ones
     store = ConfigStore.instance()

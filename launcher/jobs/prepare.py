@@ -28,8 +28,11 @@ def prepare(
 ) -> RunFolder:
     """Makes the run folder of a plan, or opens the one to complete. UserError if that cannot be.
 
-    ``in_jobs``: other processes measure, with the run's own copy of the code. ``quiet``: prints no note.
+    ``in_jobs``: other processes measure, with the run's own copy of the code. ``quiet``: prints no note, such as which
+    libraries are left out.
     """
+    for line in () if quiet else _left_out(plan):
+        print(line, file=sys.stderr)
     path = Path(options.run) if options.run else None
     if path is not None and (path / "run.json").exists():
         return _reopen(path, plan, options, in_jobs=in_jobs, quiet=quiet)
@@ -129,8 +132,12 @@ def describe(plan: Plan) -> str:
     if spec.num_shards > _MAX_LINES:
         lines.append(f"... {spec.num_shards} shards in all")
     lines += [line for name in spec.backends for line in _describe_library(plan.of(name))]
-    lines += [f"{BACKENDS[name].title} is left out: {why}" for name, why in plan.left_out.items()]
-    return "\n".join([*lines, *_describe_baselines(plan)])
+    return "\n".join([*lines, *_left_out(plan), *_describe_baselines(plan)])
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """Which libraries backend=all does not take, and why."""
+    return [f"{BACKENDS[name].title} is left out: {why}" for name, why in plan.left_out.items()]
 
 
 def _describe_library(plan: Plan) -> list[str]:

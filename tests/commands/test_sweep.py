@@ -56,7 +56,7 @@ def test_a_sweep_on_cpus_first_states_that_it_does_not_measure_deepep(sweep: Swe
     assert sweep.process.stderr.splitlines()[0] == NOT_A_MEASUREMENT
     lines = (sweep.folder / "OPTIMAL_CONFIGS.md").read_text().splitlines()
     assert lines[0] == f"**{NOT_A_MEASUREMENT}**"
-    assert lines[2] == "# Optimal configuration of the alltoall backend at EP=4"
+    assert lines[2] == "# Optimal configuration of all-to-all at EP=4"
     notes = [line.split("**")[1] for line in lines[lines.index("## Which pick to use") :] if line.startswith("* **")]
     assert "fastest" in notes
     assert not [note for note in notes if "overlapped" in note]  # this backend overlaps nothing
@@ -152,7 +152,9 @@ REFUSED = {
     "workload.seed=-1": "workload.seed must be at least 0, got -1",
     "+workload.dtyp=fp8": "+workload.dtyp=fp8 adds a key that nothing reads",
     "measure.deadline_s=nan": "measure.deadline_s must be a number, got nan",
-    "search.candidates=[24,8,256]": "24",
+    "search.candidates=[24,8,256]": "search.candidates must list configs",
+    "backend=[]": "backend must name a library or list several, got []",
+    "backend=[alltoall,alltoal]": "backend must be one of ",
     "search.finalists_per_group=3": "search.finalists_per_group is no longer a key (",
 }
 

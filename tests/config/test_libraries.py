@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from bench.backends import BACKENDS, LIBRARY_DEFAULT
 from bench.records import Dtype, Op, Role
 from launcher import api
-from launcher.config import hardware, planning
+from launcher.config import hardware, planning, schema
+from launcher.config.compose import compose
 from launcher.config.plan import Plan
 from launcher.errors import UserError
 from launcher.jobs import prepare
@@ -128,6 +130,19 @@ def test_all_leaves_out_what_does_not_fit_and_says_why(overrides: tuple[str, ...
     assert f"\n{BACKENDS[name].title} is left out: {plan.left_out[name]}\n" in prepare.describe(plan)
     with pytest.raises(UserError, match=f"^{re.escape(plan.left_out[name])}$"):
         api.plan("hardware=h200", ALL, *overrides)
+
+
+def test_a_sweep_says_at_its_beginning_which_libraries_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = api.plan("hardware=h200", "workload=gpt_oss_120b")
+    _, options = schema.spec_from(compose("sweep", ["hardware=h200", f"outputs={tmp_path}"]))
+    folder = prepare.prepare(plan, options, command=[])
+    assert folder.plan() == plan
+    assert capsys.readouterr() == (
+        "",
+        "DeepEP V2 is left out: workload.hidden must be a multiple of 256 (DeepEP V2's combine), got 2880\n",
+    )
 
 
 @pytest.mark.parametrize(
