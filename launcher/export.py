@@ -39,7 +39,8 @@ Options
 
 Description
   Prints the paths of the files. docs/APPLY.md shows what to do with them in each framework, and what each framework can
-  and cannot take. A verdict other than `tuned` and an incomplete run are noted on stderr and in the files.
+  and cannot take. A verdict other than `tuned` and an incomplete run are noted on stderr and in the files. Exports are
+  of DeepEP V1 (backend=deepep) only; other libraries of the run are named on stderr.
 
 Exit status
   0    the files were written

@@ -26,6 +26,7 @@ Options
 Description
   The library is a folder with one JSON file per key: GPU, EP, hidden, experts, top-k, tokens, dtype and version of
   deep_ep; each routing has a file of its own. Prints the path of the file. The outcome for each pick goes to stderr.
+  Only DeepEP V1 (backend=deepep) is filed, also of a run of several libraries.
 
   If the library has the key already, each pick is compared by what it is for: `fastest` and `default_sms` by the round
   trip (of the final, with the sum of the two operations' intervals), `overlapped` by the time overlapped with GEMMs.

@@ -38,7 +38,7 @@ from launcher.analysis.results import Results
 from launcher.config import planning
 from launcher.config.plan import Plan, Planned
 from launcher.config.schema import Spec
-from launcher.report import findings, html_report, optimal_configs, summary
+from launcher.report import assembly, html_report, optimal_configs, summary
 from launcher.report.report import Report
 from launcher.store.records_file import open_appender
 from launcher.store.revision import Revision
@@ -208,7 +208,7 @@ def measured_twice(folder: RunFolder, plan: Plan) -> RunFolder:
 
 def report_of(results: Results, pictures: Mapping[str, str] | None = None) -> Report:
     """The report of some results, with findings."""
-    return Report(results, findings.findings(results), pictures or {})
+    return assembly.with_pictures(assembly.assemble(results), pictures or {})
 
 
 def markdown_of(results: Results, pictures: Mapping[str, str] | None = None) -> str:

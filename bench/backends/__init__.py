@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from bench.backends.allgather import AllGather
@@ -83,6 +83,14 @@ class Backend(Protocol):
         """What a call takes besides the SMs of its knob, as a sentence; empty where it takes nothing else."""
 
     @property
+    def contract(self) -> str:
+        """How a plain collective's contract differs from that of the libraries, as a sentence; else empty."""
+
+    @property
+    def default_labels(self) -> Mapping[str, str]:
+        """Those who set a default, as reports name them, by its name in ``defaults``; without the library itself."""
+
+    @property
     def compiles(self) -> bool:
         """Whether it compiles kernels at the first use of a config, so that these are compiled before the search."""
 
@@ -135,6 +143,9 @@ class Backend(Protocol):
         Rules of every backend are in bench.rules. The key of a violation is ``ep.size`` or ``workload.FIELD``.
         """
 
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """Bytes that a rank's buffers take with this config, by the library's own formula; None where it has none."""
+
     def roundings(self, num_ranks: int) -> int:
         """How often a combined value is rounded to BF16 on its way; 1 where the sum is taken in FP32."""
 
@@ -167,6 +178,13 @@ GRIDS = {
 
 LIBRARY_DEFAULT = "library"
 """Name of the default that a library takes by itself; others are named after those who set them."""
+
+
+def default_label(backend: str, name: str) -> str:
+    """A default of a library in words: ``the library's default``, ``default of vLLM, SGLang``."""
+    if name == LIBRARY_DEFAULT:
+        return "the library's default"
+    return f"default of {BACKENDS[backend].default_labels.get(name, name)}"
 
 
 def sms_knob(backend: str) -> str | None:

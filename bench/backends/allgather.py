@@ -26,6 +26,11 @@ class AllGather:
     packages = ("torch", "nccl")
     preload = ()
     besides_sms = ""
+    contract = (
+        "Every rank receives all tokens, also those that none of its experts needs; sums are rounded to BF16 on every "
+        "rank; NCCL chooses the SMs."
+    )
+    default_labels: ClassVar[dict[str, str]] = {}
     compiles = False
     kernel_variable = ""
     overlaps = False
@@ -52,6 +57,10 @@ class AllGather:
         if facts.num_ranks >= 2:
             return []
         return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "a single rank has no peer")]
+
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """None: torch allocates them."""
+        return None
 
     def roundings(self, num_ranks: int) -> int:
         """NCCL rounds each partial sum to BF16."""

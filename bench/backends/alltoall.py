@@ -28,6 +28,11 @@ class AllToAll:
     packages = ("torch", "nccl")
     preload = ()
     besides_sms = ""
+    contract = (
+        "The tokens and the sums are those of the libraries, but no knob bounds its SMs: NCCL chooses those of the "
+        "exchange, and packing and summing take all."
+    )
+    default_labels: ClassVar[dict[str, str]] = {}
     compiles = False
     kernel_variable = ""
     overlaps = False
@@ -77,6 +82,10 @@ class AllToAll:
         if facts.num_ranks >= 2:
             return []
         return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "a single rank has no peer")]
+
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """None: torch allocates them."""
+        return None
 
     def roundings(self, num_ranks: int) -> int:
         """Each source sums in FP32."""

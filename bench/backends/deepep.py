@@ -75,6 +75,8 @@ class DeepEP:
     packages = ("torch", "deep_ep", "nccl")
     preload = ("deep_ep",)
     besides_sms = ""
+    contract = ""
+    default_labels: ClassVar[dict[str, str]] = {}
     compiles = False
     kernel_variable = ""
     overlaps = True
@@ -152,6 +154,10 @@ class DeepEP:
                 )
             )
         return violations
+
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """The NVLink buffer, by DeepEP's hint."""
+        return buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=2 * facts.workload.hidden)
 
     def roundings(self, num_ranks: int) -> int:
         """Combine sums in FP32."""

@@ -62,6 +62,8 @@ class DeepEPV2:
     packages = ("torch", "deep_ep", "nccl")
     preload = ("deep_ep",)
     besides_sms = "Each call ends with an epilogue on all SMs of the GPU: a copy after dispatch, a sum after combine."
+    contract = ""
+    default_labels: ClassVar[dict[str, str]] = {"vllm_sglang": "vLLM, SGLang"}
     compiles = True
     kernel_variable = "EP_JIT_CACHE_DIR"
     overlaps = True
@@ -115,6 +117,10 @@ class DeepEPV2:
                 Violation("workload.hidden", rule, str(workload.hidden), f"the next multiple is {next_multiple}")
             )
         return violations
+
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """None: the size follows from the workload alone."""
+        return None
 
     def roundings(self, num_ranks: int) -> int:
         """The epilogue sums in FP32."""

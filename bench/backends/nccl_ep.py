@@ -90,6 +90,8 @@ class NcclEP:
     packages = ("torch", "nccl.ep", "nccl")
     preload = ("nccl.ep", "nccl.ep.interop.torch")
     besides_sms = "A full dispatch begins with a preprocessing kernel on all SMs of the GPU."
+    contract = ""
+    default_labels: ClassVar[dict[str, str]] = {}
     compiles = True
     kernel_variable = "NCCL_EP_JIT_CACHE_DIR"
     overlaps = True
@@ -197,6 +199,10 @@ class NcclEP:
             ),
         )
         return [Violation(key, rule, str(value), hint) for holds, key, rule, value, hint in checks if not holds]
+
+    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
+        """None: the library does not tell."""
+        return None
 
     def roundings(self, num_ranks: int) -> int:
         """Combine sums in FP32."""

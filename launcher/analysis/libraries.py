@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from bench.backends import sms_knob
 from bench.records import Op
 from bench.stats import MIN_GROUPS, Interval, paired_ratio, paired_ratio_interval
 from launcher.analysis.choice import Choice
+from launcher.analysis.layers import layer_of
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import Pair
 from launcher.config.plan import Plan
@@ -23,13 +24,18 @@ MARGIN = 0.01
 """Two libraries cannot be told apart if the interval of their ratio holds a value within this of 1."""
 
 DEFAULT, OPTIMAL = "default", "optimal"
+OVERLAPPED, LAYER, LAYER_TRAINING = "overlapped", "layer", "layer_training"
+_LIMITS = {limit: f"at most {limit} SMs" for limit in SM_LIMITS}
+_ORDER = (DEFAULT, OPTIMAL, *_LIMITS.values(), OVERLAPPED, LAYER, LAYER_TRAINING)
 
 
 class Comparison(msgspec.Struct, frozen=True):
     """The same pick of two libraries: ``ratio`` is the time of ``first`` over that of ``second``, paired over groups.
 
-    ``pick``: ``default``, ``optimal`` or ``at most N SMs``. ``full``: with full dispatches in place of cached ones.
-    ``verdict``: ``a_is_faster`` (the first), ``b_is_faster`` or ``cannot_be_told_apart``.
+    ``pick``: ``default``, ``optimal`` or ``at most N SMs``; paired over passes: ``overlapped``, where each pass takes
+    the pair that the others pick, and ``layer`` or ``layer_training``, with the optimal pairs. ``full``: with full
+    dispatches in place of cached ones. ``verdict``: ``a_is_faster`` (the first), ``b_is_faster`` or
+    ``cannot_be_told_apart``.
     """
 
     first: str
@@ -51,11 +57,11 @@ def at_most(choice: Choice, backend: str, limit: int) -> Pair | None:
 def picks_of(choice: Choice, backend: str) -> dict[str, Pair]:
     """The pairs that libraries are compared by, those that exist: the default, the optimum, and the best of few SMs."""
     pairs = {DEFAULT: choice.default, OPTIMAL: choice.optimal}
-    pairs |= {f"at most {limit} SMs": at_most(choice, backend, limit) for limit in SM_LIMITS}
+    pairs |= {name: at_most(choice, backend, limit) for limit, name in _LIMITS.items()}
     return {name: pair for name, pair in pairs.items() if pair is not None}
 
 
-def best_independent(measurements: list[Measurement], backend: str) -> tuple[Measurement, ...]:
+def best_independent(measurements: Sequence[Measurement], backend: str) -> tuple[Measurement, ...]:
     """The fastest dispatch and the fastest combine of a library, whether or not they can be deployed together."""
     groups = [
         [each for each in measurements if each.point.backend == backend and each.point.op is op]
@@ -65,48 +71,67 @@ def best_independent(measurements: list[Measurement], backend: str) -> tuple[Mea
     return tuple(min(group, key=lambda each: each.relative) for group in staged if group)
 
 
-def compare_libraries(plan: Plan, choices: Mapping[str, Choice], baselines: list[Measurement]) -> list[Comparison]:
+def collectives(plan: Plan, baselines: Sequence[Measurement]) -> dict[str, Pair]:
+    """Dispatch and combine of each plain collective, with its full dispatch; without those that lack one of the two."""
+    by_op = {(each.point.backend, each.point.op): each for each in baselines}
+    pairs = {}
+    for name in dict.fromkeys(each.point.backend for each in baselines):
+        dispatch, combine = by_op.get((name, Op.DISPATCH)), by_op.get((name, Op.COMBINE))
+        if dispatch is not None and combine is not None:
+            pairs[name] = Pair({}, dispatch, combine, plan.spec.search.weights, by_op.get((name, Op.DISPATCH_FULL)))
+    return pairs
+
+
+def with_full(pair: Pair) -> Pair | None:
+    """The pair with its full dispatch in place of the cached one; None where that was not measured."""
+    return None if pair.full is None else msgspec.structs.replace(pair, dispatch=pair.full)
+
+
+def compare_libraries(plan: Plan, choices: Mapping[str, Choice], baselines: Sequence[Measurement]) -> list[Comparison]:
     """Every pick of every two libraries; and the optimum of each against each plain collective.
 
     Each optimum was chosen by the times that are compared, which favours both by 0.03 % in simulation.
     """
     if plan.spec.ep.share_gpus:
         return []
-    comparisons = []
     picks = {name: picks_of(choice, name) for name, choice in choices.items()}
-    for first, second in itertools.combinations(picks, 2):
-        for pick in picks[first].keys() & picks[second].keys():
-            for full in (False, True):
-                pair = [_times(picks[name][pick], full=full) for name in (first, second)]
-                comparisons.append(_compare(first, second, pick, *pair, full=full))
-    for name, pairs in picks.items():
-        for baseline, full, times in _baselines(plan, baselines):
-            if OPTIMAL in pairs:
-                own = _times(pairs[OPTIMAL], full=full)
-                comparisons.append(_compare(name, baseline, OPTIMAL, own, times, full=full))
-    order = {pick: number for number, pick in enumerate([DEFAULT, OPTIMAL, *(f"at most {n} SMs" for n in SM_LIMITS)])}
+    comparisons = [
+        each
+        for first, second in itertools.combinations(choices, 2)
+        for each in (*_compare_picks(picks, first, second), *_compare_passes(choices, first, second))
+    ]
+    plain = collectives(plan, baselines)
+    for name, other, full in itertools.product(picks, plain, (False, True)):
+        if OPTIMAL in picks[name]:
+            own, others = _times(picks[name][OPTIMAL], full=full), _times(plain[other], full=full)
+            comparisons.append(_compare(name, other, OPTIMAL, own, others, full=full))
     found = [comparison for comparison in comparisons if comparison is not None]
-    return sorted(found, key=lambda each: (each.full, order[each.pick]))
+    return sorted(found, key=lambda each: (each.full, _ORDER.index(each.pick)))
+
+
+def _compare_picks(picks: Mapping[str, Mapping[str, Pair]], first: str, second: str) -> Iterator[Comparison | None]:
+    """Every pick that both libraries have, with cached and with full dispatches."""
+    for pick, pair in picks[first].items():
+        if pick in picks[second]:
+            for full in (False, True):
+                times = [_times(each, full=full) for each in (pair, picks[second][pick])]
+                yield _compare(first, second, pick, *times, full=full)
+
+
+def _compare_passes(choices: Mapping[str, Choice], first: str, second: str) -> Iterator[Comparison | None]:
+    """What the passes measured: the best overlapped pairs, and layers with the optimal pairs."""
+    held_out = [choices[name].overlap_held_out for name in (first, second)]
+    yield _compare(first, second, OVERLAPPED, *held_out, full=False)
+    for pick, training in ((LAYER, False), (LAYER_TRAINING, True)):
+        layers = [layer_of(choices[name].layers, choices[name].optimal, training=training) for name in (first, second)]
+        times = [{} if layer is None else layer.by_round for layer in layers]
+        yield _compare(first, second, pick, *times, full=True)
 
 
 def _times(pair: Pair, *, full: bool) -> dict[int, float]:
     """The objective in each group of the final; with ``full`` by the full dispatch, empty where it was not measured."""
-    if not full:
-        return pair.by_round()
-    return {} if pair.full is None else msgspec.structs.replace(pair, dispatch=pair.full).by_round()
-
-
-def _baselines(plan: Plan, baselines: list[Measurement]) -> list[tuple[str, bool, dict[int, float]]]:
-    """Name, kind of dispatch and objective in each group of every plain collective."""
-    found = []
-    by_op = {(each.point.backend, each.point.op): each for each in baselines}
-    for name in dict.fromkeys(each.point.backend for each in baselines):
-        for full, op in ((False, Op.DISPATCH), (True, Op.DISPATCH_FULL)):
-            dispatch, combine = by_op.get((name, op)), by_op.get((name, Op.COMBINE))
-            if dispatch is not None and combine is not None:
-                pair = Pair({}, dispatch, combine, plan.spec.search.weights)
-                found.append((name, full, pair.by_round()))
-    return found
+    timed = with_full(pair) if full else pair
+    return {} if timed is None else timed.by_round()
 
 
 def _compare(

@@ -62,13 +62,14 @@ class Results(msgspec.Struct, frozen=True):
         return self.choices[self.plan.backend]
 
     def of(self, backend: str) -> Results:
-        """The part that is about one library, with the baselines."""
+        """The part that is about one library, with the baselines; failures are its own."""
         backends = {backend, *(baseline.point.backend for baseline in self.baselines)}
         return msgspec.structs.replace(
             self,
             plan=self.plan.of(backend),
             choices={backend: self.choices[backend]},
             measurements=[each for each in self.measurements if each.point.backend in backends],
+            failures=[failure for failure in self.failures if failure.point.backend == backend],
         )
 
     @property
@@ -143,6 +144,7 @@ def build(
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = _tokens(plan, lines)
     measurements, failures = evaluate(plan, table, tokens)
+    measurements = _mark_baselines(plan, measurements)
     counts, missing = _count(plan, measurements, failures)
     choices = {name: choose(plan.of(name), measurements) for name in plan.spec.backends}
     baselines = [measurement for measurement in measurements if measurement.role is Role.BASELINE]
@@ -170,6 +172,15 @@ def build(
         flags=_flags(lines),
         damaged=damaged,
     )
+
+
+def _mark_baselines(plan: Plan, measurements: list[Measurement]) -> list[Measurement]:
+    """The measurements; those of plain collectives have their role, which the final does not record."""
+    backends = {planned.point.backend for planned in plan.baselines}
+    return [
+        msgspec.structs.replace(each, role=Role.BASELINE) if each.point.backend in backends else each
+        for each in measurements
+    ]
 
 
 def _tokens(plan: Plan, lines: list[Line]) -> list[list[int]]:

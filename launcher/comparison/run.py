@@ -101,7 +101,7 @@ def _pick(pair: SavedPair) -> Pick:
     texts = [shared] if shared else []
     for name, operation in pair.operations.items():
         others = {knob: value for knob, value in operation.knobs.items() if knob not in pair.shared_knobs}
-        texts.append(f"{name} {knobs_text(others)}")
+        texts += [f"{name} {knobs_text(others)}"] if others else []
     return Pick("; ".join(texts), pair.round_trip_us)
 
 

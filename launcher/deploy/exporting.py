@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bench.backends import BACKENDS
 from launcher.deploy.formats import render
-from launcher.deploy.tuned import TunedResults
+from launcher.deploy.tuned import LIBRARY, TunedResults
 from launcher.deploy.tuned import read as read_tuned
 from launcher.errors import UserError
 from launcher.store import results_file
@@ -36,6 +37,9 @@ def warnings(tuned: TunedResults) -> list[str]:
     """Caveats on deploying it, a sentence each."""
     verdict = tuned.verdict
     doubts = [] if verdict.kind == "tuned" else [f"the verdict is {verdict.kind}: {verdict.meaning}"]
+    others = [BACKENDS[each.name].title for each in tuned.results.libraries if each.name != LIBRARY]
+    if others:
+        doubts.append(f"exports are of {BACKENDS[LIBRARY].title} only, not of {', '.join(others)}")
     return doubts + [f"the run is incomplete: {part}" for part in tuned.missing_parts]
 
 

@@ -15,7 +15,8 @@ from launcher.store.results_file import SavedLibrary, SavedOverlap, SavedPair, S
 
 PICKS = ("fastest", "overlapped", "default_sms", "knee")
 
-_LIBRARY = "deepep"
+LIBRARY = "deepep"
+"""The library that exports and the library of published configs are about."""
 
 Configs = dict[str, dict[str, int]]
 """Keyword arguments of ``deep_ep.Config`` for ``dispatch`` and ``combine``."""
@@ -82,10 +83,10 @@ def read(path: Path) -> TunedResults:
         raise UserError(
             f"{file} has ranks that shared a GPU: its times mean nothing", hint="sweep with a GPU for each rank"
         )
-    library = results.library(_LIBRARY)
+    library = results.library(LIBRARY)
     if library is None:
         names = ", ".join(measured.name for measured in results.libraries) or "no backend"
-        raise UserError(f"{file} measured backend {names}, not {_LIBRARY}", hint=f"sweep with backend={_LIBRARY}")
+        raise UserError(f"{file} measured backend {names}, not {LIBRARY}", hint=f"sweep with backend={LIBRARY}")
     for name, value in (("optimal pair", library.optimal), ("verdict on the default", library.verdict)):
         if value is None:
             raise UserError(f"{file} has no {name}: too little was measured", hint="python -m launcher.resume RUN")
@@ -103,7 +104,7 @@ def _check_picks(file: Path, library: SavedLibrary) -> None:
         raise UserError(f"{file} is not a RESULTS file: picks has no fastest", hint="python -m launcher.aggregate RUN")
     for pick, pair in library.picks.items():
         for name, operation in pair.operations.items():
-            for knob in BACKENDS[_LIBRARY].knobs:
+            for knob in BACKENDS[LIBRARY].knobs:
                 if knob.name not in operation.knobs:
                     raise UserError(
                         f"{file} is not a RESULTS file: picks.{pick}.{name} has no knob {knob.name}",

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections import Counter
 
+from bench.backends import BACKENDS
 from launcher.analysis.measurements import Failure
 from launcher.config.plan import shard_name
 from launcher.report.report import Report
@@ -30,10 +31,19 @@ def points(report: Report) -> list[str]:
         more = f" and {len(results.missing) - 10} more" if len(results.missing) > 10 else ""
         lines += [f"**Missing:** {labels}{more}. `python -m launcher.resume RUN` measures them.", ""]
     if results.plan.refused:
-        rules = Counter(f"{v.key} must {v.rule}" for cell in results.plan.refused for v in cell.violations)
+        rules = Counter(
+            f"{_owner(report, cell.backend)}{v.key} must {v.rule}"
+            for cell in results.plan.refused
+            for v in cell.violations
+        )
         lines += [f"{len(results.plan.refused)} cells of the grid break a rule and were not planned:", ""]
         lines += [f"* {text(rule)}: {count}" for rule, count in sorted(rules.items())] + [""]
     return lines
+
+
+def _owner(report: Report, backend: str) -> str:
+    """The name of a library before what is about it, where there are several."""
+    return f"{BACKENDS[backend].title}: " if report.libraries and backend else ""
 
 
 def failures(report: Report) -> list[str]:
@@ -67,7 +77,7 @@ def checks(report: Report) -> list[str]:
     if results.rank_ratio is not None:
         lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
     for check in results.self_checks:
-        place = shard_name(check.shard).capitalize()
+        place = shard_name(check.shard).capitalize() + (f", {BACKENDS[check.backend].title}" if check.backend else "")
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}
         good = [name for name in check.edge_routings if name not in bad]
         if good:

@@ -37,6 +37,20 @@ ROUND_TRIP = Column(
     "round trip us", "dispatch + combine; its CI is Student's over the process groups that measured both."
 )
 FULL_DISPATCH = Column("full dispatch us", "the dispatch with layout, exchange of counts and host wait.")
+SMS = Column("SMs", "those that the library's knob counts; what a call takes besides stands under the table.")
+CACHED_DISPATCH = Column("cached dispatch us", "median us of a dispatch that reuses a handle.")
+FULL_ROUND_TRIP = Column("full round trip us", "full dispatch + combine.")
+EXCHANGE = Column("exchange us", "the transfer of a dispatch alone, its tokens packed beforehand.")
+PACKING = Column("packing us", "cached dispatch - exchange.")
+LAYER = Column(
+    "layer us",
+    "full dispatch, expert GEMMs of the received tokens and combine, one after the other; training: with the "
+    "operations of the backward pass. Geometric mean over the passes, corrected for the power cap as overlapped times "
+    "are; its CI is Student's over the passes.",
+)
+GAIN = Column("gain", "layer with the library's default / this layer, paired over the passes, with its 95 % CI.")
+ENGINES_GAIN = Column("gain over engines", "the same over the default that engines set.")
+A_OVER_B = Column("A / B", "time of A / time of B, paired within each process group of the final.")
 ISOLATED = Column("isolated us", "round trip us, in the table of overlapped pairs.")
 OVERLAPPED = Column(
     "overlapped us",
@@ -53,6 +67,8 @@ RATIO = Column("compute / communication", "GEMMs isolated / round trip isolated.
 SPEED = Column("speed", "round trip of the library's own tuning / this round trip.")
 
 _MEASURED = (MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK, ROUND_TRIP, FULL_DISPATCH)
+_PLAIN = (CACHED_DISPATCH, FULL_ROUND_TRIP, EXCHANGE, PACKING)
+_LAYERS = (SMS, LAYER, GAIN, ENGINES_GAIN)
 _OVERLAP = (ISOLATED, OVERLAPPED, SLOWDOWN, SERIAL, RATIO)
 
 
@@ -63,7 +79,15 @@ def headings(columns: Iterable[Column]) -> list[str]:
 
 def section(report: Report) -> list[str]:
     """The meaning of each column of the report."""
-    choice, peak = report.results.choice, report.results.peak_gb_per_s
-    columns = [*_MEASURED, *(_OVERLAP if choice.overlaps else ()), *((SPEED,) if choice.own_tuning else ())]
+    choices, peak = report.results.choices.values(), report.results.peak_gb_per_s
+    columns = [
+        *_MEASURED,
+        *(_PLAIN if report.results.baselines or report.libraries else ()),
+        *((SMS, A_OVER_B) if report.libraries else ()),
+        *(_LAYERS if any(choice.layers for choice in choices) else ()),
+        *(_OVERLAP if any(choice.overlaps for choice in choices) else ()),
+        *((SPEED,) if any(choice.own_tuning for choice in choices) else ()),
+    ]
     link = "This run has no link peak." if peak is None else f"The link peak is {peak:.0f} GB/s."
-    return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in columns), "", link, ""]
+    unique = dict.fromkeys(columns)
+    return ["## Columns", "", *(f"* **{column.heading}**: {column.meaning}" for column in unique), "", link, ""]

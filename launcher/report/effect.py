@@ -6,6 +6,7 @@ import msgspec
 
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.report import layer_table
 from launcher.report.columns import Column, headings
 from launcher.report.report import Report
 from launcher.text import table, text
@@ -75,9 +76,15 @@ COLUMNS = tuple(map(Column, ("before overlap", "default ms", "optimal ms", "save
 
 
 def effect(results: Results) -> Effect | None:
-    """The effect on the measured workload's model; None without a verdict, and for dry runs."""
+    """The effect on the measured workload's model; None without a verdict, for dry runs, and where it was measured."""
     choice, workload = results.choice, results.plan.spec.workload
-    if results.plan.is_dry or choice.verdict is None or choice.default is None or choice.optimal is None:
+    if (
+        results.plan.is_dry
+        or layer_table.is_measured(results)
+        or choice.verdict is None
+        or choice.default is None
+        or choice.optimal is None
+    ):
         return None
     has_full = choice.default.full is not None and choice.optimal.full is not None
     default, optimal = (_layer(pair, has_full=has_full) for pair in (choice.default, choice.optimal))
@@ -95,7 +102,7 @@ def section(report: Report) -> list[str]:
     if gain is None:
         return []
     return [
-        "## Expected effect on the model",
+        "## Expected effect on the model, computed",
         "",
         *table(headings(COLUMNS), [[name, before, f"**{after}**", saved] for name, before, after, saved in gain.rows]),
         text(gain.explanation),

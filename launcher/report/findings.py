@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +12,28 @@ from bench.backends import BACKENDS
 from bench.records import Op
 from bench.stats import Floats, Interval, combinations, paired_ratio, paired_ratio_interval
 from launcher.analysis.choice import Choice
+from launcher.analysis.libraries import best_independent
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.config import candidates
+from launcher.report.library_verdict import against_collectives
 from launcher.report.report import Report
+from launcher.report.wording import join_words
 from launcher.text import knobs_text, text
 
 
 def findings(results: Results) -> list[str]:
-    """The findings, most important first; no times where several ranks shared a GPU."""
-    timed = (
-        _verdict,
-        _candidates,
-        _from_worst,
-        _steps,
-        _bandwidth,
-        _knobs,
-        _overlap,
-        _baseline,
-        _own_tuning,
-    )
+    """The findings about the only library, most important first; no times where several ranks shared a GPU."""
+    return _sentences(results, (*_ABOUT_A_LIBRARY, _baseline, _own_tuning))
+
+
+def of_one_library(results: Results) -> list[str]:
+    """The same about one of several libraries; plain collectives are compared with all of them together."""
+    return _sentences(results, (*_ABOUT_A_LIBRARY, _own_tuning))
+
+
+def _sentences(results: Results, timed: Sequence[Callable[[Results], Iterator[str]]]) -> list[str]:
     parts = (_failures,) if results.plan.spec.ep.share_gpus else (*timed, _failures)
     return [sentence for part in parts for sentence in part(results)]
 
@@ -128,12 +129,37 @@ def _steps(results: Results) -> Iterator[str]:
     """How much of the gain needs more of the shared resource, and how much does not."""
     choice = results.choice
     same = choice.picks.get("default_sms")
+    if not _has_own_knobs(results):
+        return
     if choice.default is None or choice.optimal is None or same is None or same.shared == choice.optimal.shared:
         return
     yield (
         f"At the default's {knobs_text(same.shared)}, tuning the other knobs makes a round trip "
         f"{choice.default.round_trip_us / same.round_trip_us - 1:.0%} faster. {knobs_text(choice.optimal.shared)} "
         f"makes it another {same.round_trip_us / choice.optimal.round_trip_us - 1:.0%} faster."
+    )
+
+
+def _has_own_knobs(results: Results) -> bool:
+    """Whether an operation has knobs that the other may set otherwise."""
+    return not all(knob.shared for knob in BACKENDS[results.plan.backend].knobs)
+
+
+def _independent(results: Results) -> Iterator[str]:
+    """What each operation would take for itself, where all of its knobs are shared with the other."""
+    optimal, best = results.choice.optimal, best_independent(results.measurements, results.plan.backend)
+    if optimal is None or len(best) < 2 or not optimal.shared or _has_own_knobs(results):
+        return
+    alone = join_words(
+        [
+            f"the best {each.point.op} takes {each.median_us:.0f} us with {knobs_text(each.point.knobs)} "
+            f"(95 % CI {each.ci95_us.low:.1f} to {each.ci95_us.high:.1f})"
+            for each in best
+        ]
+    )
+    yield (
+        f"If each operation chose for itself, {alone}: {sum(each.median_us for each in best):.0f} us together. "
+        f"With one value for both the best is {knobs_text(optimal.shared)}: {optimal.round_trip_us:.0f} us."
     )
 
 
@@ -169,7 +195,7 @@ def _knobs(results: Results) -> Iterator[str]:
     }
     if effects:
         parts = [f"{name} {change:.1%}" for name, change in sorted(effects.items(), key=lambda item: -item[1])]
-        yield f"Varied over its grid, one knob changes the time by (median over the other knobs): {_and(parts)}."
+        yield f"Varied over its grid, one knob changes the time by (median over the other knobs): {join_words(parts)}."
 
 
 def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, column: int) -> float | None:
@@ -260,7 +286,7 @@ def _ranges(chosen: set[tuple[int, ...]], every: set[tuple[int, ...]]) -> str:
         elif runs[-1]:
             runs.append([])
     parts = [part for run in runs for part in (run if len(run) < 3 else [f"{run[0]} to {run[-1]}"])]
-    return _and(parts)
+    return join_words(parts)
 
 
 def _serial(choice: Choice) -> Iterator[str]:
@@ -277,16 +303,20 @@ def _serial(choice: Choice) -> Iterator[str]:
 
 
 def _baseline(results: Results) -> Iterator[str]:
+    """The plain collectives: whether they are slower; by operation where the final did not measure them."""
     optimal = results.choice.optimal
-    if optimal is None or results.plan.backend == "alltoall":
+    compared = against_collectives(results)
+    yield from compared
+    if optimal is None or compared:
         return
     configs = {Op.DISPATCH: optimal.dispatch, Op.COMBINE: optimal.combine}
     for baseline in results.baselines:
         config = configs.get(baseline.point.op)
         if config is not None:
+            title = BACKENDS[baseline.point.backend].title
             yield (
-                f"An NCCL all-to-all of the same tokens takes {baseline.median_us:.0f} us for the "
-                f"{baseline.point.op}: {baseline.median_us / config.median_us:.2f}x as long as the optimal config "
+                f"An NCCL {title} of the same tokens takes {baseline.median_us:.0f} us for the {baseline.point.op}: "
+                f"{baseline.median_us / config.median_us:.2f}x as long as the optimal config "
                 f"({config.median_us:.0f} us)."
             )
 
@@ -303,8 +333,17 @@ def _own_tuning(results: Results) -> Iterator[str]:
 def _failures(results: Results) -> Iterator[str]:
     kinds = Counter(failure.kind for failure in results.failures)
     if kinds:
-        yield f"Some points failed: {_and([f'{count} {kind}' for kind, count in sorted(kinds.items())])}."
+        yield f"Some points failed: {join_words([f'{count} {kind}' for kind, count in sorted(kinds.items())])}."
 
 
-def _and(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+_ABOUT_A_LIBRARY = (
+    _verdict,
+    _candidates,
+    _from_worst,
+    _steps,
+    _independent,
+    _bandwidth,
+    _knobs,
+    _overlap,
+)
+"""What is said of every library, in this order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bench.backends import BACKENDS
 from launcher.config.plan import NOT_A_MEASUREMENT, SHARED_GPUS
 from launcher.report.report import Report
 from launcher.text import text
@@ -26,10 +25,11 @@ def section(report: Report) -> list[str]:
     environment = results.environment
     num_devices = f"{environment.num_devices} x " if environment and environment.num_devices else ""
     dispatch, combine = results.volumes
-    library = BACKENDS[results.plan.backend].title
+    several = f"{report.title} compared at EP={spec.ep.size}"
+    title = several if report.libraries else f"Optimal configuration of {report.title} at EP={spec.ep.size}"
     return [
         *(line for note in caveats(report) for line in (f"**{note}**", "")),
-        f"# Optimal configuration of {library} at EP={spec.ep.size}",
+        f"# {title}",
         "",
         f"Measured on {num_devices}{text(report.device)} with {spec.ep.size} ranks: {workload.num_tokens} tokens per "
         f"rank, hidden {workload.hidden}, "

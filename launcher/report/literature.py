@@ -22,6 +22,7 @@ class Reported(msgspec.Struct, frozen=True):
     source: str
 
 
+_LIBRARY = "deepep"
 _EP = 8
 _SHAPE = (4096, 7168, 256, 8)
 """Tokens per rank, hidden, experts, top-k, as in DeepEP's own tests and README."""
@@ -42,6 +43,8 @@ def section(report: Report) -> list[str]:
     """Others' numbers for this shape next to ours, each labelled."""
     results = report.results
     spec, optimal = results.plan.spec, results.choice.optimal
+    if spec.backends != [_LIBRARY]:
+        return []
     published = _find_published(spec.workload, num_ranks=spec.ep.size, dtype=spec.workload.dtype)
     if not published or results.plan.is_dry or spec.ep.share_gpus:
         return []

@@ -2,42 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from launcher.analysis.pairs import TIE_COST
 from launcher.report import (
+    across,
     appendix,
     columns,
     deployment,
     effect,
     findings,
     heading,
+    layer_table,
+    library_tables,
     literature,
     pair_tables,
     picks,
+    pictures,
     summary,
 )
 from launcher.report.report import Report
 from launcher.text import knobs_text
 
+_Sections = Sequence[Callable[[Report], list[str]]]
+
 
 def markdown(report: Report) -> str:
     """The whole report."""
-    timed = (
+    details = (appendix.points, appendix.failures, appendix.checks)
+    body = (*(_several() if report.libraries else _one()), *details, columns.section) if report.has_times else details
+    end = (_files, appendix.provenance, summary.section)
+    return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
+
+
+def _one() -> _Sections:
+    """The sections about times in a report on one library."""
+    return (
         _named_pairs,
         findings.section,
         picks.section,
         deployment.section,
+        layer_table.section,
         effect.section,
         _pictures,
-        pair_tables.best_per_shared,
-        pair_tables.overlapped,
-        pair_tables.own_tuning,
+        *_PAIR_TABLES,
+        library_tables.plain_section,
         pair_tables.baselines,
         literature.section,
     )
-    details = (appendix.points, appendix.failures, appendix.checks)
-    end = (_files, appendix.provenance, summary.section)
-    body = (*timed, *details, columns.section) if report.has_times else details
-    return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
+
+
+def _several() -> _Sections:
+    """The sections about times in a report on several libraries: what compares them, then each."""
+    return (
+        across.section,
+        _unfinished,
+        layer_table.section,
+        _libraries,
+        library_tables.comparisons_section,
+        pair_tables.baselines,
+    )
+
+
+_PAIR_TABLES = (pair_tables.best_per_shared, pair_tables.overlapped, pair_tables.own_tuning)
+
+
+def _libraries(report: Report) -> list[str]:
+    """A section for each library, with what a report on it alone would say."""
+    sections = (_named_pairs, findings.section, picks.section, deployment.section, effect.section, _pictures)
+    lines = []
+    for part in report.libraries.values():
+        lines += [f"## {part.title}", ""]
+        for section in (*sections, *_PAIR_TABLES, literature.section):
+            lines += [f"#{line}" if line.startswith("## ") else line for line in section(part)]
+    return lines
 
 
 def _named_pairs(report: Report) -> list[str]:
@@ -45,7 +83,8 @@ def _named_pairs(report: Report) -> list[str]:
     lines = ["## Optimal, default and worst", ""]
     if choice.optimal is None:
         return [*lines, "No pair of a dispatch and a combine was measured: see the failures below.", ""]
-    lines += [*pair_tables.named(report.results), _source(report), ""]
+    doubts = [] if report.is_part else _unfinished(report)[:1]
+    lines += [*pair_tables.named(report.results), " ".join([_source(report), *doubts]), ""]
     if choice.default is None:
         lines += ["**The library's default has no result**, so nothing can be compared with it.", ""]
     verdict = choice.verdict
@@ -67,22 +106,26 @@ def _source(report: Report) -> str:
     """Where the numbers of the first table come from."""
     results = report.results
     if results.choice.optimal is not None and results.choice.optimal.is_final:
-        text = (
+        return (
             f"Optimal and default are from the final: {results.final_groups} fresh process groups, each of which "
             "measured the best configs. Worst is from the sweep."
         )
-    else:
-        text = "**These times are from the sweep, which also chose the winner**: they flatter it."
+    return "**These times are from the sweep, which also chose the winner**: they flatter it."
+
+
+def _unfinished(report: Report) -> list[str]:
+    """What of the run is not done, as a paragraph; empty for a complete run."""
+    results, sentences = report.results, []
     if results.unfinished:
-        text += f" **{' '.join(results.unfinished)}** These are the best configs so far."
+        sentences.append(f"**{' '.join(results.unfinished)}** These are the best configs so far.")
     if results.lacks_final:
         num_missing = results.plan.spec.search.final_groups - results.final_groups
-        text += f" **{num_missing} groups of the final are missing.**"
-    return text
+        sentences.append(f"**{num_missing} groups of the final are missing.**")
+    return [" ".join(sentences), ""] if sentences else []
 
 
 def _pictures(report: Report) -> list[str]:
-    lines = [f"![{name.removesuffix('.svg').replace('_', ' ')}]({name})" for name in sorted(report.pictures)]
+    lines = [f"![{pictures.caption(name)}]({name})" for name in sorted(report.pictures)]
     return ["## Pictures", "", *lines, ""] if lines else []
 
 

@@ -78,9 +78,9 @@ def best_per_shared(report: Report) -> list[str]:
     """The best pair for each value of the shared knobs, those on the Pareto frontier marked."""
     results = report.results
     pairs = results.choice.best_per_shared
-    if not pairs:
-        return []
     title = " and ".join(shared_knobs(BACKENDS[results.plan.backend]))
+    if not pairs or not title:
+        return []
     frontier = [pair.shared for pair in results.choice.pareto]
     fastest = min(pairs, key=lambda pair: pair.round_trip_us)
     rows = [
@@ -188,11 +188,14 @@ def own_tuning(report: Report) -> list[str]:
 
 
 def baselines(report: Report) -> list[str]:
-    """NCCL's all-to-all of the same tokens."""
+    """The plain collectives of the same tokens, by operation."""
     results = report.results
-    if results.plan.backend == "alltoall":
+    if any(BACKENDS[name].is_baseline for name in results.plan.spec.backends):
         return []
     if not results.plan.baselines:
-        return ["## NCCL all-to-all", "", "Not measured: NCCL does not allow several ranks on one GPU.", ""]
-    rows = [_row(f"NCCL all-to-all, {baseline.point.op}", baseline) for baseline in results.baselines]
-    return ["## NCCL all-to-all of the same tokens", "", *table(headings(COLUMNS), rows)]
+        return ["## Plain collectives", "", "Not measured: NCCL does not allow several ranks on one GPU.", ""]
+    rows = [
+        _row(f"NCCL {BACKENDS[baseline.point.backend].title}, {baseline.point.op}", baseline)
+        for baseline in results.baselines
+    ]
+    return ["## Plain collectives of the same tokens, by operation", "", *table(headings(COLUMNS), rows)]

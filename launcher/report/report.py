@@ -6,14 +6,18 @@ from collections.abc import Mapping
 
 import msgspec
 
+from bench.backends import BACKENDS
 from launcher.analysis.results import Results
+from launcher.report.wording import join_words
 
 
 class Report(msgspec.Struct, frozen=True):
     """Everything that the pages about one environment show.
 
-    ``findings``: its sentences, in order. ``pictures``: SVG texts by file name. ``number``: its place, from 0, among
-    the different environments of a run. ``environments_note``: of a run in several, which one this is.
+    ``findings``: its sentences, in order; of several libraries, those that compare them. ``pictures``: SVG texts by
+    file name. ``number``: its place, from 0, among the different environments of a run. ``environments_note``: of a run
+    in several, which one this is. ``libraries``: of several libraries, the report on each; else empty. ``is_part``:
+    this is one of those.
     """
 
     results: Results
@@ -21,6 +25,13 @@ class Report(msgspec.Struct, frozen=True):
     pictures: Mapping[str, str] = {}
     number: int = 0
     environments_note: str = ""
+    libraries: Mapping[str, Report] = {}
+    is_part: bool = False
+
+    @property
+    def title(self) -> str:
+        """The name of the library, or of each."""
+        return join_words([BACKENDS[name].title for name in self.results.plan.spec.backends])
 
     @property
     def has_times(self) -> bool:
@@ -41,7 +52,10 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def findings_title(self) -> str:
         """The heading of the findings, which labels those of a dry run."""
-        return "Key findings of a dry run on this CPU" if self.results.plan.is_dry else "Key findings"
+        dry = self.results.plan.is_dry
+        if self.libraries:
+            return "Which library is the fastest" + (", in a dry run on this CPU" if dry else "")
+        return "Key findings" + (" of a dry run on this CPU" if dry else "")
 
     @property
     def device(self) -> str:

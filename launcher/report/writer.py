@@ -12,7 +12,7 @@ from launcher.analysis.results import Results
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, MISSING, OK, UserError
-from launcher.report import findings, html_report, optimal_configs, results_json, summary
+from launcher.report import assembly, html_report, optimal_configs, results_json, summary
 from launcher.report.report import Report, file_name
 from launcher.store import results_file, table
 from launcher.store.accounting import read_accounting
@@ -65,17 +65,14 @@ def _write_all(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
     for number, part in enumerate(parts):
         file = folder.path / file_name(folder.results_file(plan.spec.ep.size).name, number)
         write_atomic(file, results_file.encode(results_json.document(part)))
-    all_findings = [findings.findings(part) for part in parts]
+    reports = [
+        assembly.assemble(part, number=number, environments_note=_note(parts, number, differences))
+        for number, part in enumerate(parts)
+    ]
     if drawing is not None:
         _finish_drawing(drawing)
     pictures = {file.name: file.read_text() for file in sorted(folder.path.glob("*.svg"))}
-    _write_pages(
-        folder,
-        [
-            Report(part, all_findings[number], {} if number else pictures, number, _note(parts, number, differences))
-            for number, part in enumerate(parts)
-        ],
-    )
+    _write_pages(folder, [assembly.with_pictures(reports[0], pictures), *reports[1:]])
     return _missing(parts[0], strict=strict)
 
 

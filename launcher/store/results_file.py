@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from bench.backends import LIBRARY_DEFAULT
+from bench.backends import LIBRARY_DEFAULT, PAIR_OPS
 from bench.records import Dtype, Environment, Host, Op, Point, Role, SelfCheck, Stage
 from bench.stats import Interval
 from bench.workload import Workload
@@ -131,8 +131,8 @@ class SavedMeasurement(SavedOperation, frozen=True):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the final's fresh process groups measured it. One group measures all that is overlapped."""
-        return self.stage is Stage.FINAL and self.op not in (Op.COMPUTE, Op.OVERLAPPED)
+        """Whether the final's fresh process groups measured it. One group measures all that has GEMMs."""
+        return self.stage is Stage.FINAL and self.op not in (Op.COMPUTE, *PAIR_OPS)
 
 
 class SavedPair(msgspec.Struct, frozen=True):
