@@ -6,13 +6,14 @@ Its times replace those of the sweep in the report, because a winner of the swee
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from bench.backends import BACKENDS, join_pair, shuffle_points, sms_knob
-from bench.records import Dtype, Failed, Op, Point, Record, Role, Stage
+from bench.records import Dtype, Failed, Measured, Op, Point, Record, Role, Stage
 from bench.supervisor import Supervisor, Task
 from launcher.config.plan import FINAL, Plan, Planned, point_id
 from launcher.store.records_file import open_appender, read_shard, read_shard_records, read_sweep_records
@@ -20,7 +21,7 @@ from launcher.store.run_folder import RunFolder
 from launcher.tuner import racing, shard
 from launcher.tuner.kernels import compile_ahead
 from launcher.tuner.progress import ShardProgress
-from launcher.tuner.racing import Arms, Race
+from launcher.tuner.racing import Arms, Race, TimeOf
 from launcher.tuner.shard import Stop, never
 
 PASSES = 9
@@ -57,10 +58,10 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, qui
     Raises bench.supervisor.StartError when the ranks cannot be started.
     """
     plan = folder.plan()
-    schedule = contestants(plan, Arms(read_sweep_records(folder)) if plan.has_final else Arms())
+    arms = Arms(read_sweep_records(folder)) if plan.has_final else Arms()
     earlier = read_shard(folder, FINAL)
     records = [line for line in earlier if isinstance(line, Record)]
-    rounds = _incomplete(plan, schedule, records)
+    rounds = _incomplete(plan, arms, records)
     if not rounds:
         return True
     with open_appender(folder, FINAL) as appender, ShardProgress(name="final", quiet=quiet) as progress:
@@ -71,23 +72,25 @@ def run(folder: RunFolder, *, job_id: str | None = None, stop: Stop = never, qui
             plan, folder, FINAL, earlier, ahead=ahead, budget_s=budget_s, sink=appender.add, job_id=job_id
         )
         progress.note(f"final: {shard.first_step(plan, budget_s)}")
-        for record in supervisor.run(
-            _tasks(plan, rounds, records, supervisor=supervisor, progress=progress, stop=stop)
-        ):
+        for record in supervisor.run(_tasks(plan, arms, records, supervisor=supervisor, progress=progress, stop=stop)):
             records.append(record)
             progress.add(record)
-    return not _incomplete(plan, schedule, records)
+    return not _incomplete(plan, arms, records)
 
 
 def is_complete(folder: RunFolder) -> bool:
     """Whether every round has its records; the sweep's records decide what the rounds are."""
     plan = folder.plan()
-    schedule = contestants(plan, Arms(read_sweep_records(folder)) if plan.has_final else Arms())
-    return not _incomplete(plan, schedule, read_shard_records(folder, FINAL))
+    arms = Arms(read_sweep_records(folder)) if plan.has_final else Arms()
+    return not _incomplete(plan, arms, read_shard_records(folder, FINAL))
 
 
-def contestants(plan: Plan, arms: Arms) -> Schedule:
-    """What the sweep's records put into the final; empty without a final, and where nothing was measured."""
+def contestants(plan: Plan, arms: Arms, records: Sequence[Record] = ()) -> Schedule:
+    """What the sweep's records put into the final; empty without a final, and where nothing was measured.
+
+    ``records``: those of the final so far. The layers are of the pairs that its groups find fastest, once all groups
+    are there; until then of those of the sweep.
+    """
     finalists = racing.finalists(plan, arms) if plan.has_final else []
     has_default = any(arms.level(anchor.id) is not None for anchor in plan.anchors)
     if not plan.has_final or not (finalists or has_default):
@@ -95,8 +98,32 @@ def contestants(plan: Plan, arms: Arms) -> Schedule:
     libraries = [name for name in plan.spec.backends if plan.overlaps and BACKENDS[name].overlaps]
     gemms = [Point(libraries[0], Op.COMPUTE, Dtype.BF16, {})] if libraries else []
     overlapped = [point for name in libraries for point in _pairs(plan.of(name), finalists, arms)]
-    layers = [point for name in libraries for point in _layers(plan.of(name), finalists, arms)]
-    return Schedule(plan.final_points(finalists), overlapped, layers, gemms)
+    points = plan.final_points(finalists)
+    times = _group_times(plan, points, records)
+
+    def time_us(planned: Planned) -> float | None:
+        return times.get(planned.point.label) if times else arms.time_us(planned)
+
+    layers = [point for name in libraries for point in _layers(plan.of(name), finalists, time_us)]
+    return Schedule(points, overlapped, layers, gemms)
+
+
+def _group_times(plan: Plan, points: list[Point], records: Sequence[Record]) -> dict[str, float]:
+    """The geometric mean of the medians of each point that never failed; empty until all groups are complete."""
+    num_groups, failed = plan.spec.search.final_groups, _failed(records)
+    logs: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.round < num_groups and isinstance(record.outcome, Measured):
+            median_us = statistics.median(record.outcome.samples_us)
+            logs[record.point.label][record.round].append(math.log(median_us))
+    expected = {point.label for point in points} - failed
+    if any(len(logs[label]) < num_groups for label in expected):
+        return {}
+    return {
+        label: math.exp(statistics.mean(statistics.mean(each) for each in by_round.values()))
+        for label, by_round in logs.items()
+        if label not in failed
+    }
 
 
 def _pairs(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
@@ -117,7 +144,7 @@ def _pairs(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
     ]
 
 
-def _layers(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
+def _layers(plan: Plan, finalists: list[Planned], time_us: TimeOf) -> list[Point]:
     """A layer, and its training step, with every default of a library, its fastest pair and its fastest of few SMs."""
     backend, sms = BACKENDS[plan.backend], sms_knob(plan.backend)
     cells = [*plan.anchors, *(cell for cell in finalists if cell.point.backend == plan.backend)]
@@ -129,7 +156,7 @@ def _layers(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
         chosen += list(zip(*named, strict=False))
     for limit in (math.inf, FEW_SMS):
         few = [cell for cell in cells if sms is None or cell.point.knobs[sms] <= limit]
-        best = racing.best_pair(plan, few, arms)
+        best = racing.best_pair(plan, few, time_us)
         chosen += [best] if best is not None else []
     unique = {dispatch.id + combine.id: (dispatch, combine) for dispatch, combine in chosen}
     return [
@@ -142,19 +169,19 @@ def _layers(plan: Plan, finalists: list[Planned], arms: Arms) -> list[Point]:
 _Rounds = list[tuple[int, list[Point]]]
 
 
-def _incomplete(plan: Plan, schedule: Schedule, records: list[Record]) -> _Rounds:
+def _incomplete(plan: Plan, arms: Arms, records: Sequence[Record]) -> _Rounds:
     """The rounds in which a point has no record; points that failed need none."""
     failed, recorded = _failed(records), defaultdict[int, set[str]](set)
     for record in records:
         recorded[record.round].add(record.point.label)
     return [
         (number, points)
-        for number, points in schedule.rounds(plan)
+        for number, points in contestants(plan, arms, records).rounds(plan)
         if any(point.label not in recorded[number] | failed for point in points)
     ]
 
 
-def _failed(records: list[Record]) -> set[str]:
+def _failed(records: Sequence[Record]) -> set[str]:
     """Labels of the points that failed in the final and so have no result; isolated GEMMs are never among them."""
     return {
         record.point.label
@@ -165,7 +192,7 @@ def _failed(records: list[Record]) -> set[str]:
 
 def _tasks(
     plan: Plan,
-    rounds: _Rounds,
+    arms: Arms,
     records: list[Record],
     *,
     supervisor: Supervisor,
@@ -177,7 +204,10 @@ def _tasks(
     ``records`` grow while the tasks are taken: points that failed are not tried again.
     """
     num_groups = plan.spec.search.final_groups
-    for number, points in rounds:
+    tried: set[int] = set()
+    while rounds := [each for each in _incomplete(plan, arms, records) if each[0] not in tried]:
+        number, points = rounds[0]
+        tried.add(number)
         failed = _failed(records)
         tasks = in_order(plan, [point for point in points if point.label not in failed], number)
         if number < num_groups:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +87,12 @@ class Arms:
         values = self._values(point_id, up_to)
         return float(np.sqrt(sum(error**2 + DRIFT**2 for _, error in values)) / len(values))
 
-    def anchor_us(self, point: Point) -> float:
+    def time_us(self, planned: Planned) -> float | None:
+        """The time of a config, scaled by its anchors, in microseconds; None where it failed or was not measured."""
+        level = None if planned.id in self.failed else self.level(planned.id)
+        return None if level is None else math.exp(level) * self._anchor_us(planned.point)
+
+    def _anchor_us(self, point: Point) -> float:
         """The median of the anchors of a point's library and operation over all shards and rounds; 1 without any."""
         course = _Course(point.backend, point.op)
         shards = [rounds for (_, other), rounds in self._anchors.items() if other == course]
@@ -226,25 +231,23 @@ def sort_by_level(cells: Iterable[Planned], arms: Arms) -> list[tuple[float, Pla
     return sorted(levels, key=lambda item: (item[0], item[1].id))
 
 
-def best_pair(plan: Plan, cells: Iterable[Planned], arms: Arms) -> tuple[Planned, Planned] | None:
-    """The dispatch and the combine of one library whose weighted times are least together; None without any.
+TimeOf = Callable[[Planned], float | None]
+"""The time of a config in microseconds; None where it has none."""
 
-    A level is a ratio to the anchor, so it is weighted by the anchor's time.
-    """
-    pairs: dict[tuple[int, ...], dict[Op, tuple[float, Planned]]] = defaultdict(dict)
-    for race, racers in races(plan, cells).items():
-        for ranked in sort_by_level(racers, arms)[:1]:
-            pairs[race.shared][race.op] = ranked
+
+def best_pair(plan: Plan, cells: Iterable[Planned], time_us: TimeOf) -> tuple[Planned, Planned] | None:
+    """The dispatch and the combine of one library whose weighted times are least together; None without any."""
     ops = (Op.DISPATCH, Op.COMBINE)
-    sums = [
-        (sum(weight * math.exp(pair[op][0]) * arms.anchor_us(pair[op][1].point) for weight, op in weights), pair)
-        for pair in pairs.values()
-        if all(op in pair for op in ops)
-        for weights in [list(zip(plan.spec.search.weights, ops, strict=True))]
-    ]
-    if not sums:
+    by_shared: dict[tuple[int, ...], dict[Op, tuple[float, Planned]]] = defaultdict(dict)
+    for race, racers in races(plan, cells).items():
+        times = [(us, cell) for cell in racers if (us := time_us(cell)) is not None]
+        if times:
+            by_shared[race.shared][race.op] = min(times, key=lambda each: (each[0], each[1].id))
+    pairs = [pair for pair in by_shared.values() if all(op in pair for op in ops)]
+    if not pairs:
         return None
-    best = min(sums, key=lambda each: each[0])[1]
+    weights = dict(zip(ops, plan.spec.search.weights, strict=True))
+    best = min(pairs, key=lambda pair: sum(weights[op] * pair[op][0] for op in ops))
     return best[Op.DISPATCH][1], best[Op.COMBINE][1]
 
 

@@ -7,11 +7,13 @@ from collections import Counter
 import msgspec
 import pytest
 
+from bench.backends import split_pair
 from bench.records import FailureKind, Op, Role, Stage
 from launcher.analysis.choice import choose
+from launcher.config.plan import Planned
 from launcher.tuner import final, racing
 from launcher.tuner.racing import Arms
-from tests.builders import deepep_plan, failed, spec
+from tests.builders import deepep_plan, failed, record, spec
 from tests.tuner.machine import Machine, judge, make_plan
 
 
@@ -117,3 +119,33 @@ def test_ranks_that_replace_failed_ones_in_the_final_measure_the_references_of_t
             else:
                 assert [one.point for one in task.references] == expected
                 assert {(one.stage, one.round) for one in task.references} == {(Stage.FINAL, number)}
+
+
+def test_layers_are_of_the_pairs_that_the_groups_find_fastest_once_all_groups_are_complete() -> None:
+    plan = make_plan(sms=[24, 64], chunks=[4, 8, 16])
+    search = msgspec.structs.replace(plan.spec.search, overlapped=True)
+    plan = msgspec.structs.replace(plan, spec=msgspec.structs.replace(plan.spec, search=search))
+    arms = Arms(Machine(plan).sweep())
+    schedule = final.contestants(plan, arms)
+    winner = {
+        op: min(
+            (point for point in schedule.finalists if (point.op, point.backend) == (op, plan.backend)),
+            key=lambda point: point.knobs["num_sms"],
+        )
+        for op in (Op.DISPATCH, Op.COMBINE)
+    }
+    points = [*(anchor.point for anchor in plan.anchors), *schedule.finalists]
+    records = [
+        record(
+            Planned(point, point.label, Role.GRID),
+            [10.0 if point in winner.values() else 500.0] * 5,
+            stage=Stage.FINAL,
+            round=number,
+        )
+        for number in range(search.final_groups)
+        for point in points
+    ]
+    pairs = [split_pair(point) for point in final.contestants(plan, arms, records).layers]
+    assert (winner[Op.DISPATCH].knobs, winner[Op.COMBINE].knobs) in pairs
+    assert final.contestants(plan, arms, records[:-1]).layers == schedule.layers
+    assert (plan.anchors[0].point.knobs, plan.anchors[1].point.knobs) in pairs
