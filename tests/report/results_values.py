@@ -19,7 +19,7 @@ RENAMED = {
 _KNOBS = tuple(groups.owners())
 """Knobs; those of an overlapped pair have the name of their operation in front."""
 
-LEFT_OUT = {"finalists_per_group"}
+LEFT_OUT = {"compile_s", "finalists_per_group"}
 """Settings of results/1 that results/2 dropped."""
 
 

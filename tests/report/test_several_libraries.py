@@ -177,14 +177,6 @@ def test_plain_collectives_are_in_no_ranking_of_libraries() -> None:
     assert not [each for each in rankings if "all-" in each]
 
 
-def test_a_plain_collective_named_as_a_library_is_not_ranked_with_libraries() -> None:
-    results = results_of(plan_of("deepep", "alltoall"))
-    (only,) = library_verdict.sentences(results)
-    assert only.startswith("Is DeepEP V1 faster than plain collectives on this node? Yes: with cached dispatches")
-    assert {row[0] for row in library_tables.rows(results)} == {"DeepEP V1"}
-    assert [row[0] for row in library_tables.plain_rows(results)] == ["all-to-all"]
-
-
 def test_where_dispatch_and_combine_may_differ_the_best_of_each_and_the_best_shared_value_are_reported() -> None:
     (found,) = [each for each in report_of(all_libraries()).libraries["deepep_v2"].findings if "for itself" in each]
     assert found.startswith("If each operation chose for itself, the best dispatch takes 245 us with num_sms 32 (95 % ")
