@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -287,7 +288,8 @@ def fork(name: str, log: Path, *, preload: Sequence[str], settings: Mapping[str,
     Imports and rank have the variables of ``settings`` besides the user's.
 
     The forkserver starts on first use, and again after it died; it ends with this process. A module that it cannot
-    import for its forks is left to the ranks from then on: one line on stderr says so.
+    import for its forks is left to the ranks from then on, with those after it, which may depend on its being loaded
+    first; one line on stderr says so.
 
     ForkserverError when the forkserver has ended or does not fork within ``timeout_s``, imports included.
     """
@@ -297,7 +299,7 @@ def fork(name: str, log: Path, *, preload: Sequence[str], settings: Mapping[str,
     try:
         while _current.num_ends == num_ends:
             environment = _environment(settings)
-            modules = [module for module in preload if module not in _current.unfit]
+            modules = list(itertools.takewhile(lambda module: module not in _current.unfit, preload))
             server = _ensure_running(environment if modules else None)
             left_s = max(0.0, deadline - time.monotonic())
             try:

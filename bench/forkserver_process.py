@@ -74,7 +74,7 @@ class _Server:
         os.dup2(log, 2)
         os.close(log)
         os.environ.clear()
-        os.environ.update({**self._preload.variables, **request.environment})
+        os.environ.update(request.environment | (self._preload.variables if request.preload else {}))
         from bench.rank import process
 
         process.run(os.fdopen(requests, "rb"), os.fdopen(responses, "wb"))

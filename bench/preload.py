@@ -27,10 +27,7 @@ class Unfit(msgspec.Struct, frozen=True, tag="unfit"):
 
 
 class Preload:
-    """The modules that this process has imported for its forks.
-
-    ``variables``: what their imports have put into the environment, which the forks need as well.
-    """
+    """The modules that this process has imported for its forks, and the ``variables`` that their imports have set."""
 
     def __init__(self) -> None:
         self._imported: set[str] = set()
@@ -38,18 +35,16 @@ class Preload:
 
     def add(self, modules: Sequence[str], environment: Mapping[str, str]) -> Unfit | None:
         """Imports those that are missing, in the environment of the ranks. Ends at the first that is unfit."""
-        missing = [name for name in modules if name not in self._imported]
-        if missing:
-            os.environ.clear()
-            os.environ.update({**environment, _NVML_CHECK: "1"})
-        for name in missing:
-            reason = _import(name)
-            if reason is not None:
-                return Unfit(name, reason)
-            self._imported.add(name)
-        if missing:
-            given = {*environment, _NVML_CHECK}
-            self.variables |= {name: value for name, value in os.environ.items() if name not in given}
+        for name in modules:
+            if name not in self._imported:
+                before = {**environment, **self.variables, _NVML_CHECK: "1"}
+                os.environ.clear()
+                os.environ.update(before)
+                reason = _import(name)
+                if reason is not None:
+                    return Unfit(name, reason)
+                self._imported.add(name)
+                self.variables |= {key: value for key, value in os.environ.items() if before.get(key) != value}
         return None
 
 

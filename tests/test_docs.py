@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import tomllib
 from pathlib import Path
+
+import pytest
 
 from launcher.report import writer
 from launcher.store.run_folder import RunFolder
@@ -55,3 +58,11 @@ def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
             if ":" not in link and not leads_there:
                 broken.append(f"{file.relative_to(ROOT)}: {link}")
     assert broken == []
+
+
+@pytest.mark.parametrize("extra", ["deepep", "deepep-v1"])
+def test_every_pin_of_an_extra_stands_in_its_row_of_the_readme(extra: str) -> None:
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    (row,) = [line for line in (ROOT / "README.md").read_text().splitlines() if f"| `{extra}` |" in line]
+    for name, version in (pin.split("==") for pin in pins):
+        assert (f"`{name}=={version}`" in row) or f"| {version} " in row, name

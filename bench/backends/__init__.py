@@ -199,7 +199,10 @@ def backends_of(points: Iterable[Point]) -> list[Backend]:
 
 
 def preload_of(points: Iterable[Point]) -> list[str]:
-    """The modules that the forkserver imports for ranks that run these points."""
+    """The modules that the forkserver imports for ranks that run these points, in the order of BACKENDS.
+
+    DeepEP comes first: deep_ep 2.1 refuses a process that has loaded libnccl_ep, which it takes for a second NCCL.
+    """
     return list(dict.fromkeys(module for backend in backends_of(points) for module in backend.preload))
 
 

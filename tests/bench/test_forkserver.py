@@ -81,6 +81,20 @@ def test_imports_and_ranks_have_the_variables_of_their_libraries_unless_the_user
     assert {set_by_us["EP_JIT_CACHE_DIR"] for set_by_us in settings} == {str(kernel_folder("deepep_v2"))}
 
 
+def test_ranks_have_the_variables_that_an_import_ahead_has_set_but_not_ours_for_that_import(
+    library: Library, tmp_path: Path
+) -> None:
+    library.write(
+        "os.environ.setdefault('NCCL_EP_HOME', 'found')\n"
+        "def ElasticBuffer(*_, **__): raise RuntimeError([name for name in os.environ if name in SEEN])\n"
+        "SEEN = ['NCCL_EP_HOME', 'PYTORCH_NVML_BASED_CUDA_CHECK']"
+    )
+    group = Group(SPEC, log_folder=tmp_path, startup_s=120)
+    with pytest.raises(RankError, match=r"^RuntimeError: \['NCCL_EP_HOME'\]$"):
+        group.check(Check(OF_DEEPEP), deadline_s=60)
+    group.kill()
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
