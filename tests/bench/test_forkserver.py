@@ -71,7 +71,7 @@ def test_imports_and_ranks_have_the_variables_of_their_libraries_unless_the_user
         monkeypatch.setenv("EP_REUSE_NCCL_COMM", of_user)
     lines: list[Line] = []
     anchor = Task(OF_DEEPEP, "", Role.ANCHOR)
-    supervisor = Supervisor(SPEC, Effort(1, 3, 60.0, 120.0), anchor=anchor, sink=lines.append, log_folder=tmp_path)
+    supervisor = Supervisor(SPEC, Effort(1, 3, 60.0, 120.0), anchors=[anchor], sink=lines.append, log_folder=tmp_path)
     (record,) = supervisor.run([anchor])
     assert isinstance(record.outcome, Failed)
     assert record.outcome.message == f"RuntimeError: {seen}"
