@@ -41,7 +41,7 @@ def measured(folder: Path, num_ranks: int, dtype: Dtype, *faults: str) -> Group:
     tasks = [Task(each, each.label, Role.GRID) for each in points]
     lines: list[Line] = []
     anchor = Task(points[0], points[0].label, Role.ANCHOR)
-    supervisor = Supervisor(spec, EFFORT, anchor=anchor, sink=lines.append, log_folder=folder)
+    supervisor = Supervisor(spec, EFFORT, anchors=[anchor], sink=lines.append, log_folder=folder)
     list(supervisor.run(tasks))
     return Group(spec, lines)
 
