@@ -2,7 +2,8 @@
 
 A new library NAME needs:
 
-1. ``bench/backends/NAME.py``: a class that implements ``Backend``, and an instance of it in ``BACKENDS`` below. Plans
+1. ``bench/backends/NAME.py``: a class that implements ``Backend``, on top of
+   ``bench.backends.declaration.Library``, and an instance of it in ``BACKENDS`` below. Plans
    and reports are made on machines without torch, GPUs or the library, so only ``open`` may import the session.
 2. ``bench/backends/sessions/NAME.py``: a class that implements ``Session`` of ``bench.backends.sessions.session``.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from bench.backends.declaration import PlainCollective
 from bench.rules import Facts, Grids, Knob, Violation
 
 if TYPE_CHECKING:
-    from bench.backends.machine import Problem
     from bench.backends.sessions.session import Context, Session
     from bench.records import Op, Point
 
 _MAX_SLICES = 1024
 
 
-class AllToAll:
+class AllToAll(PlainCollective):
     """Packs tokens by destination, exchanges them and unpacks by source; combine reverses this and sums in FP32.
 
     See Backend.
@@ -23,22 +23,11 @@ class AllToAll:
     name = "alltoall"
     title = "all-to-all"
     meaning = "torch.distributed, the same tokens; NCCL on GPUs, gloo on CPUs"
-    is_baseline = True
-    needs_gpu = False
-    packages = ("torch", "nccl")
-    preload = ()
-    besides_sms = ""
     contract = (
         "The tokens and the sums are those of the libraries, but no knob bounds its SMs: NCCL chooses those of the "
         "exchange, and packing and summing take all."
     )
-    default_labels: ClassVar[dict[str, str]] = {}
-    compiles = False
-    kernel_variable = ""
-    overlaps = False
-    regroups = False
     exchanges = True
-    one_kernel = False
     knobs = (
         Knob("num_slices", "exchanges that the tokens of a rank are divided into", shared=True),
         Knob("num_in_flight", "exchanges that may be in flight at once"),
@@ -53,10 +42,6 @@ class AllToAll:
     def defaults(self, op: Op, facts: Facts) -> dict[str, dict[str, int]]:
         """One exchange, as with a plain ``all_to_all_single``."""
         return {"library": {"num_slices": 1, "num_in_flight": 1}}
-
-    def own_tuning(self, op: Op) -> list[dict[str, int]]:
-        """Empty: no script tunes an all-to-all."""
-        return []
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Bounds on the slices and on those in flight; see Backend."""
@@ -82,22 +67,6 @@ class AllToAll:
         if facts.num_ranks >= 2:
             return []
         return [Violation("ep.size", "be at least 2", str(facts.num_ranks), "a single rank has no peer")]
-
-    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
-        """None: torch allocates them."""
-        return None
-
-    def roundings(self, num_ranks: int) -> int:
-        """Each source sums in FP32."""
-        return 1
-
-    def problems(self) -> list[Problem]:
-        """None: it is part of torch."""
-        return []
-
-    def environment(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
 
     def open(self, context: Context, points: list[Point]) -> Session:
         """A session on the context's device group."""

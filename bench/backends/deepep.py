@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import machine
+from bench.backends.declaration import Library
 from bench.backends.machine import Problem
 from bench.records import Op
 from bench.rules import INT32_LIMIT, Facts, Grids, Knob, Violation
@@ -64,24 +65,15 @@ def config_arguments(knobs: dict[str, int]) -> dict[str, int]:
     } | DEFAULT_RDMA
 
 
-class DeepEP:
+class DeepEP(Library):
     """DeepEP's high-throughput kernels within one NVLink node; see Backend."""
 
     name = "deepep"
     title = "DeepEP V1"
     meaning = "deep_ep.Buffer on one NVLink node"
-    is_baseline = False
-    needs_gpu = True
     packages = ("torch", "deep_ep", "nccl")
     preload = ("deep_ep",)
-    besides_sms = ""
-    contract = ""
-    default_labels: ClassVar[dict[str, str]] = {}
-    compiles = False
-    kernel_variable = ""
     overlaps = True
-    regroups = False
-    exchanges = False
     one_kernel = True
     knobs = (
         Knob("num_sms", "SMs that the kernels occupy; each pair serves one channel", shared=True, counts_sms=True),
@@ -158,10 +150,6 @@ class DeepEP:
     def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
         """The NVLink buffer, by DeepEP's hint."""
         return buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=2 * facts.workload.hidden)
-
-    def roundings(self, num_ranks: int) -> int:
-        """Combine sums in FP32."""
-        return 1
 
     def problems(self) -> list[Problem]:
         """deep_ep; version 2 brings Buffer, the class of V1, as well."""

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import machine
+from bench.backends.declaration import Library
 from bench.backends.machine import Problem
 from bench.rules import Facts, Grids, Knob, Violation
 
@@ -47,7 +48,7 @@ def theoretical_num_sms(facts: Facts) -> int:
     return even if facts.num_sms is None else min(even, facts.num_sms)
 
 
-class DeepEPV2:
+class DeepEPV2(Library):
     """DeepEP's ElasticBuffer within one NVLink node; see Backend.
 
     One node lets dispatch and combine take different numbers of SMs. Engines pass one, so it is a shared knob here;
@@ -57,19 +58,13 @@ class DeepEPV2:
     name = "deepep_v2"
     title = "DeepEP V2"
     meaning = "deep_ep.ElasticBuffer on one NVLink node"
-    is_baseline = False
-    needs_gpu = True
     packages = ("torch", "deep_ep", "nccl")
     preload = ("deep_ep",)
     besides_sms = "Each call ends with an epilogue on all SMs of the GPU: a copy after dispatch, a sum after combine."
-    contract = ""
     default_labels: ClassVar[dict[str, str]] = {"vllm_sglang": "vLLM, SGLang"}
     compiles = True
     kernel_variable = "EP_JIT_CACHE_DIR"
     overlaps = True
-    regroups = False
-    exchanges = False
-    one_kernel = False
     knobs = (Knob("num_sms", "SMs of the transfer; the epilogue takes all", shared=True, counts_sms=True),)
     grids: ClassVar[Grids] = {
         "smoke": {"num_sms": [16, 24]},
@@ -85,10 +80,6 @@ class DeepEPV2:
         if facts.num_sms is not None:
             engines = min(engines, facts.num_sms)
         return {"library": {"num_sms": own}, "vllm_sglang": {"num_sms": engines}}
-
-    def own_tuning(self, op: Op) -> list[dict[str, int]]:
-        """Empty: upstream says that V2 needs no tuning."""
-        return []
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """The cooperative launch needs as many free SMs; see Backend."""
@@ -117,14 +108,6 @@ class DeepEPV2:
                 Violation("workload.hidden", rule, str(workload.hidden), f"the next multiple is {next_multiple}")
             )
         return violations
-
-    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
-        """None: the size follows from the workload alone."""
-        return None
-
-    def roundings(self, num_ranks: int) -> int:
-        """The epilogue sums in FP32."""
-        return 1
 
     def problems(self) -> list[Problem]:
         """A deep_ep with ElasticBuffer, a CUDA compiler, and one NCCL that is new enough."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import machine
+from bench.backends.declaration import Library
 from bench.backends.machine import Problem
 from bench.records import Op
 from bench.rules import Facts, Grids, Knob, Violation
@@ -76,7 +77,7 @@ def most_safe_sms(version: str | None = None) -> int | None:
     return SAFE_NUM_SMS if machine.version_of(version) < _FIXED else None
 
 
-class NcclEP:
+class NcclEP(Library):
     """NCCL EP's high-throughput kernels within one NVLink node; see Backend.
 
     A config belongs to a group, which is made anew for each; dispatch and combine may share one.
@@ -85,19 +86,13 @@ class NcclEP:
     name = "nccl_ep"
     title = "NCCL EP"
     meaning = "nccl.ep, high throughput, on one NVLink node"
-    is_baseline = False
-    needs_gpu = True
     packages = ("torch", "nccl.ep", "nccl")
     preload = ("nccl.ep", "nccl.ep.interop.torch")
     besides_sms = "A full dispatch begins with a preprocessing kernel on all SMs of the GPU."
-    contract = ""
-    default_labels: ClassVar[dict[str, str]] = {}
     compiles = True
     kernel_variable = "NCCL_EP_JIT_CACHE_DIR"
     overlaps = True
     regroups = True
-    exchanges = False
-    one_kernel = False
     knobs = (
         Knob("num_sms", "SMs of dispatch and combine (NCCL_EP_COMM_SMS)", shared=True, counts_sms=True),
         Knob("tokens_per_chunk", "tokens of a chunk (NCCL_EP_TOKENS_PER_CHUNK)", shared=True),
@@ -131,10 +126,6 @@ class NcclEP:
                 "num_pipelines": DEFAULT_PIPELINES,
             }
         }
-
-    def own_tuning(self, op: Op) -> list[dict[str, int]]:
-        """Empty: no script tunes it."""
-        return []
 
     def point_violations(self, op: Op, knobs: dict[str, int], *, facts: Facts) -> list[Violation]:
         """Bounds that the library refuses, or only warns about while it keeps its default; see Backend."""
@@ -199,14 +190,6 @@ class NcclEP:
             ),
         )
         return [Violation(key, rule, str(value), hint) for holds, key, rule, value, hint in checks if not holds]
-
-    def buffer_bytes(self, knobs: dict[str, int], facts: Facts) -> int | None:
-        """None: the library does not tell."""
-        return None
-
-    def roundings(self, num_ranks: int) -> int:
-        """Combine sums in FP32."""
-        return 1
 
     def problems(self) -> list[Problem]:
         """nccl.ep, a CUDA compiler, and one NCCL that is new enough and may map the memory of peers."""

@@ -7,7 +7,8 @@ from typing import Any
 import deep_ep
 import torch  # isort: split  (torch first: the extension of deep_ep links against it)
 
-from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Overlapped, Payload, Pending
+from bench.backends.sessions.deep_ep_values import PendingPair, pack, unpack
+from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Payload, Pending
 from bench.records import Dtype, Op, Point
 
 
@@ -36,7 +37,7 @@ class DeepEPSession:
             topk_idx, self._context.workload.num_experts
         )
         received, idx, weights, counts, handle, _ = self._buffer.dispatch(
-            _pack(inputs.payload),
+            pack(inputs.payload),
             num_tokens_per_rank=per_rank,
             is_token_in_rank=in_rank,
             num_tokens_per_expert=per_expert,
@@ -46,14 +47,14 @@ class DeepEPSession:
         )
         self._handles[knobs["num_sms"]] = handle
         self._per_rank = per_rank
-        return Dispatched(_unpack(received), idx, weights, list(counts))
+        return Dispatched(unpack(received), idx, weights, list(counts))
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
         """DeepEP's cached mode: no layout, no expert indices or weights, no host wait."""
         received, *_ = self._buffer.dispatch(
-            _pack(inputs.payload), handle=self._handles[knobs["num_sms"]], config=self._config(knobs)
+            pack(inputs.payload), handle=self._handles[knobs["num_sms"]], config=self._config(knobs)
         )
-        return _unpack(received)
+        return unpack(received)
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
         """FP32 sums of BF16 tokens, without weights."""
@@ -68,10 +69,10 @@ class DeepEPSession:
         handle, now = self._handles[dispatch["num_sms"]], deep_ep.Buffer.capture()
         asynchronous = {"async_finish": True, "allocate_on_comm_stream": True, "previous_event": now}
         received, *_ = self._buffer.dispatch(
-            _pack(inputs.payload), handle=handle, config=self._config(dispatch), **asynchronous
+            pack(inputs.payload), handle=handle, config=self._config(dispatch), **asynchronous
         )
         combined, _, done = self._buffer.combine(tokens, handle, config=self._config(combine), **asynchronous)
-        return _PendingPair(_unpack(received), combined, done)
+        return PendingPair(unpack(received), combined, done)
 
     def exchange(self, inputs: Inputs) -> Operation:
         """Not supported: packing is part of the kernel."""
@@ -88,24 +89,3 @@ class DeepEPSession:
     def layout(self) -> list[int]:
         """``num_tokens_per_rank`` of the last ``get_dispatch_layout``."""
         return [int(count) for count in self._per_rank.tolist()]
-
-
-class _PendingPair:
-    """Holds the outputs until the current stream waits for combine, which ends after dispatch. See Pending."""
-
-    def __init__(self, payload: Payload, combined: torch.Tensor, done: Any) -> None:
-        self._result, self._done = Overlapped(payload, combined), done
-
-    def wait(self) -> Overlapped:
-        """See Pending."""
-        self._done.current_stream_wait()
-        return self._result
-
-
-def _pack(payload: Payload) -> Any:
-    tokens, scales = payload
-    return tokens if scales is None else (tokens, scales)
-
-
-def _unpack(received: Any) -> Payload:
-    return received if isinstance(received, tuple) else (received, None)

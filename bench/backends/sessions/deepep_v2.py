@@ -8,7 +8,8 @@ import deep_ep
 import torch  # isort: split  (torch first: the extension of deep_ep links against it)
 import torch.distributed as dist
 
-from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Overlapped, Payload, Pending
+from bench.backends.sessions.deep_ep_values import PendingPair, pack, unpack
+from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Payload, Pending
 from bench.records import Dtype, Op
 
 _LEAST_TOKENS = 128
@@ -35,19 +36,19 @@ class DeepEPV2Session:
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
         """One call: the layout is part of the kernel, and the host waits for the counts."""
         received, idx, weights, handle, _ = self._buffer.dispatch(
-            _pack(inputs.payload),
+            pack(inputs.payload),
             topk_idx=inputs.topk_idx.to(deep_ep.topk_idx_t),
             topk_weights=inputs.topk_weights,
             num_experts=self._context.workload.num_experts,
             num_sms=knobs["num_sms"],
         )
         self._handles[knobs["num_sms"]] = self._last = handle
-        return Dispatched(_unpack(received), idx, weights, list(handle.num_recv_tokens_per_expert_list))
+        return Dispatched(unpack(received), idx, weights, list(handle.num_recv_tokens_per_expert_list))
 
     def cached_dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Payload:
         """The same with a handle: no layout, no host wait."""
-        received, *_ = self._buffer.dispatch(_pack(inputs.payload), **self._cached(knobs))
-        return _unpack(received)
+        received, *_ = self._buffer.dispatch(pack(inputs.payload), **self._cached(knobs))
+        return unpack(received)
 
     def combine(self, tokens: torch.Tensor, *, knobs: dict[str, int]) -> torch.Tensor:
         """FP32 sums of BF16 tokens, without weights."""
@@ -64,10 +65,10 @@ class DeepEPV2Session:
             "allocate_on_comm_stream": True,
             "previous_event": deep_ep.ElasticBuffer.capture(),
         }
-        received, *_ = self._buffer.dispatch(_pack(inputs.payload), **self._cached(dispatch), **asynchronous)
+        received, *_ = self._buffer.dispatch(pack(inputs.payload), **self._cached(dispatch), **asynchronous)
         handle = self._handles[dispatch["num_sms"]]
         combined, _, done = self._buffer.combine(tokens, handle, num_sms=combine["num_sms"], **asynchronous)
-        return _PendingPair(_unpack(received), combined, done)
+        return PendingPair(unpack(received), combined, done)
 
     def exchange(self, inputs: Inputs) -> Operation:
         """Not supported: packing is part of the kernel."""
@@ -98,24 +99,3 @@ class DeepEPV2Session:
             "num_sms": knobs["num_sms"],
             "num_experts": self._context.workload.num_experts,
         }
-
-
-class _PendingPair:
-    """Holds the outputs until the current stream waits for combine, which ends after dispatch. See Pending."""
-
-    def __init__(self, payload: Payload, combined: torch.Tensor, done: Any) -> None:
-        self._result, self._done = Overlapped(payload, combined), done
-
-    def wait(self) -> Overlapped:
-        """See Pending."""
-        self._done.current_stream_wait()
-        return self._result
-
-
-def _pack(payload: Payload) -> Any:
-    tokens, scales = payload
-    return tokens if scales is None else (tokens, scales)
-
-
-def _unpack(received: Any) -> Payload:
-    return received if isinstance(received, tuple) else (received, None)
