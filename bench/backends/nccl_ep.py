@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bench.backends import machine
 from bench.backends.declaration import Library
 from bench.backends.machine import Problem
-from bench.records import Op
+from bench.records import Dtype, Op
 from bench.rules import Facts, Grids, Knob, Violation
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _DISPATCH_STAGE_BYTES, _COMBINE_STAGE_BYTES = 1040, 32
 
 _MAX_TOKENS = 8192
 _MAX_TOPK = 32
+_FP8_UNIT = 512
 _NVCC, _NCCL = (12, 3), (2, 30, 4)
 
 
@@ -180,6 +181,13 @@ class NcclEP(Library):
                 "be a multiple of 4 (NCCL EP)",
                 workload.num_experts,
                 "leave nccl_ep out of backend",
+            ),
+            (
+                workload.dtype is Dtype.BF16 or workload.hidden % _FP8_UNIT == 0,
+                "workload.hidden",
+                f"be a multiple of {_FP8_UNIT} for fp8 (NCCL EP: rows of scales span 16 bytes)",
+                workload.hidden,
+                "use workload.dtype=bf16",
             ),
             (
                 workload.num_topk <= _MAX_TOPK,

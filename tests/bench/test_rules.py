@@ -356,6 +356,12 @@ def test_the_own_chunk_of_nccl_ep_is_a_multiple_of_32_and_at_least_four_tokens_f
             "workload.num_experts must be a multiple of 4 (NCCL EP), got 258",
         ),
         ("nccl_ep", {"num_topk": 32}, {"num_topk": 33}, "workload.num_topk must be at most 32 (NCCL EP), got 33"),
+        (
+            "nccl_ep",
+            {"hidden": 1536, "dtype": Dtype.FP8},
+            {"hidden": 1664, "dtype": Dtype.FP8},
+            "workload.hidden must be a multiple of 512 for fp8 (NCCL EP: rows of scales span 16 bytes), got 1664",
+        ),
         ("allgather", {"num_ranks": 2}, {"num_ranks": 1}, "ep.size must be at least 2, got 1"),
     ],
 )

@@ -78,10 +78,12 @@ class NcclEPSession:
     """One communicator, and one group at a time: a config that needs another one replaces it. See Session."""
 
     def __init__(self, context: Context) -> None:
-        """Makes the communicator. Collective."""
+        """Makes the communicator; the host group passes its id on. Collective."""
         workload = context.workload
-        self._context, self._comm, self._stream = context, _communicator(context), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._most_tokens = max(workload.num_tokens, _LEAST_TOKENS)
+        self._context, self._comm = context, get_nccl_comm_from_group(context.host_group)
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        most = max(workload.num_tokens, _LEAST_TOKENS)
+        self._most_tokens = most + most % 2  # an odd number is padded
         self._group: _Group | None = None
         self._confirmed: set[tuple[object, ...]] = set()
         self._own: dict[Op, dict[str, int] | None] = {}
@@ -94,7 +96,7 @@ class NcclEPSession:
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
         """Exchanges the routing, then tokens, indices and weights; the host waits for the counts."""
-        group = self._update(Op.DISPATCH, knobs, inputs.topk_idx)
+        group = self._update(knobs, inputs.topk_idx)
         with self._confirms(group, Op.DISPATCH, dtype):
             payload, idx, weights = self._dispatch(group, inputs)
         self._num_received, *per_expert = self._counters.tolist()
@@ -146,11 +148,10 @@ class NcclEPSession:
         self._topk_idx = (step * torch.arange(workload.num_topk, device=device)).repeat(2, 1)
         group = self._replace(_Settings())
         tokens = torch.zeros(2, workload.hidden, dtype=torch.bfloat16, device=device)
-        self._dispatch(
-            group, Inputs((tokens, None), self._topk_idx, torch.ones_like(self._topk_idx, dtype=torch.float32))
-        )
-        received = int(self._counters[0])
-        self._combine(group, tokens.new_zeros(received, workload.hidden))
+        weights = torch.ones(2, workload.num_topk, device=device)
+        self._dispatch(group, Inputs((tokens, None), self._topk_idx, weights))
+        received = tokens.new_zeros(int(self._counters[0]), workload.hidden)
+        self._combine(group, received, torch.cuda.current_stream())
         torch.cuda.synchronize()
 
     def layout(self) -> list[int]:
@@ -160,10 +161,10 @@ class NcclEPSession:
         ranks = torch.arange(self._context.num_ranks, device=owner.device)
         return [int(count) for count in (owner[:, :, None] == ranks).any(dim=1).sum(dim=0).tolist()]
 
-    def _update(self, op: Op, knobs: dict[str, int], topk_idx: torch.Tensor) -> _Group:
-        """The group of the config with this routing. Their numbers of tokens may differ by rank and call."""
+    def _update(self, knobs: dict[str, int], topk_idx: torch.Tensor) -> _Group:
+        """The group of a dispatch's config with this routing, whose number of tokens may differ by rank and call."""
         group = self._group
-        settings = (_Settings() if group is None else group.settings).with_op(op, knobs)
+        settings = (_Settings() if group is None else group.settings).with_op(Op.DISPATCH, knobs)
         self._topk_idx = topk_idx
         if group is None or group.settings != settings:
             return self._replace(settings)
@@ -243,13 +244,13 @@ class NcclEPSession:
         )
         return _head(payload, self._num_received)
 
-    def _combine(self, group: _Group, tokens: torch.Tensor, stream: torch.cuda.Stream | None = None) -> torch.Tensor:
+    def _combine(self, group: _Group, tokens: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
         num_tokens = len(self._topk_idx)
         combined = tokens.new_empty(num_tokens + num_tokens % 2, tokens.shape[1])
         group.handle.combine(
             ep.CombineInputs(tokens=_tensor(tokens)),
             ep.CombineOutputs(tokens=_tensor(combined)),
-            stream=_current() if stream is None else stream.cuda_stream,
+            stream=stream.cuda_stream,
         )
         return combined[:num_tokens]
 
@@ -257,9 +258,8 @@ class NcclEPSession:
         """Empty tensors like the payload, of the most rows that a rank may receive."""
         most = self._context.num_ranks * self._most_tokens
         tokens, scales = sent
-        return tokens.new_empty(most, tokens.shape[1]), None if scales is None else scales.new_empty(
-            most, scales.shape[1]
-        )
+        rows = tokens.new_empty(most, tokens.shape[1])
+        return rows, None if scales is None else scales.new_empty(most, scales.shape[1])
 
     @contextmanager
     def _confirms(self, group: _Group, op: Op, dtype: Dtype) -> Iterator[None]:
@@ -296,11 +296,6 @@ class _PendingPair:
             if tensor is not None:
                 tensor.record_stream(current)
         return self._result
-
-
-def _communicator(context: Context) -> Any:
-    """A communicator of all ranks; the host group passes its id on."""
-    return get_nccl_comm_from_group(context.host_group)
 
 
 def _current() -> int:
