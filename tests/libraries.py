@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from bench.backends import sms_knob, split_pair
-from bench.records import Dtype, Failed, Line, Measured, Op, Point, Record, Traffic
+from bench.records import Dtype, Failed, Line, Measured, Op, Point, Record, Traffic, encode
 from bench.supervisor import Task
 from bench.workload import token_matrix
 from launcher.analysis.results import Results
@@ -20,7 +20,6 @@ from launcher.analysis.results import build as build_results
 from launcher.config import planning
 from launcher.config.plan import FINAL, Plan
 from launcher.config.schema import Ep
-from launcher.store.records_file import open_appender
 from launcher.store.run_folder import RunFolder
 from launcher.store.table import run_records
 from launcher.tuner import final, racing, shard
@@ -215,9 +214,9 @@ def write_run(plan: Plan, path: Path, times: Times = true_us) -> RunFolder:
     folder = RunFolder.create(plan, outputs=path.parent, path=path, command=["deepep-sweep", "-m", "backend=all"])
     lines = lines_of(plan, times)
     for index in (*range(plan.spec.num_shards), FINAL):
-        with open_appender(folder, index) as appender:
-            for line in _lines_of_shard(lines, index):
-                appender.add(line)
+        file = folder.records_file(index)
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"".join(encode(line) + b"\n" for line in _lines_of_shard(lines, index)))
     return folder
 
 

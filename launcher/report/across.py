@@ -11,7 +11,7 @@ def section(report: Report) -> list[str]:
     """Picture, verdict, picks of every library, plain collectives, and what has no result."""
     parts = (_picture, findings.section, library_tables.section, library_tables.plain_section)
     timed = [line for part in parts for line in part(report)] if report.has_times else []
-    return [*timed, *_without_result(report)]
+    return [*timed, *without_result(report)]
 
 
 def _picture(report: Report) -> list[str]:
@@ -19,6 +19,7 @@ def _picture(report: Report) -> list[str]:
     return [f"![{pictures.caption(name)}]({name})", ""] if name in report.pictures else []
 
 
-def _without_result(report: Report) -> list[str]:
+def without_result(report: Report) -> list[str]:
+    """Libraries that were left out, or that have no time, with the reason."""
     lines = library_verdict.without_result(report.results)
     return ["## Without a result", "", *(f"* {text(line)}" for line in lines), ""] if lines else []

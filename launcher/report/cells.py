@@ -13,8 +13,8 @@ from launcher.text import knobs_text
 
 
 def config(pair: Pair) -> str:
-    """Both configs of a pair; the knobs that they share stand first, once."""
-    return _configs(pair.shared, pair.dispatch.point.knobs, pair.combine.point.knobs)
+    """Both configs of a pair; the knobs that they share stand first, once. ``no knobs`` where there are none."""
+    return _configs(pair.shared, pair.dispatch.point.knobs, pair.combine.point.knobs) or "no knobs"
 
 
 def sms(backend: str, dispatch: Mapping[str, int]) -> str:

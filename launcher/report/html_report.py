@@ -78,8 +78,8 @@ def html(report: Report) -> str:
         warnings=_warnings(report),
         across=_across(report) if report.libraries and report.has_times else None,
         without_result=library_verdict.without_result(results) if report.libraries else [],
-        parts=[_part(part) for part in report.libraries.values() or [report]] if report.has_times else [],
-        layers=_layers(results) if report.has_times else None,
+        parts=[_part(part) for part in report.libraries.values() or [report]],
+        layers=_layers(results) if report.has_times else PageTable((), []),
         layers_note=layer_table.explanation(results),
         table=_embed(table),
         knobs=knobs_text,
@@ -113,18 +113,18 @@ def _across(report: Report) -> dict[str, Any]:
 def _part(report: Report) -> dict[str, Any]:
     """What is shown of one library."""
     choice = report.results.choice
-    named = pair_tables.named_rows(report.results)
+    named = pair_tables.named_rows(report.results) if report.has_times else []
     best = [at for at, row in enumerate(named) if row[0].startswith("optimal")]
     return {
         "report": report,
         "choice": choice,
         "verdict": choice.verdict,
         "named": PageTable(pair_tables.COLUMNS, named, words=2, best=best),
-        "picks": PageTable(picks.COLUMNS, picks.rows(choice), words=2, note=1),
+        "picks": PageTable(picks.COLUMNS, picks.rows(choice) if report.has_times else [], words=2, note=1),
         "pick_notes": picks.notes(report.results),
         "effect": effect.effect(report.results),
         "effect_columns": effect.COLUMNS,
-        "figures": _figures(report.pictures),
+        "figures": _figures(report.pictures if report.has_times else {}),
     }
 
 

@@ -29,8 +29,10 @@ _Sections = Sequence[Callable[[Report], list[str]]]
 
 def markdown(report: Report) -> str:
     """The whole report."""
+    first = _several() if report.libraries else _one()
     details = (appendix.points, appendix.failures, appendix.checks)
-    body = (*(_several() if report.libraries else _one()), *details, columns.section) if report.has_times else details
+    without_times = (across.without_result, *details) if report.libraries else details
+    body = (*first, *details, columns.section) if report.has_times else without_times
     end = (_files, appendix.provenance, summary.section)
     return "\n".join(line for part in (heading.section, *body, *end) for line in part(report)).rstrip() + "\n"
 

@@ -13,6 +13,8 @@ import pytest
 from bench.backends import BACKENDS
 from bench.records import Dtype, Failed, FailureKind, Op, Point, Record
 from launcher.analysis.results import Results
+from launcher.config import planning
+from launcher.config.schema import Ep
 from launcher.report import library_tables, library_verdict, pictures, plots, results_json, writer
 from tests.analysis.runs import build, check_tables
 from tests.builders import ROOT, html_of, markdown_of, report_of, summary_of
@@ -40,6 +42,12 @@ def scaled(**factors: float) -> Times:
         return true_us(point, repetition) * (factors.get(point.backend, 1.0) if is_isolated else 1.0)
 
     return times
+
+
+@functools.cache
+def drawings() -> dict[str, str]:
+    """The pictures of all libraries."""
+    return plots.draw(all_libraries())
 
 
 @functools.cache
@@ -233,7 +241,7 @@ def test_failures_of_one_library_are_not_counted_in_the_findings_of_another() ->
 
 
 def test_every_library_has_a_section_and_what_they_share_stands_once() -> None:
-    text = markdown_of(all_libraries(), dict.fromkeys(plots.draw(all_libraries()), "<svg/>"))
+    text = markdown_of(all_libraries(), drawings())
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert [f"## {BACKENDS[name].title}" for name in LIBRARIES] == [
         line for line in headings if line.startswith(("## DeepEP", "## NCCL"))
@@ -247,7 +255,7 @@ def test_every_library_has_a_section_and_what_they_share_stands_once() -> None:
 
 
 def test_the_first_picture_stands_before_all_tables_and_no_two_pictures_share_a_name() -> None:
-    drawn = plots.draw(all_libraries())
+    drawn = drawings()
     assert set(drawn) == {
         "libraries.svg",
         *(f"deepep.{kind}.svg" for kind in ("pareto", "heatmap_dispatch", "heatmap_combine")),
@@ -261,7 +269,7 @@ def test_the_first_picture_stands_before_all_tables_and_no_two_pictures_share_a_
 
 
 def test_the_first_picture_has_both_panels_every_library_every_default_and_the_plain_collectives() -> None:
-    svg = plots.draw(all_libraries())[pictures.LIBRARIES]
+    svg = drawings()[pictures.LIBRARIES]
     words = set(re.findall(r">([^<>]+)</text>", svg))
     assert {BACKENDS[name].title for name in LIBRARIES} <= words
     assert {"isolated: computation waits", "overlapped with one layer's expert GEMMs"} <= words
@@ -353,3 +361,30 @@ def test_a_run_folder_of_several_libraries_gets_every_file(tmp_path: Path) -> No
     assert "](libraries.svg)" in (folder.path / "SUMMARY.md").read_text()
     files = (folder.path / "OPTIMAL_CONFIGS.md").read_text().split("## Files")[1]
     assert all(f"* `{name}`: a picture" in files for name in names if name.endswith(".svg"))
+
+
+def test_where_ranks_share_a_gpu_no_time_of_any_library_is_shown() -> None:
+    plan = plan_of("deepep", "deepep_v2")
+    shared = msgspec.structs.replace(plan.spec, ep=Ep(size=2, share_gpus=True))
+    results = results_of(planning.make(shared))
+    for text in (markdown_of(results), summary_of(results), html_of(results)):
+        assert "Several ranks shared a GPU" in text
+        assert "round trip us" not in text
+        assert "Which library is the fastest" not in text
+    assert results.comparisons == []
+
+
+def test_a_run_of_plain_collectives_alone_has_no_ranking() -> None:
+    results = results_of(plan_of("alltoall", "allgather"))
+    assert library_verdict.sentences(results) == []
+    text = markdown_of(results)
+    assert "## The libraries" not in text
+    assert [row[0] for row in library_tables.plain_rows(results)] == ["all-to-all", "all-gather + reduce-scatter"]
+    assert "* all-gather + reduce-scatter: Fastest: no knobs: 540.9 us per round trip" in text
+    assert html_of(results)
+
+
+def test_a_library_s_buffers_are_sized_by_its_own_declaration() -> None:
+    text = markdown_of(all_libraries())
+    sized = {part.split("\n")[0]: "* **memory**: buffer per rank" in part for part in text.split("\n## ")}
+    assert [sized[BACKENDS[name].title] for name in LIBRARIES] == [True, False, False]
