@@ -6,6 +6,7 @@ contract: each token once for each rank, sums without weights.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import machine
@@ -48,6 +49,27 @@ _MAX_TOKENS = 8192
 _MAX_TOPK = 32
 _FP8_UNIT = 512
 _NVCC, _NCCL = (12, 3), (2, 30, 4)
+
+
+_SETTING = re.compile(r"\b(num_blocks|tokens_per_chunk|stages|stages_g2s|pipelines)=(\d+)\b")
+_NAMES = {
+    "num_blocks": "num_sms",
+    "tokens_per_chunk": "tokens_per_chunk",
+    "stages": "num_stages",
+    "stages_g2s": "num_stages",
+    "pipelines": "num_pipelines",
+}
+"""What the library prints of a kernel (NCCL_EP_ENV_VERBOSE), and the knob that it is."""
+
+
+def printed_config(text: str, op: Op) -> dict[str, int] | None:
+    """The config that the last kernel of an operation has printed of itself; None where none has."""
+    kernel = "combine kernel" if op is Op.COMBINE else "dispatch kernel"
+    for part in reversed(text.split("HT ")):
+        if part.startswith(kernel):
+            found = {_NAMES[name]: int(value) for name, value in _SETTING.findall(part)}
+            return {name: found[name] for name in dict.fromkeys(_NAMES.values()) if name in found}
+    return None
 
 
 def own_chunk(num_sms: int) -> int:

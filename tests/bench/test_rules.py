@@ -317,6 +317,35 @@ def test_nccl_ep_may_use_more_sms_from_the_release_with_more_barriers_on(version
     assert nccl_ep.most_safe_sms(version) == most
 
 
+PRINTED = """\
+[nccl_ep][env]   NCCL_EP_COMM_SMS             = 400
+[nccl_ep] NCCL_EP_COMM_SMS=400 out of range (must be in [1, 132]); using 16
+[nccl_ep][env] HT dispatch SMEM fit:
+[nccl_ep][env]   stages=12 (req 12), pipelines=4 (req 4), in_flight_s2g=2 (req 4)
+[nccl_ep][env] HT dispatch kernel (dispatch_LSATeams1_lsa2_hdim7168_stages12_pipe4_inflt2_chunk64_blocks16_fwd_fl):
+[nccl_ep][env]   nodes(lsa_teams)=1 lsa_team_size=2 hidden_dim=7168
+[nccl_ep][env]   stages=12 in_flight_s2g=2 pipelines=4 tokens_per_chunk=64 max_tokens_per_rank=4096
+[nccl_ep][env]   num_blocks=16 block_dim=256 dynamic_smem_bytes=176512
+[nccl_ep][env] HT combine SMEM fit:
+[nccl_ep][env]   g2s_stages=12 (req 12), s2g_stages=2 (req 2), pipelines=2 (req 2)
+[nccl_ep][env] HT combine kernel (combine_LSATeams1_lsa2_hdim7168_g2s12_s2g2_pipe2_chunk64_group4_blocks16_fwd):
+[nccl_ep][env]   stages_g2s=12 stages_s2g=2 pipelines=2
+[nccl_ep][env]   tokens_per_chunk=64 tokens_per_group=4 max_tokens_per_rank=4096
+[nccl_ep][env]   num_blocks=16 block_dim=192 dynamic_smem_bytes=200960
+"""
+"""What nccl-extensions 0.1.0 printed on an H100, shortened."""
+
+
+def test_what_a_kernel_of_nccl_ep_prints_of_itself_is_read_as_a_config() -> None:
+    dispatch, combine = (nccl_ep.printed_config(PRINTED, op) for op in (Op.DISPATCH, Op.COMBINE))
+    assert dispatch == {"num_sms": 16, "tokens_per_chunk": 64, "num_stages": 12, "num_pipelines": 4}
+    assert combine == {"num_sms": 16, "tokens_per_chunk": 64, "num_stages": 12, "num_pipelines": 2}
+    assert list(combine) == [knob.name for knob in NCCL_EP.knobs]
+    assert nccl_ep.printed_config("NCCL EP: using timeout=101010ms", Op.DISPATCH) is None
+    later = PRINTED + PRINTED.replace("num_blocks=16", "num_blocks=8")
+    assert nccl_ep.printed_config(later, Op.COMBINE) == combine | {"num_sms": 8}
+
+
 @given(st.integers(1, 256))
 def test_the_own_chunk_of_nccl_ep_is_a_multiple_of_32_and_at_least_four_tokens_for_each_sm(num_sms: int) -> None:
     chunk = nccl_ep.own_chunk(num_sms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import torch
 from nccl import ep
 from nccl.ep.interop.torch import get_nccl_comm_from_group
 
+from bench.backends import BACKENDS
+from bench.backends.nccl_ep import printed_config
 from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Overlapped, Payload, Pending
 from bench.records import Dtype, Op
 
@@ -22,15 +23,6 @@ _LEAST_TOKENS = 128
 """The self test sends up to 109 tokens, whatever the workload."""
 
 _STDERR = 2
-_SETTING = re.compile(r"\b(num_blocks|tokens_per_chunk|stages|stages_g2s|pipelines)=(\d+)\b")
-_NAMES = {
-    "num_blocks": "num_sms",
-    "tokens_per_chunk": "tokens_per_chunk",
-    "stages": "num_stages",
-    "stages_g2s": "num_stages",
-    "pipelines": "num_pipelines",
-}
-"""What the library prints of a kernel (NCCL_EP_ENV_VERBOSE), and the knob that it is."""
 
 
 class _Settings(NamedTuple):
@@ -275,7 +267,8 @@ class NcclEPSession:
         yield
         torch.cuda.synchronize()
         printed = _printed(op, begin)
-        asked = dict(zip(dict.fromkeys(_NAMES.values()), group.settings.of(op), strict=True))
+        names = (knob.name for knob in BACKENDS["nccl_ep"].knobs)
+        asked = dict(zip(names, group.settings.of(op), strict=True))
         different = {name: value for name, value in (printed or {}).items() if asked[name] not in (None, value)}
         if different:
             raise RuntimeError(f"NCCL EP runs {op} with {different}, asked for {asked}")
@@ -358,8 +351,4 @@ def _printed(op: Op, begin: int) -> dict[str, int] | None:
     with Path(f"/proc/self/fd/{_STDERR}").open("rb") as log:
         log.seek(begin)
         text = log.read(end - begin).decode(errors="replace")
-    kernel = "combine" if op is Op.COMBINE else "dispatch"
-    for part in reversed(text.split("HT ")):
-        if part.startswith(f"{kernel} kernel"):
-            return {_NAMES[name]: int(value) for name, value in _SETTING.findall(part)}
-    return None
+    return printed_config(text, op)
