@@ -143,8 +143,7 @@ def build(
     rows = table.rows
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = _tokens(plan, lines)
-    measurements, failures = evaluate(plan, table, tokens)
-    measurements = _mark_baselines(plan, measurements)
+    measurements, failures = _evaluate(plan, table, tokens)
     counts, missing = _count(plan, measurements, failures)
     choices = {name: choose(plan.of(name), measurements) for name in plan.spec.backends}
     baselines = [measurement for measurement in measurements if measurement.role is Role.BASELINE]
@@ -174,13 +173,15 @@ def build(
     )
 
 
-def _mark_baselines(plan: Plan, measurements: list[Measurement]) -> list[Measurement]:
-    """The measurements; those of plain collectives have their role, which the final does not record."""
+def _evaluate(plan: Plan, table: RecordTable, tokens: list[list[int]]) -> tuple[list[Measurement], list[Failure]]:
+    """See ``evaluate``; plain collectives have their role, which the final does not record."""
+    measurements, failures = evaluate(plan, table, tokens)
     backends = {planned.point.backend for planned in plan.baselines}
-    return [
+    marked = [
         msgspec.structs.replace(each, role=Role.BASELINE) if each.point.backend in backends else each
         for each in measurements
     ]
+    return marked, failures
 
 
 def _tokens(plan: Plan, lines: list[Line]) -> list[list[int]]:

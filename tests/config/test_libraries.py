@@ -217,14 +217,14 @@ def test_on_a_cluster_all_is_what_is_installed_here_or_else_deepep_v1() -> None:
 
 
 def test_the_plan_in_words_has_the_defaults_by_name_and_the_refusals_of_each_library() -> None:
-    changes: dict[str, Any] = {"workload": small_workload(dtype=Dtype.FP8), "num_shards": 2}
+    changes: dict[str, Any] = {"workload": small_workload(dtype=Dtype.FP8, hidden=512), "num_shards": 2}
     base = spec(ALL, "grid=smoke", "grid.tokens_per_chunk=[33,64]", "grid.num_stages=[12]", "search.own_tuning=false")
     plan = msgspec.structs.replace(
         planning.make(msgspec.structs.replace(base, **changes)), left_out={"allgather": "a reason"}
     )
     lines = prepare.describe(plan).splitlines()
     assert [re.sub(r"\d+ s$", "N s", line) for line in lines] == [
-        "DeepEP V1, DeepEP V2, NCCL EP on h200, EP=4, tiny (64 x 256, 16 experts, top-4, fp8, uniform)",
+        "DeepEP V1, DeepEP V2, NCCL EP on h200, EP=4, tiny (64 x 512, 16 experts, top-4, fp8, uniform)",
         "points: 27 (16 cells, 6 of the default, 5 of the baseline), 2 cells refused",
         "shard 0: 8 cells, about N s",
         "shard 1: 8 cells, about N s",
