@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Collection
@@ -16,6 +18,7 @@ import msgspec
 
 _INFINIBAND = Path("/sys/class/infiniband")
 _NCCL = re.compile(r"^nvidia-nccl(-cu\d+)?$")
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CUDA_HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 INSTALL = "pip install '.[deepep]', or take a pair of README's table; or leave it out of backend"
@@ -136,7 +139,7 @@ def nvcc_version(nvcc: Path) -> tuple[int, ...]:
 def nvcc_problems(*, least: tuple[int, ...]) -> list[Problem]:
     """What is wrong with the CUDA compiler for a library that compiles its kernels at first use."""
     nvcc, wanted = find_nvcc(), ".".join(map(str, least))
-    cure = f"install CUDA {wanted} or newer and set CUDA_HOME, or pip install nvidia-cuda-nvcc"
+    cure = f"install CUDA {wanted} or newer and set CUDA_HOME"
     if nvcc is None:
         return [Problem("no nvcc is found, and its kernels are compiled at first use", cure)]
     if nvcc_version(nvcc) < least:
@@ -147,8 +150,19 @@ def nvcc_problems(*, least: tuple[int, ...]) -> list[Problem]:
 def kernel_folder(name: str) -> Path:
     """Where a library keeps the kernels that it compiles: local to the node, since a shared folder makes ranks crash.
 
-    Made here, for this user only.
+    Made here. Ranks run what lies in it, so nobody else may write there.
     """
-    folder = Path(tempfile.gettempdir()) / f"deepep-sweep-kernels-{os.getuid()}" / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _private_folder(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+@cache
+def _private_folder(parent: str) -> Path:
+    """This user's folder in ``parent``; one with another name, for this process, where somebody has taken that."""
+    folder = Path(parent) / f"deepep-sweep-kernels-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & _OTHERS_WRITE
+    return folder if is_ours else Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=parent))
