@@ -6,6 +6,7 @@ import msgspec
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.faults import Fault
+from bench.kernels import MOST_GROUPS
 from bench.protocol import GroupSpec
 from bench.records import Dtype, Op, Point, Role, digest
 from bench.rules import Violation
@@ -32,6 +33,9 @@ SHARED_GPUS = (
 
 _STARTUP_S = 15.0
 _POINT_OVERHEAD_S = 0.02
+_CONFIG_COMPILE_S = 20.0
+"""For one operation's config in one group: 48 of NCCL EP took 60 s in 16 groups, 22 of DeepEP V2 49 s in 11 (H100s)."""
+
 _CPU_GB_PER_S = 0.2
 _LINK_SHARE = 0.3
 
@@ -150,15 +154,25 @@ class Plan(msgspec.Struct, frozen=True):
         return self.spec.search.overlapped and has_own_gpu and is_possible
 
     def expected_s(self, index: int) -> float:
-        """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s)."""
+        """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s).
+
+        With the time for compiling its kernels; the final may run on a node that has none of them.
+        """
         search, measure = self.spec.search, self.spec.measure
         if index == FINAL:
             points = 3 * FINALISTS_PER_GROUP * len(self.shared_values())
-            return search.final_groups * (_STARTUP_S + points * self._repetition_s(measure.iterations))
+            return self._compile_s(self.cells) + search.final_groups * (
+                _STARTUP_S + points * self._repetition_s(measure.iterations)
+            )
         rounds = 2 if search.method == "racing" else search.rounds
         points = len(self.shard(index)) + len(self.baselines) + len(self.anchors)
         repetitions = rounds * points * (1 + 2 / ANCHOR_EVERY)
-        return _STARTUP_S + repetitions * self._repetition_s(search.iterations)
+        return self._compile_s(self.shard(index)) + _STARTUP_S + repetitions * self._repetition_s(search.iterations)
+
+    def _compile_s(self, cells: list[Planned]) -> float:
+        """Seconds for the kernels of these cells and of the defaults, a CPU of every rank for each group."""
+        configs = sum(BACKENDS[planned.point.backend].compiles for planned in cells + self.anchors)
+        return _CONFIG_COMPILE_S * configs / min(MOST_GROUPS, max(1, self.spec.hardware.cpus_per_gpu))
 
     def shared_values(self) -> set[tuple[object, ...]]:
         """The values of the shared knobs in the plan, for each library."""
