@@ -63,7 +63,9 @@ def _parts(point: Point) -> list[Point]:
     if point.op in PAIR_OPS:
         dispatch, combine = split_pair(point)
         backend = point.backend
-        return [Point(backend, Op.DISPATCH, point.dtype, dispatch), Point(backend, Op.COMBINE, Dtype.BF16, combine)]
+        dtypes = {point.dtype, Dtype.BF16} if point.op is Op.LAYER_TRAINING else {point.dtype}  # gradients are BF16
+        dispatches = [Point(backend, Op.DISPATCH, dtype, dispatch) for dtype in sorted(dtypes)]
+        return [*dispatches, Point(backend, Op.COMBINE, Dtype.BF16, combine)]
     return []
 
 
@@ -86,7 +88,7 @@ def compile_kernels(
     spec = msgspec.structs.replace(spec, faults=[])
     lanes = [
         _Lane(spec, share, log_folder / f"kernels{number}", startup_s=startup_s, limit_s=limit_s)
-        for number, share in enumerate(deal(points, num_groups(points, num_ranks=spec.num_ranks)))
+        for number, share in enumerate(distribute(points, num_groups(points, num_ranks=spec.num_ranks)))
     ]
     results: queue.SimpleQueue[Compilation] = queue.SimpleQueue()
     with ThreadPoolExecutor(max(1, len(lanes)), thread_name_prefix="kernels") as threads:
@@ -105,19 +107,19 @@ def num_groups(points: Sequence[Point], *, num_ranks: int) -> int:
     return max(1, min(len(points), MOST_GROUPS, len(os.sched_getaffinity(0)) // num_ranks))
 
 
-def deal(points: Sequence[Point], num_hands: int) -> list[list[Point]]:
+def distribute(points: Sequence[Point], num_shares: int) -> list[list[Point]]:
     """The points of each group, as equal in number as possible; those with the same shared knobs stay together.
 
     They share kernels: a combine needs the dispatch that made its handle.
     """
-    suits: dict[tuple[object, ...], list[Point]] = defaultdict(list)
+    by_shared: dict[tuple[object, ...], list[Point]] = defaultdict(list)
     for point in points:
         shared = shared_knobs(BACKENDS[point.backend])
-        suits[point.backend, *(point.knobs[name] for name in shared)].append(point)
-    hands: list[list[Point]] = [[] for _ in range(num_hands)]
-    for suit in sorted(suits.values(), key=len, reverse=True):
-        min(hands, key=len).extend(suit)
-    return [hand for hand in hands if hand]
+        by_shared[point.backend, *(point.knobs[name] for name in shared)].append(point)
+    shares: list[list[Point]] = [[] for _ in range(num_shares)]
+    for same in sorted(by_shared.values(), key=len, reverse=True):
+        min(shares, key=len).extend(same)
+    return [share for share in shares if share]
 
 
 def _follow(

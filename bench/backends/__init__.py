@@ -2,9 +2,9 @@
 
 A new library NAME needs:
 
-1. ``bench/backends/NAME.py``: a class that implements ``Backend``, on top of
-   ``bench.backends.declaration.Library``, and an instance of it in ``BACKENDS`` below. Plans
-   and reports are made on machines without torch, GPUs or the library, so only ``open`` may import the session.
+1. ``bench/backends/NAME.py``: a class that implements ``Backend``, on top of ``bench.backends.declaration.Library``,
+   and an instance of it in ``BACKENDS`` below. Plans and reports are made on machines without torch, GPUs or the
+   library, so only ``open`` may import the session.
 2. ``bench/backends/sessions/NAME.py``: a class that implements ``Session`` of ``bench.backends.sessions.session``.
 
 Users choose it with ``backend=NAME``; ``backend=all`` takes it where it can run. Nothing else knows its knobs: the
@@ -105,7 +105,7 @@ class Backend(Protocol):
 
     @property
     def regroups(self) -> bool:
-        """Whether a config belongs to a group of the library, which is dear to change.
+        """Whether a config belongs to a group of the library, which is costly to change.
 
         Points with equal knobs are then measured one after the other.
         """

@@ -16,6 +16,7 @@ from bench.records import Dtype, Op, Point
 from bench.workload import Workload
 
 _SCALE_COLUMNS = 128
+_PRIME = 1_000_003
 
 
 class Saved(NamedTuple):
@@ -40,9 +41,10 @@ class Experts:
     Weights [experts, hidden, 2 * width] and [experts, width, hidden]. FP8 tokens become BF16 first.
     """
 
-    def __init__(self, workload: Workload, num_local: int, *, device: torch.device) -> None:
+    def __init__(self, workload: Workload, num_local: int, *, rank: int, device: torch.device) -> None:
+        """``rank``: each rank's experts have weights of their own, so that a token on the wrong rank shows."""
         hidden, width = workload.hidden, workload.moe_intermediate
-        generator = torch.Generator(device).manual_seed(workload.seed)
+        generator = torch.Generator(device).manual_seed(workload.seed + _PRIME * rank)
 
         def draw(rows: int, columns: int) -> torch.Tensor:
             weights = torch.empty(num_local, rows, columns, device=device, dtype=torch.bfloat16)
@@ -98,7 +100,7 @@ class Layers:
         if self._experts is None:
             workload = self._context.workload
             num_local = workload.num_experts // self._context.num_ranks
-            self._experts = Experts(workload, num_local, device=self._context.device)
+            self._experts = Experts(workload, num_local, rank=self._context.rank, device=self._context.device)
         return self._experts
 
     def expected(self, oracle: Oracle) -> torch.Tensor:

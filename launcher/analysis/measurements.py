@@ -224,8 +224,8 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
     if not len(rows):
         return
     rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
-    courses = _courses(table.points)
-    scaled_us = rows["median_us"] / _anchor_levels(rows, anchors, courses)
+    keys = _anchor_keys(table.points)
+    scaled_us = rows["median_us"] / _anchor_levels(rows, anchors, keys)
     begins = _starts(rows["point"])
     ends = np.append(begins[1:], len(rows))
     samples, firsts, lasts = _pool(table, rows, begins)
@@ -258,29 +258,29 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
         yield shard, measurement
 
 
-def _courses(points: Sequence[Point]) -> npt.NDArray[np.intp]:
+def _anchor_keys(points: Sequence[Point]) -> npt.NDArray[np.intp]:
     """For each point the number of its library and operation, which share an anchor."""
     numbers: dict[tuple[str, Op], int] = {}
     return np.array([numbers.setdefault((point.backend, point.op), len(numbers)) for point in points], dtype=np.intp)
 
 
-def _anchor_levels(rows: Rows, anchors: Rows, courses: npt.NDArray[np.intp]) -> Floats:
+def _anchor_levels(rows: Rows, anchors: Rows, keys: npt.NDArray[np.intp]) -> Floats:
     """For each row its anchor's median in that shard and round over the anchor's typical median; 1 without an anchor.
 
-    Typical is the median over all shards and rounds. ``courses``: see ``_courses``.
+    Typical is the median over all shards and rounds. ``keys``: see ``_anchor_keys``.
     """
     if not len(anchors):
         return np.ones(len(rows))
     both = np.concatenate([anchors, rows])
-    codes = combinations([courses[both["point"]], both["shard"], both["round"]])
+    codes = combinations([keys[both["point"]], both["shard"], both["round"]])
     anchor_codes, row_codes = codes[: len(anchors)], codes[len(anchors) :]
     order = np.argsort(anchor_codes, kind="stable")
     starts = _starts(anchor_codes[order])
     medians = np.array([np.median(part) for part in np.split(anchors["median_us"][order], starts[1:])])
-    raced = courses[anchors["point"]][order][starts]
+    anchored = keys[anchors["point"]][order][starts]
     levels = np.ones(codes.max() + 1)
-    for course in np.unique(raced):
-        same = raced == course
+    for key in np.unique(anchored):
+        same = anchored == key
         levels[anchor_codes[order][starts][same]] = medians[same] / np.median(medians[same])
     row_levels: Floats = levels[row_codes]
     return row_levels

@@ -346,4 +346,4 @@ _ABOUT_A_LIBRARY = (
     _knobs,
     _overlap,
 )
-"""What is said of every library, in this order."""
+"""The findings about each library, in order."""

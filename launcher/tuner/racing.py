@@ -28,7 +28,7 @@ _CLOSE = 0.01
 """Arms within this of the best of their race are finalists too."""
 
 
-class _Course(NamedTuple):
+class _AnchorKey(NamedTuple):
     """What an anchor measures: one operation of one library."""
 
     backend: str
@@ -41,7 +41,7 @@ class _Repetition(NamedTuple):
     log_us: float
     error: float
     shard: int
-    course: _Course
+    anchor_key: _AnchorKey
     round: int
 
 
@@ -58,7 +58,7 @@ class Arms:
         self.failed: set[str] = set()
         self._measured: dict[int, list[tuple[Record, Measured]]] = defaultdict(list)
         self._rounds: dict[int, dict[str, list[_Repetition]]] = {}
-        self._anchors: dict[tuple[int, _Course], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._anchors: dict[tuple[int, _AnchorKey], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._recorded: set[tuple[str, int]] = set()
         for record in records:
             self.add(record)
@@ -74,7 +74,7 @@ class Arms:
         self._rounds.pop(record.round, None)
         self._recorded.add((record.point_id, record.round))
         if record.role is Role.ANCHOR:
-            rounds = self._anchors[record.shard, _Course(record.point.backend, record.point.op)]
+            rounds = self._anchors[record.shard, _AnchorKey(record.point.backend, record.point.op)]
             rounds[record.round].append(float(np.log(np.median(record.outcome.samples_us))))
 
     def level(self, point_id: str, *, up_to: int | None = None) -> float | None:
@@ -94,8 +94,8 @@ class Arms:
 
     def _anchor_us(self, point: Point) -> float:
         """The median of the anchors of a point's library and operation over all shards and rounds; 1 without any."""
-        course = _Course(point.backend, point.op)
-        shards = [rounds for (_, other), rounds in self._anchors.items() if other == course]
+        anchor_key = _AnchorKey(point.backend, point.op)
+        shards = [rounds for (_, other), rounds in self._anchors.items() if other == anchor_key]
         logs = [log for rounds in shards for logs_of_round in rounds.values() for log in logs_of_round]
         return math.exp(statistics.median(logs)) if logs else 1.0
 
@@ -127,23 +127,23 @@ class Arms:
             repetitions: dict[str, list[_Repetition]] = defaultdict(list)
             for (record, outcome), error in zip(measured, errors.tolist(), strict=True):
                 log_us = float(np.log(np.median(outcome.samples_us)))
-                course = _Course(record.point.backend, record.point.op)
-                repetition = _Repetition(log_us, error, record.shard, course, number)
+                anchor_key = _AnchorKey(record.point.backend, record.point.op)
+                repetition = _Repetition(log_us, error, record.shard, anchor_key, number)
                 repetitions[record.point_id].append(repetition)
             self._rounds[number] = repetitions
         return self._rounds[number]
 
     def _anchor_of(self, repetition: _Repetition, up_to: int | None) -> float | None:
         """The log of a repetition's anchor; None where its round has no anchor but another round has one."""
-        rounds = self._anchors.get((repetition.shard, repetition.course), {})
+        rounds = self._anchors.get((repetition.shard, repetition.anchor_key), {})
         if repetition.round in rounds:
             return statistics.median(rounds[repetition.round])
         if any(up_to is None or number <= up_to for number in rounds):
             return None
         others = [
             log_us
-            for (_, course), rounds_of_shard in self._anchors.items()
-            if course == repetition.course
+            for (_, anchor_key), rounds_of_shard in self._anchors.items()
+            if anchor_key == repetition.anchor_key
             for logs in rounds_of_shard.values()
             for log_us in logs
         ]

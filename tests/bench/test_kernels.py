@@ -138,13 +138,13 @@ def test_full_dispatches_and_pairs_are_compiled_as_their_dispatches_and_combines
     st.integers(1, 9),
 )
 def test_points_are_dealt_out_once_and_those_with_the_same_shared_knobs_to_one_group(
-    points: list[Point], num_hands: int
+    points: list[Point], num_shares: int
 ) -> None:
-    hands = kernels.deal(points, num_hands)
-    assert sorted(point.key for hand in hands for point in hand) == sorted(point.key for point in points)
-    shared = [{point.knobs["num_sms"] for point in hand} for hand in hands]
+    shares = kernels.distribute(points, num_shares)
+    assert sorted(point.key for share in shares for point in share) == sorted(point.key for point in points)
+    shared = [{point.knobs["num_sms"] for point in share} for share in shares]
     assert sum(map(len, shared)) == len(set().union(*shared))
-    assert len(hands) == min(num_hands, len(set().union(*shared)))
+    assert len(shares) == min(num_shares, len(set().union(*shared)))
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (8, 2), (16, 4), (999, kernels.MOST_GROUPS)])

@@ -25,8 +25,8 @@ def received_by_rank_0(dtype: Dtype) -> Dispatched:
     return oracles(routings, dtype, WORKLOAD)[0].expected
 
 
-def experts() -> Experts:
-    return Experts(WORKLOAD, WORKLOAD.num_experts // NUM_RANKS, device=DEVICE)
+def experts(rank: int = 0) -> Experts:
+    return Experts(WORKLOAD, WORKLOAD.num_experts // NUM_RANKS, rank=rank, device=DEVICE)
 
 
 def one_by_one(layer: Experts, received: Dispatched) -> torch.Tensor:
@@ -76,6 +76,13 @@ def test_the_gradients_of_the_tokens_are_those_of_autograd() -> None:
     _, saved = layer.forward(received)
     own = layer.backward(gradients.to(torch.bfloat16), saved).float()
     assert bool(((own - tokens.grad).norm(dim=1) <= 0.03 * tokens.grad.norm(dim=1) + 1e-3).all())
+
+
+def test_the_same_token_on_another_rank_gives_another_output() -> None:
+    received = received_by_rank_0(Dtype.BF16)
+    here, _ = experts(rank=0).forward(received)
+    there, _ = experts(rank=1).forward(received)
+    assert bool(((here - there).float().norm(dim=1) > 0.5 * here.float().norm(dim=1)).all())
 
 
 def test_fp8_tokens_are_scaled_before_the_gemms() -> None:

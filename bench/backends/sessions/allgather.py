@@ -48,7 +48,7 @@ class AllGatherSession:
     def start_pair(
         self, inputs: Inputs, tokens: torch.Tensor, *, dtype: Dtype, dispatch: dict[str, int], combine: dict[str, int]
     ) -> Pending:
-        """Not supported: NCCL takes SMs as it likes, so there is nothing to choose beside GEMMs."""
+        """Not supported: NCCL chooses its own SMs, so there is no config to overlap with GEMMs."""
         raise NotImplementedError("the allgather backend does not overlap (AllGather.overlaps is False)")
 
     def exchange(self, inputs: Inputs) -> Operation:

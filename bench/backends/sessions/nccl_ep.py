@@ -337,7 +337,7 @@ def _environment(settings: _Settings) -> Iterator[None]:
 
 
 def _log_end() -> int:
-    """Where the rank's log ends, with all that C libraries have printed so far; 0 where stderr is no file."""
+    """The size of the rank's log after a flush of C's output buffers; 0 if stderr is not a file."""
     ctypes.CDLL(None).fflush(None)
     status = os.fstat(_STDERR)
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
