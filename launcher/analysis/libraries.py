@@ -144,7 +144,7 @@ def _compare(
     numerator, denominator = [times[number] for number in common], [others[number] for number in common]
     ratio, interval = paired_ratio(numerator, denominator), paired_ratio_interval(numerator, denominator)
     verdict: Literal["a_is_faster", "b_is_faster", "cannot_be_told_apart"]
-    if interval.high < 1 - MARGIN:
+    if interval.high < 1 / (1 + MARGIN):
         verdict = "a_is_faster"
     elif interval.low > 1 + MARGIN:
         verdict = "b_is_faster"

@@ -122,18 +122,22 @@ def test_ranks_that_replace_failed_ones_in_the_final_measure_the_references_of_t
 
 
 def test_layers_are_of_the_pairs_that_the_groups_find_fastest_once_all_groups_are_complete() -> None:
-    plan = make_plan(sms=[24, 64], chunks=[4, 8, 16])
+    plan = make_plan(sms=[24, 32, 64], chunks=[4, 8, 16])
     search = msgspec.structs.replace(plan.spec.search, overlapped=True)
     plan = msgspec.structs.replace(plan, spec=msgspec.structs.replace(plan.spec, search=search))
     arms = Arms(Machine(plan).sweep())
     schedule = final.contestants(plan, arms)
-    winner = {
-        op: min(
-            (point for point in schedule.finalists if (point.op, point.backend) == (op, plan.backend)),
-            key=lambda point: point.knobs["num_sms"],
-        )
+    swept = [split_pair(point) for point in schedule.layers]
+    dispatches, combines = (
+        [point for point in schedule.finalists if (point.op, point.backend) == (op, plan.backend)]
         for op in (Op.DISPATCH, Op.COMBINE)
-    }
+    )
+    winner = next(
+        {Op.DISPATCH: dispatch, Op.COMBINE: combine}
+        for dispatch in dispatches
+        for combine in combines
+        if dispatch.knobs["num_sms"] == combine.knobs["num_sms"] and (dispatch.knobs, combine.knobs) not in swept
+    )
     points = [*(anchor.point for anchor in plan.anchors), *schedule.finalists]
     records = [
         record(
