@@ -105,7 +105,7 @@ Request = Setup | SelfTest | Warm | Check | Time | Copy | Exchange
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
-    """The rank has joined the group. ``versions`` and ``python`` are those of its process."""
+    """The rank has joined the group. ``versions``: of torch, CUDA and NCCL in its process; ``python``: its own."""
 
     device_name: str
     versions: dict[str, str]

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from bench import protocol
-from bench.backends import backends_of
+from bench.backends import backends_of, machine
 from bench.deadlines import Deadlines
 from bench.group import Group, RankError
 from bench.nvml import gpus as nvml
@@ -302,6 +302,7 @@ def check_libraries(spec: protocol.GroupSpec) -> None:
 def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environment:
     """The environment of a group: versions as its ranks report them, hardware as NVML reports it."""
     gpus = nvml.inventory() if spec.device == "cuda" else []
+    packages = frozenset(package for backend in backends_of(spec.points) for package in backend.packages)
     first = gpus[0] if gpus else None
     return Environment(
         device=ready.device_name,
@@ -314,5 +315,5 @@ def environment_of(spec: protocol.GroupSpec, ready: protocol.Ready) -> Environme
         link_gb_per_s=first.link_gb_per_s if first else None,
         driver=nvml.driver() if first else None,
         topology=nvml.topology() if first else None,
-        versions=ready.versions,
+        versions=ready.versions | machine.providers(packages - {"torch", "nccl"}),  # those say so themselves
     )

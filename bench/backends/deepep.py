@@ -152,10 +152,10 @@ class DeepEP(Library):
         return buffer_bytes(knobs, num_ranks=facts.num_ranks, hidden_bytes=2 * facts.workload.hidden)
 
     def problems(self) -> list[Problem]:
-        """deep_ep; version 2 brings Buffer, the class of V1, as well."""
-        if machine.is_importable("deep_ep"):
-            return []
-        return [Problem("deep_ep is not installed", machine.INSTALL, absent=True)]
+        """deep_ep; version 2 brings Buffer, the class of V1, as well, and asks for a CUDA toolkit at its import."""
+        if not machine.is_importable("deep_ep"):
+            return [Problem("deep_ep is not installed", machine.INSTALL, absent=True)]
+        return machine.cuda_home_problems() if machine.has_elastic_buffer() else []
 
     def environment(self) -> dict[str, str]:
         """Nothing but what the import of version 2 needs on a node without RDMA."""

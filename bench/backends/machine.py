@@ -20,6 +20,7 @@ _INFINIBAND = Path("/sys/class/infiniband")
 _NCCL = re.compile(r"^nvidia-nccl(-cu\d+)?$")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _CUDA_HOMES = ("CUDA_HOME", "CUDA_PATH")
+_CUDA = Path("/usr/local/cuda")
 
 INSTALL = "pip install '.[deepep]', or take a pair of README's table; or leave it out of backend"
 
@@ -55,6 +56,11 @@ def package_folders(name: str) -> list[Path]:
         return []
     places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
     return [Path(place).resolve() for place in places]
+
+
+def has_elastic_buffer() -> bool:
+    """Whether the installed deep_ep is DeepEP 2."""
+    return any((folder / "buffers" / "elastic.py").is_file() for folder in package_folders("deep_ep"))
 
 
 def has_rdma() -> bool:
@@ -105,10 +111,33 @@ def nccl_problems(*, least: tuple[int, ...]) -> list[Problem]:
 
 def installed_versions(packages: Collection[str]) -> dict[str, str]:
     """The version of every distribution that provides one of these import names; for "nccl" also that of NCCL."""
-    providers = importlib.metadata.packages_distributions()
-    names = {name for package in packages for name in providers.get(package.partition(".")[0], [])}
+    import importlib.metadata  # slow, and --help reads the declarations
+
+    distributions = importlib.metadata.packages_distributions()
+    names = {name for package in packages for name in distributions.get(_top(package), [])}
     nccl = installed_nccl() if "nccl" in packages else []
     return {name: importlib.metadata.version(name) for name in sorted({*names, *nccl})}
+
+
+@cache
+def providers(packages: frozenset[str]) -> dict[str, str]:
+    """For each of these import names the distributions that provide it, with their versions; empty where none does.
+
+    Read once in a process: it takes up to a second, for the files of all distributions are read.
+    """
+    import importlib.metadata
+
+    distributions = importlib.metadata.packages_distributions()
+    return {
+        package: ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in sorted(set(distributions.get(_top(package), [])))
+        )
+        for package in sorted(packages)
+    }
+
+
+def _top(package: str) -> str:
+    return package.partition(".")[0]
 
 
 def version_of(text: str) -> tuple[int, ...]:
@@ -117,12 +146,32 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers[0].split(".")) if numbers else ()
 
 
-def find_nvcc() -> Path | None:
-    """The CUDA compiler that ranks take: that of CUDA_HOME, of PATH, or of /usr/local/cuda."""
-    homes = [Path(os.environ[name]) / "bin" / "nvcc" for name in _CUDA_HOMES if name in os.environ]
+def cuda_home() -> Path | None:
+    """The CUDA toolkit that libraries take: that of CUDA_HOME, of CUDA_PATH, of the nvcc on PATH, or /usr/local/cuda.
+
+    A variable that is set decides, whatever it names, as in deep_ep.
+    """
+    named = next((os.environ[name] for name in _CUDA_HOMES if os.environ.get(name)), None)
+    if named is not None:
+        return Path(named)
     on_path = shutil.which("nvcc")
-    places = [*homes, *([Path(on_path)] if on_path else []), Path("/usr/local/cuda/bin/nvcc")]
-    return next((place for place in places if place.is_file()), None)
+    if on_path is not None:
+        return Path(on_path).parent.parent
+    return _CUDA if _CUDA.exists() else None
+
+
+def cuda_home_problems() -> list[Problem]:
+    """Whether no CUDA toolkit is found, which deep_ep 2 refuses at its import."""
+    if cuda_home() is not None:
+        return []
+    return [Problem("no CUDA toolkit is found, and deep_ep 2 asks for one at its import", "set CUDA_HOME")]
+
+
+def find_nvcc() -> Path | None:
+    """The CUDA compiler of ``cuda_home``."""
+    home = cuda_home()
+    nvcc = None if home is None else home / "bin" / "nvcc"
+    return nvcc if nvcc is not None and nvcc.is_file() else None
 
 
 @cache
@@ -138,10 +187,11 @@ def nvcc_version(nvcc: Path) -> tuple[int, ...]:
 
 def nvcc_problems(*, least: tuple[int, ...]) -> list[Problem]:
     """What is wrong with the CUDA compiler for a library that compiles its kernels at first use."""
-    nvcc, wanted = find_nvcc(), ".".join(map(str, least))
-    cure = f"install CUDA {wanted} or newer and set CUDA_HOME"
+    nvcc, home, wanted = find_nvcc(), cuda_home(), ".".join(map(str, least))
+    cure = f"install CUDA {wanted} or newer and set CUDA_HOME to it"
     if nvcc is None:
-        return [Problem("no nvcc is found, and its kernels are compiled at first use", cure)]
+        where = "" if home is None else f" in {home}"
+        return [Problem(f"no nvcc is found{where}, and its kernels are compiled at first use", cure)]
     if nvcc_version(nvcc) < least:
         return [Problem(f"{nvcc} is not {wanted} or newer", cure)]
     return []

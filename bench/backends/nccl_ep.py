@@ -111,7 +111,11 @@ class NcclEP(Library):
     meaning = "nccl.ep, high throughput, on one NVLink node"
     packages = ("torch", "nccl.ep", "nccl")
     preload = ("nccl.ep", "nccl.ep.interop.torch")
-    besides_sms = "A full dispatch begins with a preprocessing kernel on all SMs of the GPU."
+    besides_sms = (
+        "A full dispatch begins with a preprocessing kernel on all SMs of the GPU. In every dispatch, also a cached "
+        "one, the host waits for the number of received tokens before the kernel starts, unless a CUDA graph captures "
+        "it."
+    )
     compiles = True
     kernel_variable = "NCCL_EP_JIT_CACHE_DIR"
     overlaps = True

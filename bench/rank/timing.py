@@ -15,6 +15,8 @@ LEAD_US = 120.0
 """How long a GPU spins while the host queues an operation of one kernel: longer than the host takes for it."""
 LONG_LEAD_US = 1200.0
 """The same for several kernels. If the host falls behind, gaps enter the window, and chance orders two streams."""
+_HOST_MARGIN = 1.5
+"""A lead that is found out allows the host this much more than it took at best."""
 
 
 class Mark(Protocol):
@@ -45,12 +47,13 @@ class Timer(Protocol):
         warmup: int,
         iterations: int,
         collective: bool = True,
-        lead_us: float = LEAD_US,
+        lead_us: float | None = LEAD_US,
     ) -> Series:
         """Times the operation ``iterations`` times after ``warmup`` untimed runs.
 
-        ``lead_us``: how long a GPU spins before each run while the host queues it. ``collective``: all ranks call this
-        at once and start each run together; without it no rank waits for another, on the host or on a GPU.
+        ``lead_us``: how long a GPU spins before each run while the host queues it; None: as long as the host took for
+        the untimed runs, with a margin, within LEAD_US and LONG_LEAD_US. ``collective``: all ranks call this at once
+        and start each run together; without it no rank waits for another, on the host or on a GPU.
         """
 
 
@@ -74,18 +77,22 @@ class GpuTimer:
         warmup: int,
         iterations: int,
         collective: bool = True,
-        lead_us: float = LEAD_US,
+        lead_us: float | None = LEAD_US,
     ) -> Series:
         """See Timer."""
-        starts, marks, stops = [], [], []
-        for _ in range(warmup + iterations):
+        starts, marks, stops, host_us = [], [], [], [LONG_LEAD_US]
+        for number in range(warmup + iterations):
             start, mark, stop = _event(), _event(), _event()
+            if number == warmup and lead_us is None:
+                lead_us = min(LEAD_US + _HOST_MARGIN * min(host_us), LONG_LEAD_US)
             self._flush.zero_()
-            spin(lead_us)
+            spin(lead_us or 0.0)
             if collective:
                 dist.all_reduce(self._token, op=dist.ReduceOp.MAX, group=self._group)
             start.record()
+            begin = time.perf_counter()
             operation(mark.record)
+            host_us.append(1e6 * (time.perf_counter() - begin))
             stop.record()
             starts.append(start)
             marks.append(mark)
@@ -120,7 +127,7 @@ class HostTimer:
         warmup: int,
         iterations: int,
         collective: bool = True,
-        lead_us: float = LEAD_US,
+        lead_us: float | None = LEAD_US,
     ) -> Series:
         """See Timer."""
         total_us, marked_us = [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from bench import protocol
-from bench.backends import BACKENDS
+from bench.backends import BACKENDS, PAIR_OPS
 from bench.backends.sessions.session import Context
 from bench.rank.injection import Injection
 from bench.rank.links import Links
@@ -45,7 +44,7 @@ class Worker:
         on_gpu = self._device.type == "cuda"
         return protocol.Ready(
             device_name=torch.cuda.get_device_name(self._device) if on_gpu else "cpu",
-            versions=_versions(self._spec, on_gpu=on_gpu),
+            versions=_versions(on_gpu=on_gpu),
             python=platform.python_version(),
         )
 
@@ -164,26 +163,23 @@ def _join(setup: protocol.Setup, device: torch.device) -> Context:
     )
 
 
-def _lead_us(point: Point) -> float:
-    """How long the host may take to queue the point's operation."""
-    is_one_kernel = BACKENDS[point.backend].one_kernel and point.op not in (Op.OVERLAPPED, Op.COMPUTE)
-    return LEAD_US if is_one_kernel else LONG_LEAD_US
+def _lead_us(point: Point) -> float | None:
+    """How long the host may take to queue the point's operation; None to find out."""
+    if point.op in (Op.COMPUTE, *PAIR_OPS):
+        return LONG_LEAD_US
+    return LEAD_US if BACKENDS[point.backend].one_kernel else None
 
 
 def _no_mark() -> None:
     """Marks nothing, for runs that are not timed."""
 
 
-def _versions(spec: protocol.GroupSpec, *, on_gpu: bool) -> dict[str, str]:
-    """Versions of what the group's backends stand on, and the setting that decides which kernels may overlap."""
-    packages = {package for point in spec.points for package in BACKENDS[point.backend].packages}
+def _versions(*, on_gpu: bool) -> dict[str, str]:
+    """Versions of what this process has loaded, and the setting that decides which kernels may overlap."""
     versions = {"torch": str(torch.__version__)}
     if on_gpu:
         versions["cuda"] = str(torch.version.cuda)
         versions["nccl"] = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
         if connections := os.environ.get(_CONNECTIONS):
             versions[_CONNECTIONS] = connections
-    for package in sorted(packages - {"torch", "nccl"}):
-        providers = importlib.metadata.packages_distributions().get(package.partition(".")[0], [])
-        versions[package] = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(providers)))
     return versions

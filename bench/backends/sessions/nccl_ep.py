@@ -83,15 +83,23 @@ class NcclEPSession:
         self._counters = torch.zeros(
             1 + workload.num_experts // context.num_ranks, dtype=torch.int32, device=context.device
         )
+        self._counts = torch.empty(len(self._counters), dtype=torch.int32, pin_memory=True)
+        self._counted = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._bound: Any = None
         self._num_received = 0
 
     def dispatch(self, inputs: Inputs, *, dtype: Dtype, knobs: dict[str, int]) -> Dispatched:
-        """Exchanges the routing, then tokens, indices and weights; the host waits for the counts."""
+        """Exchanges the routing, then tokens, indices and weights.
+
+        The host waits for the counts only: the library itself waits for them before it launches the kernel.
+        """
         group = self._update(knobs, inputs.topk_idx)
+        self._counts.copy_(self._counters, non_blocking=True)
+        self._counted.record()
         with self._confirms(group, Op.DISPATCH, dtype):
             payload, idx, weights = self._dispatch(group, inputs)
-        self._num_received, *per_expert = self._counters.tolist()
+        self._counted.synchronize()
+        self._num_received, *per_expert = self._counts.tolist()
         count = self._num_received
         return Dispatched(_head(payload, count), idx[:count], weights[:count], per_expert)
 
