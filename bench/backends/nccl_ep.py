@@ -7,6 +7,7 @@ contract: each token once for each rank, sums without weights.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.backends import machine
@@ -70,6 +71,16 @@ def printed_config(text: str, op: Op) -> dict[str, int] | None:
             found = {_NAMES[name]: int(value) for name, value in _SETTING.findall(part)}
             return {name: found[name] for name in dict.fromkeys(_NAMES.values()) if name in found}
     return None
+
+
+def agrees(asked: dict[str, int | None], reported: Sequence[dict[str, int]]) -> bool:
+    """Whether one of the configs that kernels have reported is the one that was asked for, as far as both say.
+
+    None in ``asked``: left to the library. True where nothing was reported, as on all ranks but the first.
+    """
+    return not reported or any(
+        all(asked[name] in (None, value) for name, value in config.items()) for config in reported
+    )
 
 
 def own_chunk(num_sms: int) -> int:

@@ -158,6 +158,15 @@ def test_what_a_kernel_of_nccl_ep_prints_of_itself_is_read_as_a_config() -> None
     assert nccl_ep.printed_config(later, Op.COMBINE) == combine | {"num_sms": 8}
 
 
+def test_a_kernel_that_reports_nothing_must_have_been_launched_before() -> None:
+    asked: dict[str, int | None] = {"num_sms": 8, "tokens_per_chunk": 64, "num_stages": 12, "num_pipelines": 2}
+    own = {"num_sms": 16, "num_stages": 12, "num_pipelines": 2}
+    assert not nccl_ep.agrees(asked, [own])
+    assert nccl_ep.agrees(asked, [own, own | {"num_sms": 8}])
+    assert nccl_ep.agrees(dict.fromkeys(asked), [own])  # all left to the library
+    assert nccl_ep.agrees(asked, [])  # only the first rank reports
+
+
 @given(st.integers(1, 256))
 def test_the_own_chunk_of_nccl_ep_is_a_multiple_of_32_and_at_least_four_tokens_for_each_sm(num_sms: int) -> None:
     chunk = nccl_ep.own_chunk(num_sms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from nccl import ep
 from nccl.ep.interop.torch import get_nccl_comm_from_group
 
 from bench.backends import BACKENDS
-from bench.backends.nccl_ep import printed_config
+from bench.backends.nccl_ep import agrees, printed_config
 from bench.backends.sessions.session import Context, Dispatched, Inputs, Operation, Overlapped, Payload, Pending
 from bench.records import Dtype, Op
 
@@ -78,6 +79,7 @@ class NcclEPSession:
         self._most_tokens = most + most % 2  # an odd number is padded
         self._group: _Group | None = None
         self._confirmed: set[tuple[object, ...]] = set()
+        self._launched: dict[tuple[Op, Dtype], list[dict[str, int]]] = defaultdict(list)
         self._own: dict[Op, dict[str, int] | None] = {}
         self._topk_idx = torch.empty(0, workload.num_topk, dtype=torch.int64, device=context.device)
         self._counters = torch.zeros(
@@ -139,6 +141,8 @@ class NcclEPSession:
             begin = _log_end()
             self._run_without_variables()
             self._own = {each: _printed(each, begin) for each in (Op.DISPATCH, Op.COMBINE)}
+            for each, own in self._own.items():
+                self._launched[each, Dtype.BF16] += [own] if own else []
         return self._own[op]
 
     def _run_without_variables(self) -> None:
@@ -265,7 +269,8 @@ class NcclEPSession:
     def _confirms(self, group: _Group, op: Op, dtype: Dtype) -> Iterator[None]:
         """Compares what the kernel of a config reports of itself at its first launch with what was asked for.
 
-        RuntimeError where they differ: the library keeps its default for a value out of range.
+        A kernel that reports nothing has been launched before. RuntimeError where they differ: the library keeps its
+        default for a value out of range.
         """
         key = (op, dtype, group.settings.of(op))
         if key in self._confirmed:
@@ -274,12 +279,13 @@ class NcclEPSession:
         begin = _log_end()
         yield
         torch.cuda.synchronize()
-        printed = _printed(op, begin)
+        printed, launched = _printed(op, begin), self._launched[op, dtype]
+        if printed:
+            launched.append(printed)
         names = (knob.name for knob in BACKENDS["nccl_ep"].knobs)
         asked = dict(zip(names, group.settings.of(op), strict=True))
-        different = {name: value for name, value in (printed or {}).items() if asked[name] not in (None, value)}
-        if different:
-            raise RuntimeError(f"NCCL EP runs {op} with {different}, asked for {asked}")
+        if not agrees(asked, [printed] if printed else launched):
+            raise RuntimeError(f"NCCL EP runs {op} with {printed or 'the config of another point'}, asked for {asked}")
         self._confirmed.add(key)
 
 
