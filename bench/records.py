@@ -58,7 +58,8 @@ class Role(StrEnum):
 
     ``grid``: a cell of the grid. ``anchor``: the library's default. ``default``: what an engine takes instead of it.
     ``baseline``: a plain collective. ``candidate``: a config of the user. ``upstream``: a config that the library's own
-    tuning script tries.
+    tuning script tries. ``again``: a repetition of the final that was off, once more. ``control``: the library's
+    default once more, as if it were another config.
     """
 
     GRID = "grid"
@@ -67,6 +68,8 @@ class Role(StrEnum):
     BASELINE = "baseline"
     CANDIDATE = "candidate"
     UPSTREAM = "upstream"
+    AGAIN = "again"
+    CONTROL = "control"
 
 
 class Stage(StrEnum):

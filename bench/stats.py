@@ -63,23 +63,45 @@ def spread(samples: Sequence[float] | Floats) -> float:
     return float((high - low) / median) if median > 0 else 0.0
 
 
-def paired_ratio(numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats) -> float:
-    """The geometric mean of the ratios of paired positive values."""
-    return float(np.exp(np.mean(np.log(np.asarray(numerator) / np.asarray(denominator)))))
+def centre(values: Sequence[float] | Floats) -> float:
+    """A robust geometric mean of positive values: the Hodges-Lehmann estimator of their logs; needs one value.
+
+    The median of the means of all pairs of values, each value with itself too [Hodges and Lehmann 1963, Annals of
+    Mathematical Statistics 34:598]. One value of five, however far off, moves it by no more than the others scatter;
+    where none is off it varies hardly more than the mean (5 %).
+    """
+    return float(np.exp(_log_centre(np.log(np.asarray(values, dtype=float)))))
+
+
+def _log_centre(logs: Floats) -> float:
+    first, second = np.triu_indices(len(logs))
+    return float(np.median((logs[first] + logs[second]) / 2))
+
+
+def paired_ratio(
+    numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, robust: bool = True
+) -> float:
+    """The centre of the ratios of paired positive values; their geometric mean if not ``robust``."""
+    ratios = np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float)
+    return centre(ratios) if robust else float(np.exp(np.log(ratios).mean()))
 
 
 def paired_ratio_interval(
-    numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, confidence: float = 0.95
+    numerator: Sequence[float] | Floats,
+    denominator: Sequence[float] | Floats,
+    *,
+    confidence: float = 0.95,
+    robust: bool = True,
 ) -> Interval:
-    """Student's t interval of the mean log ratio of paired values, as ratios; needs two pairs.
+    """Student's t interval of the log ratio of paired values about ``paired_ratio``, as ratios; needs two pairs.
 
     A pair holds the times of two configs in one fresh process group: an effect of the group on both cancels in their
     ratio. With few groups the t distribution keeps its coverage; a bootstrap of five values does not.
     """
     logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
     half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)))
-    mean = float(logs.mean())
-    return Interval(float(np.exp(mean - half)), float(np.exp(mean + half)))
+    middle = _log_centre(logs) if robust else float(logs.mean())
+    return Interval(float(np.exp(middle - half)), float(np.exp(middle + half)))
 
 
 def paired_slower_p(values: Sequence[float] | Floats, reference: Sequence[float] | Floats) -> float:

@@ -26,7 +26,8 @@ class Choice(msgspec.Struct, frozen=True):
 
     ``default``: the pair that the library itself takes; ``defaults``: it and those that engines take, by name.
     ``best_overlaps``: those of ``overlaps`` that may be the best, since no other pair significantly beats them.
-    ``overlap_held_out``: for each overlapped pass, the makespan of the pair that the *other* passes pick.
+    ``rival``: what the verdict compares the default with. ``overlap_held_out``: for each overlapped pass, the makespan
+    of the pair that the *other* passes pick.
     """
 
     default: Pair | None
@@ -35,6 +36,7 @@ class Choice(msgspec.Struct, frozen=True):
     worst: Pair | None
     tied: list[Pair]
     verdict: Verdict | None
+    rival: Pair | None
     best_per_shared: list[Pair]
     pareto: list[Pair]
     overlaps: list[Overlap]
@@ -67,6 +69,7 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
     near = [pair for pair in tied if pair.score <= (1 + TIE_COST) * pairs[0].score]
     optimal = min(near, key=lambda pair: pair.buffer_cost, default=None)
     has_times = not plan.spec.ep.share_gpus
+    rival = choose_rival(plan, groups, default, optimal)
     overlaps = overlaps_of(plan, measurements, pairs, default)
     return Choice(
         default=default,
@@ -74,7 +77,8 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
         optimal=optimal,
         worst=_worst(plan, groups),
         tied=tied,
-        verdict=judge(default, optimal, choose_rival(plan, groups, default, optimal)) if has_times else None,
+        verdict=judge(default, optimal, rival) if has_times else None,
+        rival=rival,
         best_per_shared=sorted(pairs, key=lambda pair: tuple(pair.shared.values())),
         pareto=_frontier(pairs),
         overlaps=overlaps,

@@ -81,4 +81,4 @@ def compare(before: Layer, after: Layer) -> Gain | None:
     if len(common) < MIN_GROUPS:
         return None
     times = [[layer.by_round[number] for number in common] for layer in (before, after)]
-    return Gain(before, after, paired_ratio(*times), paired_ratio_interval(*times))
+    return Gain(before, after, paired_ratio(*times, robust=False), paired_ratio_interval(*times, robust=False))

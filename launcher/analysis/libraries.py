@@ -26,7 +26,8 @@ MARGIN = 0.01
 DEFAULT, OPTIMAL = "default", "optimal"
 OVERLAPPED, LAYER, LAYER_TRAINING = "overlapped", "layer", "layer_training"
 _LIMITS = {limit: f"at most {limit} SMs" for limit in SM_LIMITS}
-_ORDER = (DEFAULT, OPTIMAL, *_LIMITS.values(), OVERLAPPED, LAYER, LAYER_TRAINING)
+_OF_PASSES = (OVERLAPPED, LAYER, LAYER_TRAINING)
+_ORDER = (DEFAULT, OPTIMAL, *_LIMITS.values(), *_OF_PASSES)
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -142,7 +143,9 @@ def _compare(
     if len(common) < MIN_GROUPS:
         return None
     numerator, denominator = [times[number] for number in common], [others[number] for number in common]
-    ratio, interval = paired_ratio(numerator, denominator), paired_ratio_interval(numerator, denominator)
+    robust = pick not in _OF_PASSES
+    ratio = paired_ratio(numerator, denominator, robust=robust)
+    interval = paired_ratio_interval(numerator, denominator, robust=robust)
     verdict: Literal["a_is_faster", "b_is_faster", "cannot_be_told_apart"]
     if interval.high < 1 / (1 + MARGIN):
         verdict = "a_is_faster"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,9 +21,11 @@ from bench.stats import (
     combinations,
     median_interval,
     median_intervals,
+    paired_ratio,
     paired_ratio_interval,
 )
 from launcher.analysis import power_cap
+from launcher.analysis.repetitions import Repetition, gemms_by_place, times_by_place
 from launcher.config.plan import Plan
 from launcher.store.table import ROLES, STAGES, RecordTable, Rows
 
@@ -31,17 +33,22 @@ WITH_GEMMS = (Op.COMPUTE, *PAIR_OPS)
 """Operations of which GEMMs are a part: their time says nothing about the links."""
 
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
+_AGAIN, _CONTROL = ROLES.index(Role.AGAIN), ROLES.index(Role.CONTROL)
 
 
 class Measurement(msgspec.Struct, frozen=True):
     """The time of one operation with one config.
 
-    ``median_us``: geometric mean of the medians of the final's groups; without a final, the median of all samples.
+    ``median_us``: the centre (bench.stats.centre) of the medians of the final's groups; without a final, the median of
+    all samples.
     For isolated GEMMs it is the median of their repetitions. Overlapped times are corrected for the power cap first
     (launcher.analysis.power_cap). ``ci95_us``: its 95 % CI, Student's over the groups, else by order statistics of
     the samples (isolated GEMMs: of the repetitions). ``relative``: the median with each shard and round scaled by its
-    own anchor; the sweep ranks by it. ``repetitions``: in the sweep, the scaled median of each repetition.
-    ``by_round``: the median of each group of the final, or of each overlapped pass, in order. A pass that was
+    own anchor; the sweep ranks by it. ``swept``: what the sweep had as ``relative``, also of a config that the final
+    measured; None where the sweep did not measure it. ``repetitions``: in the sweep, the scaled median of each
+    repetition.
+    ``by_round``: the median of each group of the final, or of each overlapped pass, in order. Where a repetition of the
+    final was off and measured again, the later one counts, of three the median. A pass that was
     restarted in other processes has a key of its own: measurements with a common key shared their processes.
     ``gemms_by_round``: when the overlapped GEMMs ended, likewise. GB/s: 10^9 bytes of the busiest rank in one
     direction, over the median; None where GEMMs are part of the time.
@@ -62,6 +69,7 @@ class Measurement(msgspec.Struct, frozen=True):
     samples: Floats
     gemms_by_round: dict[int, float] = {}
     repetitions: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
+    swept: float | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -91,15 +99,15 @@ def evaluate(plan: Plan, table: RecordTable, tokens: list[list[int]]) -> tuple[l
     rows = table.rows
     has_samples = rows["count"] > 0
     is_valid = has_samples & ~np.isin(rows["point"], indices) if indices else has_samples
-    is_final = is_valid & (rows["stage"] == _FINAL)
-    is_sweep = is_valid & ~np.isin(rows["point"], np.unique(rows["point"][is_final]))
+    is_final = is_valid & (rows["stage"] == _FINAL) & (rows["role"] != _CONTROL)
     anchors = rows[has_samples & (rows["role"] == _ANCHOR) & (rows["stage"] == _SWEEP)]
     builder = _Builder(plan, tokens)
+    swept = dict(_measure_sweep(table, rows[is_valid & (rows["stage"] == _SWEEP)], anchors, builder))
+    finals = dict(_measure_final(table, np.flatnonzero(is_final), builder))
     measurements, impossible = [], []
-    for shard, measurement in [
-        *_measure_sweep(table, rows[is_sweep], anchors, builder),
-        *_measure_final(table, np.flatnonzero(is_final), builder),
-    ]:
+    for index, (shard, measured) in (swept | finals).items():
+        level = swept[index][1].relative if index in swept else None
+        measurement = msgspec.structs.replace(measured, swept=level)
         if (measurement.peak_fraction or 0) > 1 and not plan.spec.ep.share_gpus:
             message = f"{measurement.median_us:.1f} us would need {measurement.peak_fraction:.0%} of the link's peak"
             impossible.append(Failure(measurement.point, "impossible", message, "judge", None, "", shard))
@@ -215,12 +223,12 @@ class _Builder:
         return volume.logical / median_us / 1000, wire, None if self._peak is None else wire / self._peak
 
 
-_Measured = Iterator[tuple[int, Measurement]]
-"""Measurements, each with the shard of its first record."""
+_Measured = Iterator[tuple[int, tuple[int, Measurement]]]
+"""For the index of each point the shard of its first record, and its measurement."""
 
 
 def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Builder) -> _Measured:
-    """Points that no final measured, by all their samples; as arrays, since there may be a million records."""
+    """Points by all their samples in the sweep; as arrays, since there may be a million records."""
     if not len(rows):
         return
     rows = rows[np.argsort(rows["point"].copy(), kind="stable")]
@@ -255,7 +263,7 @@ def _measure_sweep(table: RecordTable, rows: Rows, anchors: Rows, builder: _Buil
             samples[first:last],
             repetitions=scaled_us[begin:end],
         )
-        yield shard, measurement
+        yield point, (shard, measurement)
 
 
 def _anchor_keys(points: Sequence[Point]) -> npt.NDArray[np.intp]:
@@ -317,17 +325,6 @@ def _by_size(
     return summaries
 
 
-class _Repetition(NamedTuple):
-    """One timed run of a point in the final, corrected for the power cap.
-
-    ``place``: the number of its round in its process group. ``gemms_us``: when overlapped GEMMs ended, else empty.
-    """
-
-    place: int
-    samples_us: Floats
-    gemms_us: Floats
-
-
 def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _Builder) -> _Measured:
     """Points that the final measured, by its records only; ``indices``: those of their rows."""
     rows = table.rows[indices]
@@ -338,29 +335,30 @@ def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _
     positions_of: dict[int, list[int]] = defaultdict(list)
     for position, point in enumerate(rows["point"].tolist()):
         positions_of[point].append(position)
-    for positions in positions_of.values():
+    for point, positions in positions_of.items():
         repetitions = []
         for position in positions:
             level = levels.get(position, 1.0)
             gemms_us = np.asarray(table.compute.get(int(indices[position]), []), dtype=float)
             samples_us = table.samples_of(rows[[position]])
-            repetitions.append(_Repetition(places[position], samples_us / level, gemms_us / level))
-        yield int(rows["shard"][positions[0]]), _final_measurement(table, rows[positions], repetitions, builder)
+            is_again = bool(rows["role"][position] == _AGAIN)
+            repetitions.append(Repetition(places[position], samples_us / level, gemms_us / level, is_again))
+        measurement = _final_measurement(table, rows[positions], repetitions, builder)
+        yield point, (int(rows["shard"][positions[0]]), measurement)
 
 
-def _final_measurement(
-    table: RecordTable, rows: Rows, repetitions: list[_Repetition], builder: _Builder
-) -> Measurement:
+def _final_measurement(table: RecordTable, rows: Rows, repetitions: list[Repetition], builder: _Builder) -> Measurement:
     """One point's measurement by its rows and their repetitions."""
     point = table.points[rows[0]["point"]]
-    by_round = _by_round((repetition.place, repetition.samples_us) for repetition in repetitions)
-    gemms = [(repetition.place, repetition.gemms_us) for repetition in repetitions if len(repetition.gemms_us)]
+    is_mean = point.op in PAIR_OPS
+    by_round = times_by_place(repetitions, mean=is_mean)
     if point.op is Op.COMPUTE:
         median_us, ci95_us = float(np.median(rows["median_us"])), median_interval(rows["median_us"])
     elif len(by_round) >= MIN_GROUPS:
         medians = np.asarray(list(by_round.values()))
-        median_us = float(np.exp(np.log(medians).mean()))
-        ci95_us = paired_ratio_interval(medians, np.ones(len(medians)))
+        nothing = np.ones(len(medians))
+        median_us = paired_ratio(medians, nothing, robust=not is_mean)
+        ci95_us = paired_ratio_interval(medians, nothing, robust=not is_mean)
     else:
         pooled = np.concatenate([repetition.samples_us for repetition in repetitions])
         median_us, ci95_us = float(np.median(pooled)), median_interval(pooled)
@@ -371,13 +369,5 @@ def _final_measurement(
         _Statistics(median_us, ci95_us, float(np.median(rows["spread"])), median_us),
         table.samples_of(rows),
         by_round=by_round,
-        gemms_by_round=_by_round(gemms),
+        gemms_by_round=gemms_by_place(repetitions),
     )
-
-
-def _by_round(parts: Iterable[tuple[int, Floats]]) -> dict[int, float]:
-    """The median of the samples of each place, in order of place."""
-    samples: dict[int, list[Floats]] = defaultdict(list)
-    for place, values in parts:
-        samples[place].append(values)
-    return {place: float(np.median(np.concatenate(values))) for place, values in sorted(samples.items())}

@@ -100,7 +100,7 @@ def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap
         ci95_us=overlapped.ci95_us,
         compute_us=compute_us,
         compute_ci95_us=(
-            paired_ratio_interval(passes_us, np.ones(len(passes_us)))
+            paired_ratio_interval(passes_us, np.ones(len(passes_us)), robust=False)
             if has_spread
             else Interval(compute_us, compute_us)
         ),

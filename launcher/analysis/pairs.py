@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -47,6 +48,13 @@ class Pair(msgspec.Struct, frozen=True):
     def score(self) -> float:
         """The objective, which is minimised, in microseconds."""
         return self.weights[0] * self.dispatch.relative + self.weights[1] * self.combine.relative
+
+    @property
+    def swept(self) -> float:
+        """The objective by the sweep's times, which nothing in the final depends on; infinite without them."""
+        times = (self.dispatch.swept, self.combine.swept)
+        pairs = zip(self.weights, times, strict=True)
+        return sum(weight * (math.inf if us is None else us) for weight, us in pairs)
 
     @property
     def is_final(self) -> bool:

@@ -12,6 +12,7 @@ from bench import workload as layout
 from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
+from launcher.analysis.control import Control, control_of
 from launcher.analysis.libraries import Comparison, compare_libraries
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.power_cap import num_uncorrected
@@ -26,7 +27,8 @@ from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows, RunRecor
 class Results(msgspec.Struct, frozen=True):
     """Everything that is reported about one environment.
 
-    ``final_groups``: complete groups of the final. ``num_uncorrected``: repetitions overlapped with GEMMs that could
+    ``final_groups``: complete groups of the final. ``num_again``: repetitions of the final that were off and measured
+    again. ``controls``: of each library that has one. ``num_uncorrected``: repetitions overlapped with GEMMs that could
     not be corrected for the power cap. ``tokens``: those that each rank sends to each other [ranks, ranks].
     ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
     ``choices``: for each library, in the order of the plan. ``comparisons``: of its libraries with one another and with
@@ -44,6 +46,8 @@ class Results(msgspec.Struct, frozen=True):
     missing: list[Planned]
     unfinished: list[str]
     final_groups: int
+    num_again: int
+    controls: dict[str, Control]
     num_uncorrected: int
     tokens: list[list[int]]
     choices: dict[str, Choice]
@@ -85,10 +89,10 @@ class Results(msgspec.Struct, frozen=True):
     @property
     def speedup_over_default(self) -> float | None:
         """The default's objective over that of the optimal pair; 1 where the default is the optimal pair."""
-        verdict = self.choice.verdict
-        if verdict is None:
+        choice = self.choice
+        if choice.verdict is None or choice.default is None or choice.optimal is None:
             return None
-        return verdict.ratio if verdict.over == "optimal" else 1.0
+        return 1.0 if choice.default.same_configs(choice.optimal) else choice.verdict.ratio
 
     @property
     def peak_gb_per_s(self) -> float | None:
@@ -159,6 +163,8 @@ def build(
         missing=missing,
         unfinished=list(unfinished),
         final_groups=_final_groups(plan, table),
+        num_again=int(np.count_nonzero(rows["role"] == ROLES.index(Role.AGAIN))),
+        controls={name: control for name in plan.spec.backends if (control := control_of(plan.of(name), table))},
         num_uncorrected=num_uncorrected(rows),
         tokens=tokens,
         choices=choices,

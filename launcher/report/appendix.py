@@ -8,6 +8,7 @@ from collections import Counter
 
 from bench.backends import BACKENDS
 from launcher.analysis.measurements import Failure
+from launcher.analysis.results import Results
 from launcher.config.plan import shard_name
 from launcher.report.report import Report
 from launcher.text import code, table, text
@@ -83,8 +84,7 @@ def checks(report: Report) -> list[str]:
         if good:
             lines.append(f"* {place}: every token of the edge routings is correct: {', '.join(map(text, good))}.")
         lines += [f"* {place}: **{text(name)}**: {text(verdict)}" for name, verdict in bad.items()]
-    num_unstable = sum(measurement.unstable for measurement in results.measurements)
-    lines.append(f"* Unstable points (spread still above 10 % after more samples): {num_unstable}.")
+    lines += _noise(results)
     cost = results.cost
     if cost.wall_s:
         lines.append(
@@ -97,6 +97,21 @@ def checks(report: Report) -> list[str]:
     lines += [f"* **{text(flag)}**" for flag in results.flags]
     lines += [f"* **{code(line.file)} line {line.line} cannot be read**: {text(line.why)}" for line in results.damaged]
     return [*lines, ""]
+
+
+def _noise(results: Results) -> list[str]:
+    """What shows whether the intervals can be trusted: the default against itself, repetitions that were off."""
+    lines = [
+        f"* A/A, {BACKENDS[name].title}: the default, measured once more as if it were another config, takes "
+        f"{control.ratio:.4f}x as long as itself (95 % CI {control.ci95.low:.4f} to {control.ci95.high:.4f}, "
+        f"{control.groups} groups)."
+        for name, control in results.controls.items()
+    ]
+    if results.final_groups:
+        off = "spread above 10 %, or more than 2 % from the config's other groups"
+        lines.append(f"* Repetitions of the final that were off ({off}) and were measured again: {results.num_again}.")
+    num_unstable = sum(measurement.unstable for measurement in results.measurements)
+    return [*lines, f"* Unstable points (spread still above 10 % after more samples): {num_unstable}."]
 
 
 def provenance(report: Report) -> list[str]:

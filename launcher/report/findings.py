@@ -53,11 +53,11 @@ def _verdict(results: Results) -> Iterator[str]:
     other = "the optimal config" if verdict.over == "optimal" else f"the {verdict.over}"
     ratio = f"it takes {_as_long_as(other, verdict.ratio, verdict.ci95)}"
     if verdict.kind == "tuned":
-        yield f"The default is not optimal: {ratio}."
-    elif verdict.kind == "default_is_optimal":
-        yield f"The default is optimal within {verdict.margin:.0%}: {ratio}."
+        yield f"The default is more than {verdict.margin:.0%} slower than the optimum: {ratio}."
+    elif verdict.kind == "within_margin":
+        yield f"The default is within {verdict.margin:.0%} of the optimum: {ratio}."
     else:
-        yield f"It is open whether the default is optimal: {ratio}."
+        yield f"It is open whether the default is within {verdict.margin:.0%} of the optimum: {ratio}."
 
 
 def _candidates(results: Results) -> Iterator[str]:
@@ -106,13 +106,15 @@ def _as_long_as(other: str, ratio: float, ci95: Interval | None = None, *, metho
     return f"{ratio:.3f}x as long as {other}{ends}"
 
 
-def _compare_times(times: dict[int, float], other_times: dict[int, float]) -> tuple[float, Interval] | None:
+def _compare_times(
+    times: dict[int, float], other_times: dict[int, float], *, robust: bool = True
+) -> tuple[float, Interval] | None:
     """The ratio of the times over the groups or passes that measured both, with its 95 % CI; None below two."""
     numbers = sorted(times.keys() & other_times.keys())
     if len(numbers) < 2:
         return None
     pairs = [times[number] for number in numbers], [other_times[number] for number in numbers]
-    return paired_ratio(*pairs), paired_ratio_interval(*pairs)
+    return paired_ratio(*pairs, robust=robust), paired_ratio_interval(*pairs, robust=robust)
 
 
 def _from_worst(results: Results) -> Iterator[str]:
@@ -257,7 +259,7 @@ def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
 def _overlapped_cost(choice: Choice, fastest: Pair) -> Iterator[str]:
     """The fastest pair against the pick of the other passes: a pair picked by a pass looks too fast in that pass."""
     overlap = choice.overlap_of(fastest)
-    paired = None if overlap is None else _compare_times(overlap.by_round, choice.overlap_held_out)
+    paired = None if overlap is None else _compare_times(overlap.by_round, choice.overlap_held_out, robust=False)
     if paired is None:
         return
     doubt = ""

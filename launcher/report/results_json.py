@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.backends import BACKENDS
+from launcher.analysis.control import Control
 from launcher.analysis.layers import Layer
 from launcher.analysis.libraries import Comparison
 from launcher.analysis.measurements import Failure, Measurement
@@ -13,6 +14,7 @@ from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.analysis.verdict import Verdict
 from launcher.store.results_file import (
+    SavedControl,
     SavedFailure,
     SavedHardware,
     SavedLayer,
@@ -60,6 +62,7 @@ def document(results: Results) -> SavedResults:
         failures=[_failure(failure) for failure in results.failures],
         missing=[planned.point.label for planned in results.missing],
         refused=len(plan.refused),
+        measured_again=results.num_again,
         self_checks=results.self_checks,
         rank_ratio=results.rank_ratio,
         flags=results.flags,
@@ -87,7 +90,14 @@ def _library(results: Results) -> SavedLibrary:
         own_tuning=_pair_or_none(choice.own_tuning),
         overlapped=[_overlap(overlap) for overlap in choice.overlaps],
         layers=[_layer(layer) for layer in choice.layers],
+        control=_control(results.controls.get(name)),
     )
+
+
+def _control(control: Control | None) -> SavedControl | None:
+    if control is None:
+        return None
+    return SavedControl(round(control.ratio, 5), interval(control.ci95, digits=5), control.groups)
 
 
 def _comparison(comparison: Comparison) -> SavedLibraryComparison:

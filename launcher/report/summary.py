@@ -73,7 +73,7 @@ def _advice(report: Report) -> list[str]:
     verdict = report.results.choice.verdict
     if verdict is None:
         return ["Nothing can be deployed without a result of the default: see the failures."]
-    if verdict.kind == "default_is_optimal":
+    if verdict.kind == "within_margin":
         return ["Leave the default as it is."]
     if verdict.kind == "inconclusive":
         return ["Measure more before anything is changed: the same command with `search.final_groups=10`."]

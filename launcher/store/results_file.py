@@ -167,10 +167,12 @@ class SavedPair(msgspec.Struct, frozen=True):
 class SavedVerdict(msgspec.Struct, frozen=True):
     """Whether a default should be changed, by the ratio default / ``over``.
 
-    ``over`` is ``optimal``, or ``best other pair`` where the default is optimal itself. ``default`` names which one.
+    ``over``, the pair that the sweep found fastest, is ``optimal`` as a rule, else ``sweep's best pair``, or ``best
+    other pair`` where the default is optimal itself. ``default`` names which one. Earlier versions wrote
+    ``default_is_optimal`` for ``within_margin``.
     """
 
-    kind: Literal["tuned", "default_is_optimal", "inconclusive"]
+    kind: Literal["tuned", "within_margin", "default_is_optimal", "inconclusive"]
     ratio: float
     ci95: tuple[float, float]
     meaning: str
@@ -238,11 +240,20 @@ class SavedLibrary(msgspec.Struct, frozen=True):
     own_tuning: SavedPair | None
     overlapped: list[SavedOverlap]
     layers: list[SavedLayer] = []
+    control: SavedControl | None = None
 
     @property
     def default(self) -> SavedPair | None:
         """What the library itself takes; None where that has no result."""
         return self.defaults.get(LIBRARY_DEFAULT)
+
+
+class SavedControl(msgspec.Struct, frozen=True):
+    """A/A: the round trip of the default, measured once more as another config, over its own, in so many groups."""
+
+    ratio: float
+    ci95: tuple[float, float]
+    groups: int
 
 
 class SavedLibraryComparison(msgspec.Struct, frozen=True):
@@ -307,6 +318,7 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
     failures: list[SavedFailure]
     missing: list[str]
     refused: Count = 0
+    measured_again: Count = 0
     self_checks: list[SelfCheck] = []
     rank_ratio: float | None = None
     flags: list[str] = []

@@ -6,6 +6,7 @@ Its times replace those of the sweep in the report, because a winner of the swee
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from bench.backends import BACKENDS, join_pair, shuffle_points, sms_knob
 from bench.records import Dtype, Failed, Measured, Op, Point, Record, Role, Stage
+from bench.stats import UNSTABLE_SPREAD, spread
 from bench.supervisor import Supervisor, Task
 from launcher.config.plan import FINAL, Plan, Planned, point_id
 from launcher.store.records_file import open_appender, read_shard, read_shard_records, read_sweep_records
@@ -30,6 +32,12 @@ PASSES = 9
 _PASS_WARMUP = 1
 _PASS_ITERATIONS = 3
 _GEMMS_ITERATIONS = 2
+
+MOST_AGAIN = 2
+"""How often a repetition of a group that is off is measured again."""
+
+_OFF = 0.02
+"""A repetition whose median is further than this from the config's in the other groups is off."""
 
 FEW_SMS = 24
 """The SMs of the pair that is fastest with few, for which a whole layer is measured too."""
@@ -109,18 +117,18 @@ def contestants(plan: Plan, arms: Arms, records: Sequence[Record] = ()) -> Sched
 
 
 def _group_times(plan: Plan, points: list[Point], records: Sequence[Record]) -> dict[str, float]:
-    """The geometric mean of the medians of each point that never failed; empty until all groups are complete."""
+    """The median over the groups of each point that never failed; empty until all groups are complete."""
     num_groups, failed = plan.spec.search.final_groups, _failed(records)
     logs: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.round < num_groups and isinstance(record.outcome, Measured):
+        if record.round < num_groups and isinstance(record.outcome, Measured) and record.role is not Role.CONTROL:
             median_us = statistics.median(record.outcome.samples_us)
             logs[record.point.label][record.round].append(math.log(median_us))
     expected = {point.label for point in points} - failed
     if any(len(logs[label]) < num_groups for label in expected):
         return {}
     return {
-        label: math.exp(statistics.mean(statistics.mean(each) for each in by_round.values()))
+        label: math.exp(statistics.median(statistics.median(each) for each in by_round.values()))
         for label, by_round in logs.items()
         if label not in failed
     }
@@ -219,6 +227,44 @@ def _tasks(
             if stop():
                 return
             yield task
+        for _ in range(MOST_AGAIN if number < num_groups else 0):
+            again = off(plan, records, number)
+            progress.expect(len(again), what=f"group {number + 1} of {num_groups}")
+            for task in again:
+                if stop():
+                    return
+                yield task
+
+
+def off(plan: Plan, records: Sequence[Record], number: int) -> list[Task]:
+    """The points of a group whose last repetition was off, each once more.
+
+    Its samples scatter too much even after the extension, or its median is not where the other groups have it. The
+    default has three repetitions in each group and is never among them.
+    """
+    medians: dict[str, dict[int, float]] = defaultdict(dict)
+    last: dict[str, Record] = {}
+    for record in records:
+        is_anchor = record.role in (Role.ANCHOR, Role.CONTROL)
+        if is_anchor or record.round >= plan.spec.search.final_groups or not isinstance(record.outcome, Measured):
+            continue
+        medians[record.point.label][record.round] = statistics.median(record.outcome.samples_us)
+        if record.round == number:
+            last[record.point.label] = record
+    failed = _failed(records)
+    return [
+        Task(record.point, record.point_id, Role.AGAIN, Stage.FINAL, number)
+        for label, record in last.items()
+        if label not in failed and _is_off(record, medians[label], number)
+    ]
+
+
+def _is_off(record: Record, medians: dict[int, float], number: int) -> bool:
+    assert isinstance(record.outcome, Measured)
+    others = [median for group, median in medians.items() if group != number]
+    typical = statistics.median(others) if len(others) > 1 else medians[number]
+    is_away = abs(math.log(medians[number] / typical)) > _OFF
+    return is_away or spread(record.outcome.samples_us) > UNSTABLE_SPREAD
 
 
 def in_order(plan: Plan, points: list[Point], number: int) -> list[Task]:
@@ -232,12 +278,19 @@ def in_order(plan: Plan, points: list[Point], number: int) -> list[Task]:
 
 
 def _group(plan: Plan, order: list[Point], number: int) -> list[Task]:
-    """The anchors first, in the middle and last, and as references wherever ranks replace failed ones."""
+    """The anchors first, in the middle and last, and as references wherever ranks replace failed ones.
+
+    Each anchor is there once more as its own control, somewhere among the others.
+    """
     anchors = [Task(anchor.point, anchor.id, Role.ANCHOR, Stage.FINAL, number) for anchor in plan.anchors]
     tasks = [
         Task(point, point_id(plan.spec, point), Role.GRID, Stage.FINAL, number, references=tuple(anchors))
         for point in order
     ]
+    chance = random.Random(f"{plan.spec.seed}/control/{number}")  # noqa: S311
+    for anchor in plan.anchors:
+        control = Task(anchor.point, anchor.id, Role.CONTROL, Stage.FINAL, number, references=tuple(anchors))
+        tasks.insert(chance.randint(0, len(tasks)), control)
     half = len(tasks) // 2
     return anchors + tasks[:half] + anchors + tasks[half:] + anchors
 

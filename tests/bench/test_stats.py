@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from bench.stats import (
+    centre,
     holm,
     log_median_errors,
     median_interval,
@@ -31,6 +32,29 @@ def test_the_interval_does_not_depend_on_the_order_of_the_samples(samples: list[
     shuffled = list(samples)
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
     assert median_interval(shuffled) == median_interval(samples)
+
+
+groups = st.lists(st.floats(1.0, 1e3), min_size=5, max_size=9)
+
+
+@given(groups, st.floats(0.1, 10.0))
+def test_the_centre_lies_within_the_values_and_scales_with_them(values: list[float], factor: float) -> None:
+    middle = centre(values)
+    assert min(values) * (1 - 1e-9) <= middle <= max(values) * (1 + 1e-9)
+    assert centre([factor * value for value in values]) == pytest.approx(factor * middle)
+
+
+@given(groups, st.integers(0, 4), st.floats(1e-6, 1e9))
+def test_one_value_cannot_move_the_centre_beyond_the_others(values: list[float], index: int, burst: float) -> None:
+    others = values[:index] + values[index + 1 :]
+    moved = centre([*others, burst])
+    assert min(others) * (1 - 1e-9) <= moved <= max(others) * (1 + 1e-9)
+
+
+def test_the_centre_is_the_hodges_lehmann_estimator_of_the_logs() -> None:
+    logs = np.random.default_rng(3).normal(size=7)
+    pairs = [(logs[i] + logs[j]) / 2 for i in range(7) for j in range(i, 7)]
+    assert centre(np.exp(logs)) == pytest.approx(np.exp(np.median(pairs)))
 
 
 @pytest.mark.parametrize("count", [6, 10, 30, 31, 60, 200])

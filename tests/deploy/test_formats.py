@@ -37,7 +37,7 @@ def test_the_documented_table_equals_that_of_the_report() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["default_is_optimal", "inconclusive"])
+@pytest.mark.parametrize("kind", ["within_margin", "inconclusive"])
 def test_a_verdict_other_than_tuned_is_exported_and_stated_in_every_file(
     kind: str, document: Document, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 import pytest
 
 from bench.backends import split_pair
-from bench.records import FailureKind, Op, Role, Stage
+from bench.records import FailureKind, Op, Record, Role, Stage
 from launcher.analysis.choice import choose
-from launcher.config.plan import Planned
+from launcher.analysis.control import control_of
+from launcher.config.plan import FINAL, Plan, Planned
+from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing
 from launcher.tuner.racing import Arms
-from tests.builders import deepep_plan, failed, record, spec
+from tests.builders import deepep_plan, failed, noisy, record, spec
 from tests.tuner.machine import Machine, judge, make_plan
 
 
@@ -33,7 +36,73 @@ def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach
         )
         (default,) = (one.point.label for one in plan.anchors if one.point.op is op)
         (candidate,) = (one.point.label for one in plan.cells if one.role is Role.CANDIDATE and one.point.op is op)
-        assert (measured[default], measured[candidate], measured[fastest[1]]) == (3 * groups, groups, groups)
+        assert (measured[default], measured[candidate], measured[fastest[1]]) == (
+            4 * groups,
+            groups,
+            groups,
+        )  # its control too
+
+
+def final_records(plan: Plan, times: Mapping[int, list[float]], role: Role = Role.GRID) -> list[Record]:
+    """One config's repetitions in the groups of a final, by group."""
+    point = next(cell for cell in plan.cells if cell.point.op is Op.COMBINE)
+    return [
+        record(point, samples, stage=Stage.FINAL, round=number, role=role, sequence=number, shard=FINAL)
+        for number, samples in times.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "is_off"),
+    [(noisy(100.0), False), (noisy(101.9), False), (noisy(103.0), True), (noisy(97.0), True)],
+)
+def test_a_repetition_that_is_away_from_the_other_groups_is_measured_again_in_its_group(
+    last: list[float], *, is_off: bool
+) -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12])
+    times = {0: noisy(100.0), 1: noisy(100.2), 2: last}
+    again = final.off(plan, final_records(plan, times), 2)
+    assert [(task.role, task.round) for task in again] == ([(Role.AGAIN, 2)] if is_off else [])
+    assert final.off(plan, final_records(plan, times), 1) == []
+    steady = final_records(plan, {2: noisy(100.1)}, Role.AGAIN)
+    assert final.off(plan, [*final_records(plan, times), *steady], 2) == []
+
+
+def test_a_repetition_whose_samples_scatter_is_measured_again_also_in_the_first_group() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12])
+    burst = [100.0] * 10 + [160.0] * 20
+    assert len(final.off(plan, final_records(plan, {0: burst}), 0)) == 1
+    assert final.off(plan, final_records(plan, {0: noisy(100.0)}), 0) == []
+
+
+def test_a_burst_that_was_measured_again_does_not_move_the_time_and_its_samples_are_kept() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12])
+    times = {number: noisy(100.0) for number in range(4)} | {4: noisy(130.0)}
+    records = final_records(plan, times)
+    (alone,), _ = judge(plan, records)
+    assert alone.median_us == pytest.approx(100.0, rel=0.01)  # robust, but its interval shows the burst
+    assert alone.ci95_us.high > 110
+    again = final_records(plan, {4: noisy(100.2)}, Role.AGAIN)
+    (measurement,), _ = judge(plan, [*records, *(msgspec.structs.replace(one, sequence=9) for one in again)])
+    assert measurement.by_round[4] == pytest.approx(100.2, rel=0.01)
+    assert measurement.ci95_us.high < 101
+    assert len(measurement.samples) == 6 * len(noisy(100.0))
+    thrice = [msgspec.structs.replace(one, sequence=10) for one in final_records(plan, {4: noisy(100.3)}, Role.AGAIN)]
+    (measurement,), _ = judge(plan, [*records, *again, *thrice])
+    assert measurement.by_round[4] == pytest.approx(100.3, rel=0.01)
+
+
+def test_each_group_measures_the_default_once_more_as_its_control_and_the_two_agree() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12])
+    records = Machine(plan).run()
+    for number in range(plan.spec.search.final_groups):
+        controls = [one.point for one in records if (one.role, one.round) == (Role.CONTROL, number)]
+        assert sorted(point.label for point in controls) == sorted(anchor.point.label for anchor in plan.anchors)
+    control = control_of(plan, in_measured_order(record_table(records)))
+    assert control is not None
+    assert control.groups == plan.spec.search.final_groups
+    assert control.ratio == pytest.approx(1.0, abs=0.01)
+    assert control.ci95.low < control.ratio < control.ci95.high
 
 
 def test_the_full_dispatch_is_measured_in_every_group_of_the_final_for_every_finalist_and_the_default() -> None:
