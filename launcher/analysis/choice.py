@@ -9,7 +9,17 @@ from bench.records import Op, Role
 from launcher.analysis.layers import Layer, layers_of
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
-from launcher.analysis.pairs import TIE_COST, Ops, Pair, are_slower, best_of, groups_of, pair_of, with_smallest_buffers
+from launcher.analysis.pairs import (
+    TIE_COST,
+    Ops,
+    Pair,
+    are_slower,
+    best_of,
+    groups_of,
+    pair_of,
+    with_smallest_buffers,
+    within_memory,
+)
 from launcher.analysis.verdict import Verdict, choose_rival, judge
 from launcher.config.hardware import facts_of
 from launcher.config.plan import Plan
@@ -59,17 +69,18 @@ class Choice(msgspec.Struct, frozen=True):
 def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
     """The decisions that follow from the measurements of the plan's backend."""
     groups = groups_of(plan, measurements)
-    pairs = [best_of(plan, shared, ops) for shared, ops in groups.items() if ops[Op.DISPATCH] and ops[Op.COMBINE]]
+    allowed = within_memory(plan, groups)
+    pairs = [best_of(plan, shared, ops) for shared, ops in allowed.items() if ops[Op.DISPATCH] and ops[Op.COMBINE]]
     if any(pair.is_final for pair in pairs):
         pairs = [pair for pair in pairs if pair.is_final]
     default = _default(plan, groups)
-    pairs = [with_smallest_buffers(plan, groups, pair) for pair in pairs]
+    pairs = [with_smallest_buffers(plan, allowed, pair) for pair in pairs]
     pairs.sort(key=lambda pair: (pair.score, pair.buffer_cost))
     tied = _tied(pairs)
     near = [pair for pair in tied if pair.score <= (1 + TIE_COST) * pairs[0].score]
     optimal = min(near, key=lambda pair: pair.buffer_cost, default=None)
     has_times = not plan.spec.ep.share_gpus
-    rival = choose_rival(plan, groups, default, optimal)
+    rival = choose_rival(plan, allowed, default, optimal)
     overlaps = overlaps_of(plan, measurements, pairs, default)
     return Choice(
         default=default,

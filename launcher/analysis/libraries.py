@@ -79,13 +79,9 @@ def collectives(plan: Plan, baselines: Sequence[Measurement]) -> dict[str, Pair]
     for name in dict.fromkeys(each.point.backend for each in baselines):
         dispatch, combine = by_op.get((name, Op.DISPATCH)), by_op.get((name, Op.COMBINE))
         if dispatch is not None and combine is not None:
-            pairs[name] = Pair({}, dispatch, combine, plan.spec.search.weights, by_op.get((name, Op.DISPATCH_FULL)))
+            search, full = plan.spec.search, by_op.get((name, Op.DISPATCH_FULL))
+            pairs[name] = Pair({}, dispatch, combine, search.weights, full, search.counts_full)
     return pairs
-
-
-def with_full(pair: Pair) -> Pair | None:
-    """The pair with its full dispatch in place of the cached one; None where that was not measured."""
-    return None if pair.full is None else msgspec.structs.replace(pair, dispatch=pair.full)
 
 
 def compare_libraries(plan: Plan, choices: Mapping[str, Choice], baselines: Sequence[Measurement]) -> list[Comparison]:
@@ -131,7 +127,7 @@ def _compare_passes(choices: Mapping[str, Choice], first: str, second: str) -> I
 
 def _times(pair: Pair, *, full: bool) -> dict[int, float]:
     """The objective in each group of the final; with ``full`` by the full dispatch, empty where it was not measured."""
-    timed = with_full(pair) if full else pair
+    timed = pair.forward if full else pair
     return {} if timed is None else timed.by_round()
 
 

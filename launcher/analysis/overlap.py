@@ -87,7 +87,8 @@ def _isolated_pair(plan: Plan, point: Point, by_point: dict[tuple[object, ...], 
         return None
     full = by_point.get(Point(backend, Op.DISPATCH_FULL, dtype, dispatch_knobs).key)
     shared = {name: dispatch_knobs[name] for name in shared_knobs(BACKENDS[backend])}
-    return Pair(shared, dispatch, combine, plan.spec.search.weights, full)
+    search = plan.spec.search
+    return Pair(shared, dispatch, combine, search.weights, full, search.counts_full)
 
 
 def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap:

@@ -11,17 +11,22 @@ from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Stage
 from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
 from launcher.analysis.measurements import Measurement
+from launcher.config.memory import facts_of_plan, is_too_large
 from launcher.config.plan import Plan
 
-TIE_COST = 0.001
-"""What breaking a tie may cost: of the tied pairs within this of the best, the one with the fewest resources wins."""
+TIE_COST = 0.003
+"""What breaking a tie may cost: of the pairs within this of the best, the one with the fewest resources wins.
+
+About the standard deviation of a config's log time between two runs: another run may rank them the other way.
+"""
 
 
 class Pair(msgspec.Struct, frozen=True):
     """A dispatch and a combine that can be deployed together: their shared knobs agree.
 
     ``weights``: how often each counts in the objective. ``full``: the full dispatch with the same config, that is
-    with layout, exchange of counts and host wait.
+    with layout, exchange of counts and host wait. ``counts_full``: it counts in the objective, in place of the cached
+    one, where it was measured.
     """
 
     shared: dict[str, int]
@@ -29,6 +34,17 @@ class Pair(msgspec.Struct, frozen=True):
     combine: Measurement
     weights: tuple[float, float] = (1.0, 1.0)
     full: Measurement | None = None
+    counts_full: bool = False
+
+    @property
+    def counted(self) -> tuple[Measurement, Measurement]:
+        """The dispatch and the combine that count in the objective."""
+        return (self.full if self.counts_full and self.full is not None else self.dispatch), self.combine
+
+    @property
+    def forward(self) -> Pair | None:
+        """The pair with its full dispatch in place of the cached one; None where that was not measured."""
+        return None if self.full is None else msgspec.structs.replace(self, dispatch=self.full)
 
     @property
     def round_trip_us(self) -> float:
@@ -38,16 +54,15 @@ class Pair(msgspec.Struct, frozen=True):
     @property
     def round_trip_ci95_us(self) -> Interval | None:
         """Student's over the groups of the final that measured both; None where these are fewer than MIN_GROUPS."""
-        common = self.dispatch.by_round.keys() & self.combine.by_round.keys()
-        if len(common) < MIN_GROUPS:
+        sums = [dispatch + combine for dispatch, combine in _by_group(self.dispatch, self.combine).values()]
+        if len(sums) < MIN_GROUPS:
             return None
-        sums = [self.dispatch.by_round[number] + self.combine.by_round[number] for number in common]
         return paired_ratio_interval(sums, [1.0] * len(sums))
 
     @property
     def score(self) -> float:
         """The objective, which is minimised, in microseconds."""
-        return self.weights[0] * self.dispatch.relative + self.weights[1] * self.combine.relative
+        return sum(weight * config.relative for weight, config in zip(self.weights, self.counted, strict=True))
 
     @property
     def swept(self) -> float:
@@ -69,16 +84,19 @@ class Pair(msgspec.Struct, frozen=True):
 
     def by_round(self) -> dict[int, float]:
         """The objective in each group of the final that measured both."""
-        common = self.dispatch.by_round.keys() & self.combine.by_round.keys()
-        dispatch_weight, combine_weight = self.weights
-        return {
-            number: dispatch_weight * self.dispatch.by_round[number] + combine_weight * self.combine.by_round[number]
-            for number in sorted(common)
-        }
+        first, second = self.weights
+        times = _by_group(*self.counted).items()
+        return {number: first * dispatch + second * combine for number, (dispatch, combine) in times}
 
     def same_configs(self, other: Pair) -> bool:
         """Whether the other pair has the same two configs."""
         return self.dispatch.point == other.dispatch.point and self.combine.point == other.combine.point
+
+
+def _by_group(dispatch: Measurement, combine: Measurement) -> dict[int, tuple[float, float]]:
+    """The times of both in each group of the final that measured both, in order."""
+    common = sorted(dispatch.by_round.keys() & combine.by_round.keys())
+    return {number: (dispatch.by_round[number], combine.by_round[number]) for number in common}
 
 
 Ops = dict[Op, list[Measurement]]
@@ -102,36 +120,58 @@ def groups_of(plan: Plan, measurements: list[Measurement]) -> dict[tuple[int, ..
     return groups
 
 
+def within_memory(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> dict[tuple[int, ...], Ops]:
+    """The measurements of configs whose buffer search.max_buffer_mib allows; all of them where it allows none."""
+    backend, facts = BACKENDS[plan.backend], facts_of_plan(plan)
+    allowed = {
+        shared: {
+            op: [one for one in ranking if not is_too_large(plan.spec.search, backend, one.point.knobs, facts)]
+            for op, ranking in ops.items()
+        }
+        for shared, ops in groups.items()
+    }
+    return allowed if any(ops[Op.DISPATCH] and ops[Op.COMBINE] for ops in allowed.values()) else groups
+
+
 def best_of(plan: Plan, shared: tuple[int, ...], ops: Ops) -> Pair:
-    """The fastest dispatch with the fastest combine of these shared knobs."""
-    return pair_of(plan, shared, ops, ops[Op.DISPATCH][0], ops[Op.COMBINE][0])
+    """The fastest dispatch with the fastest combine of these shared knobs, by what counts in the objective."""
+    finals = [dispatch for dispatch in ops[Op.DISPATCH] if dispatch.stage is Stage.FINAL] or ops[Op.DISPATCH][:1]
+    pairs = [pair_of(plan, shared, ops, dispatch, ops[Op.COMBINE][0]) for dispatch in finals]
+    return min(pairs, key=lambda pair: pair.counted[0].relative)
 
 
 def pair_of(plan: Plan, shared: tuple[int, ...], ops: Ops, dispatch: Measurement, combine: Measurement) -> Pair:
     """The two as a pair, with the full dispatch of the same config where it was measured."""
     names = shared_knobs(BACKENDS[plan.backend])
     full = next((other for other in ops[Op.DISPATCH_FULL] if other.point.knobs == dispatch.point.knobs), None)
-    return Pair(dict(zip(names, shared, strict=True)), dispatch, combine, plan.spec.search.weights, full)
+    search = plan.spec.search
+    return Pair(dict(zip(names, shared, strict=True)), dispatch, combine, search.weights, full, search.counts_full)
 
 
 def with_smallest_buffers(plan: Plan, groups: dict[tuple[int, ...], Ops], pair: Pair) -> Pair:
-    """The pair with the smallest buffers of those whose configs are tied with the pair's own."""
+    """The pair with the smallest buffers of those whose configs are within TIE_COST of the pair's own in the final."""
     if not pair.is_final:
         return pair
     shared = tuple(pair.shared.values())
     ops = groups[shared]
     dispatches, combines = (
-        [other for other in ops[config.point.op] if other is config or _is_tied(other, config)]
-        for config in (pair.dispatch, pair.combine)
+        [other for other in ops[op] if other.stage is Stage.FINAL] for op in (Op.DISPATCH, Op.COMBINE)
     )
-    tied = [pair_of(plan, shared, ops, dispatch, combine) for dispatch in dispatches for combine in combines]
-    return min(tied, key=lambda other: (other.buffer_cost, other.score))
+    others = [pair_of(plan, shared, ops, dispatch, combine) for dispatch in dispatches for combine in combines]
+    near = [other for other in others if _are_near(other.counted, pair.counted)]
+    return min([pair, *near], key=lambda other: (other.buffer_cost, other.score))
 
 
-def _is_tied(measurement: Measurement, best: Measurement) -> bool:
-    """Whether it is within TIE_COST of the best, and indistinguishable from it over the final's groups."""
-    is_near = measurement.relative <= (1 + TIE_COST) * best.relative
-    return is_near and are_slower([(measurement.by_round, best.by_round)]) == [False]
+def _are_near(configs: Sequence[Measurement], best: Sequence[Measurement]) -> bool:
+    return all(one.relative <= (1 + TIE_COST) * other.relative for one, other in zip(configs, best, strict=True))
+
+
+def buffer_bytes(plan: Plan, pair: Pair) -> int | None:
+    """The buffer of one rank that holds both configs of a pair; None where the library has no formula for it."""
+    backend, facts = BACKENDS[pair.dispatch.point.backend], facts_of_plan(plan)
+    sizes = [backend.buffer_bytes(config.point.knobs, facts) for config in (pair.dispatch, pair.combine)]
+    known = [size for size in sizes if size is not None]
+    return max(known) if known else None
 
 
 Times = Mapping[int, float]

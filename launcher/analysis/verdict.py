@@ -26,7 +26,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     ``kind``: tuned, within_margin or inconclusive. ``basis``: the samples behind it, those of the final or of the
     sweep, which also chose. ``over``: the denominator, the pair that the sweep found fastest. It is the optimal pair as
-    a rule, else "sweep's best pair", or "best other pair" where the default is the optimal one.
+    a rule, else "sweep's best pair", or "best other pair" where the default is the optimal one. ``forward``: the ratio
+    of the same two pairs in a forward pass, with full dispatches; None where these were not measured in the final.
     """
 
     kind: str
@@ -36,6 +37,8 @@ class Verdict(msgspec.Struct, frozen=True):
     basis: str
     meaning: str
     over: str = "optimal"
+    forward: float | None = None
+    forward_ci95: Interval | None = None
 
 
 def choose_rival(
@@ -77,7 +80,21 @@ def judge(default: Pair | None, optimal: Pair | None, rival: Pair | None) -> Ver
     is_best = default.same_configs(optimal)
     kind, meaning = _kind(interval, is_best=is_best)
     over = "optimal" if rival.same_configs(optimal) else "best other pair" if is_best else "sweep's best pair"
-    return Verdict(kind, ratio, interval, MARGIN, basis, meaning, over)
+    forward, forward_ci95 = _forward(default, rival)
+    return Verdict(kind, ratio, interval, MARGIN, basis, meaning, over, forward, forward_ci95)
+
+
+def _forward(default: Pair, rival: Pair) -> tuple[float | None, Interval | None]:
+    """The ratio of the two with full dispatches, paired over the final's groups."""
+    pairs = default.forward, rival.forward
+    if pairs[0] is None or pairs[1] is None:
+        return None, None
+    times, rival_times = pairs[0].by_round(), pairs[1].by_round()
+    numbers = sorted(times.keys() & rival_times.keys())
+    if len(numbers) < 2:
+        return None, None
+    both = [times[number] for number in numbers], [rival_times[number] for number in numbers]
+    return paired_ratio(*both), paired_ratio_interval(*both)
 
 
 def _kind(interval: Interval, *, is_best: bool) -> tuple[str, str]:
@@ -113,7 +130,7 @@ def _half_width(*pairs: Pair) -> float:
     """
     variance, freedom = 0.0, math.inf
     for pair in pairs:
-        for weight, config in zip(pair.weights, (pair.dispatch, pair.combine), strict=True):
+        for weight, config in zip(pair.weights, pair.counted, strict=True):
             share, logs = weight * config.relative / pair.score, np.log(config.repetitions)
             if len(logs) > 1:
                 error = max(float(logs.std(ddof=1)), DRIFT) / math.sqrt(len(logs))

@@ -11,8 +11,9 @@ import msgspec
 
 from bench.backends import BACKENDS, LIBRARY_DEFAULT, Backend
 from bench.records import Dtype, Op, Point, Role
-from bench.rules import Facts, GridAxis
+from bench.rules import Facts, GridAxis, Violation
 from launcher.config import candidates, groups, hardware
+from launcher.config.memory import buffer_violations
 from launcher.config.plan import Plan, Planned, Refused, point_id
 from launcher.config.refusals import check_grid, check_spec, check_workload
 from launcher.config.schema import Options, Spec
@@ -91,7 +92,7 @@ def _plan_library(spec: Spec, backend: Backend) -> tuple[list[_Draft], list[_Dra
     tuning = [(op, knobs, Role.UPSTREAM) for op in _PAIR for knobs in backend.own_tuning(op) if spec.search.own_tuning]
     allowed, refused = [], []
     for op, knobs, role in others + grid + tuning:
-        violations = backend.point_violations(op, knobs, facts=facts)
+        violations = _violations(spec, backend, op, knobs, facts)
         if violations:
             refused.append(Refused(op, knobs, violations, backend.name))
         else:
@@ -102,6 +103,12 @@ def _plan_library(spec: Spec, backend: Backend) -> tuple[list[_Draft], list[_Dra
         message = f"every cell of the grid of {backend.name} is refused; the first: {first}"
         raise _EmptyGridError(message, hint=first.hint)
     return anchors, cells, refused
+
+
+def _violations(spec: Spec, backend: Backend, op: Op, knobs: dict[str, int], facts: Facts) -> list[Violation]:
+    """The rules that a config breaks: those of its library, else the limit on its buffer."""
+    broken = backend.point_violations(op, knobs, facts=facts)
+    return broken or buffer_violations(spec.search, backend, knobs, facts)
 
 
 def _add_ids(spec: Spec, points: Sequence[_Draft]) -> list[Planned]:
@@ -125,7 +132,7 @@ def _candidates(spec: Spec, backend: Backend, facts: Facts) -> list[_Draft]:
     for values in candidates.of_library(spec, backend.name):
         knobs = dict(zip((knob.name for knob in backend.knobs), values, strict=True))
         for op in _PAIR:
-            violations = backend.point_violations(op, knobs, facts=facts)
+            violations = _violations(spec, backend, op, knobs, facts)
             if violations:
                 first = violations[0]
                 raise UserError(f"search.candidates {values}: {first} ({op} of {backend.name})", hint=first.hint)

@@ -80,10 +80,11 @@ class SearchConf:
     warmup: int = 2  # of a repetition; the final takes that of measure
     iterations: int = 8  # samples of a repetition
     final_groups: int = 5  # fresh process groups that measure the finalists; 0 skips the final
-    objective: Any = "round_trip"  # round_trip, dispatch, combine, training (two of each), or {dispatch: 2, combine: 1}
+    objective: Any = "round_trip"  # or forward, dispatch, combine, training (two of each), {dispatch: 2, combine: 1}
     candidates: Any = None  # configs that reach the final in any case, [[24,8,256]] or {deepep: [[24,8,256]]}
     own_tuning: bool = True  # also measure the library's own tuning grid
     overlapped: bool = True  # also measure overlapped with expert GEMMs, if the backend can
+    max_buffer_mib: float | None = 2047  # larger NVLink buffers are refused; null: none. 2048 fail with RDMA buffers
     budget_s: float | None = None  # wall time, resumes included: 60 % per shard (N in a row: N times), 40 % final
 
 
@@ -178,6 +179,12 @@ class Search(msgspec.Struct, frozen=True):
     own_tuning: bool
     overlapped: bool
     budget_s: float | None
+    max_buffer_mib: float | None = 2047.0
+
+    @property
+    def counts_full(self) -> bool:
+        """Whether the objective counts the full dispatch in place of the cached one."""
+        return self.objective == FORWARD
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -187,7 +194,16 @@ class Search(msgspec.Struct, frozen=True):
         return self.objective.get("dispatch", 0.0), self.objective.get("combine", 0.0)
 
 
-OBJECTIVES = {"round_trip": (1.0, 1.0), "dispatch": (1.0, 0.0), "combine": (0.0, 1.0), "training": (2.0, 2.0)}
+FORWARD = "forward"
+"""The objective of a forward pass: a full dispatch and a combine."""
+
+OBJECTIVES = {
+    "round_trip": (1.0, 1.0),
+    FORWARD: (1.0, 1.0),
+    "dispatch": (1.0, 0.0),
+    "combine": (0.0, 1.0),
+    "training": (2.0, 2.0),
+}
 METHODS = ("racing", "exhaustive")
 
 

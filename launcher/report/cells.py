@@ -8,7 +8,8 @@ from bench.backends import BACKENDS, shared_knobs, sms_knob
 from bench.records import Op
 from bench.stats import Interval
 from launcher.analysis.measurements import Measurement
-from launcher.analysis.pairs import Pair
+from launcher.analysis.pairs import Pair, buffer_bytes
+from launcher.config.plan import Plan
 from launcher.text import knobs_text
 
 
@@ -58,3 +59,9 @@ def time(median_us: float | None, *, bold: bool = False) -> str:
 def interval(ends: Interval | None) -> str:
     """Both ends of an interval in microseconds; empty without one."""
     return "" if ends is None else f"{ends.low:.1f} to {ends.high:.1f}"
+
+
+def buffer(plan: Plan, pair: Pair) -> str:
+    """The MiB of a pair's buffer on each rank; empty where the library has no formula for it."""
+    size = buffer_bytes(plan, pair)
+    return "" if size is None else f"{size / 2**20:.0f}"

@@ -36,6 +36,7 @@ COMBINE = Column("combine us", "median us of the combine.")
 ROUND_TRIP = Column(
     "round trip us", "dispatch + combine; its CI is Student's over the process groups that measured both."
 )
+BUFFER = Column("buffer MiB", "of one rank, by the library's own formula; empty where it has none.")
 FULL_DISPATCH = Column("full dispatch us", "the dispatch with layout, exchange of counts and host wait.")
 SMS = Column("SMs", "those that the library's knob counts; what a call takes besides stands under the table.")
 CACHED_DISPATCH = Column("cached dispatch us", "median us of a dispatch that reuses a handle.")
@@ -55,7 +56,7 @@ ISOLATED = Column("isolated us", "round trip us, in the table of overlapped pair
 OVERLAPPED = Column(
     "overlapped us",
     "from the moment communication may begin, 20 us ahead of one layer's expert GEMMs, until the pair and the GEMMs "
-    "are done: geometric mean over the passes of (median of the pass / how much longer than typical isolated GEMMs "
+    "are done: geometric mean over the passes of (mean of the pass / how much longer than typical isolated GEMMs "
     "took just before and after it, because clocks move with the power cap); its CI is Student's over the passes.",
 )
 SLOWDOWN = Column(
@@ -66,7 +67,7 @@ SERIAL = Column("serial us", "GEMMs isolated + round trip isolated.")
 RATIO = Column("compute / communication", "GEMMs isolated / round trip isolated.")
 SPEED = Column("speed", "round trip of the library's own tuning / this round trip.")
 
-_MEASURED = (MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK, ROUND_TRIP, FULL_DISPATCH)
+_MEASURED = (MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK, ROUND_TRIP, FULL_DISPATCH, BUFFER)
 _PLAIN = (CACHED_DISPATCH, FULL_ROUND_TRIP, EXCHANGE, PACKING)
 _LAYERS = (SMS, LAYER, GAIN, ENGINES_GAIN)
 _OVERLAP = (ISOLATED, OVERLAPPED, SLOWDOWN, SERIAL, RATIO)

@@ -77,7 +77,8 @@ def _candidates(results: Results) -> Iterator[str]:
         if dispatch is None or combine is None:
             continue
         candidate = f"Your candidate ({', '.join(map(str, values))})"
-        pair = Pair({}, dispatch, combine, weights=optimal.weights)
+        full = measured.get((Op.DISPATCH_FULL, *values))
+        pair = Pair({}, dispatch, combine, optimal.weights, full, optimal.counts_full)
         if pair.same_configs(optimal):
             yield f"{candidate} is the optimal config."
         else:

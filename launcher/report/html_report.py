@@ -120,7 +120,7 @@ def _part(report: Report) -> dict[str, Any]:
         "choice": choice,
         "verdict": choice.verdict,
         "named": PageTable(pair_tables.COLUMNS, named, words=2, best=best),
-        "picks": PageTable(picks.COLUMNS, picks.rows(choice) if report.has_times else [], words=2, note=1),
+        "picks": PageTable(picks.COLUMNS, picks.rows(report.results) if report.has_times else [], words=2, note=1),
         "pick_notes": picks.notes(report.results),
         "effect": effect.effect(report.results),
         "effect_columns": effect.COLUMNS,

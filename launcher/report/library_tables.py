@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.backends import BACKENDS, default_label
 from bench.records import Op
 from launcher.analysis.choice import Choice
-from launcher.analysis.libraries import DEFAULT, OPTIMAL, SM_LIMITS, at_most, with_full
+from launcher.analysis.libraries import DEFAULT, OPTIMAL, SM_LIMITS, at_most
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.report import cells
@@ -83,7 +83,7 @@ def _config(backend: str, pair: Pair) -> tuple[str, str]:
 
 
 def _times(pair: Pair) -> list[str]:
-    full, whole = pair.full, with_full(pair)
+    full, whole = pair.full, pair.forward
     return [
         cells.time(pair.dispatch.median_us),
         cells.time(None if full is None else full.median_us),

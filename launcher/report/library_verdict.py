@@ -19,7 +19,6 @@ from launcher.analysis.libraries import (
     OVERLAPPED,
     collectives,
     picks_of,
-    with_full,
 )
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
@@ -188,7 +187,7 @@ def _best_against(results: Results, *, full: bool) -> tuple[str, _Against] | Non
 
 
 def _fastest(pairs: Mapping[str, Pair], *, full: bool) -> str | None:
-    timed = {name: with_full(pair) if full else pair for name, pair in pairs.items()}
+    timed = {name: pair.forward if full else pair for name, pair in pairs.items()}
     scores = {name: pair.score for name, pair in timed.items() if pair is not None}
     return min(scores, key=lambda name: scores[name], default=None)
 

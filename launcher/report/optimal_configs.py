@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from launcher.analysis.pairs import TIE_COST
+from launcher.analysis.verdict import Verdict
 from launcher.report import (
     across,
     appendix,
@@ -94,7 +95,7 @@ def _named_pairs(report: Report) -> list[str]:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}. "
             f"Default / {verdict.over} = **{verdict.ratio:.3f}** (95 % CI {verdict.ci95.low:.3f} to "
-            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}).",
+            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}).{_forward(verdict)}",
             "",
         ]
     if len(choice.tied) > 1:
@@ -102,6 +103,14 @@ def _named_pairs(report: Report) -> list[str]:
         rule = f"Of those within {TIE_COST:.1%} of the fastest, the optimal pair is the one with the fewest resources."
         lines += [f"Indistinguishable from the fastest: {ties}. {rule}", ""]
     return lines
+
+
+def _forward(verdict: Verdict) -> str:
+    """The same with full dispatches, as far as they were measured."""
+    if verdict.forward is None or verdict.forward_ci95 is None:
+        return ""
+    ends = f"{verdict.forward_ci95.low:.3f} to {verdict.forward_ci95.high:.3f}"
+    return f" In a forward pass, with full dispatches: **{verdict.forward:.3f}** (95 % CI {ends})."
 
 
 def _source(report: Report) -> str:

@@ -42,12 +42,18 @@ def named_rows(results: Results) -> list[list[str]]:
 
 
 def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
-    ends = cells.interval(pair.round_trip_ci95_us)
-    return [
+    rows = [
         _row(f"{name} dispatch", pair.dispatch),
         _row(f"{name} combine", pair.combine),
-        [f"{name} round trip", "", cells.time(pair.round_trip_us), ends, "", "", "", ""],
+        _sum_row(f"{name} round trip", pair),
     ]
+    if pair.full is None or pair.forward is None:
+        return rows
+    return [*rows, _row(f"{name} full dispatch", pair.full), _sum_row(f"{name} forward pass", pair.forward)]
+
+
+def _sum_row(name: str, pair: Pair) -> list[str]:
+    return [name, "", cells.time(pair.round_trip_us), cells.interval(pair.round_trip_ci95_us), "", "", "", ""]
 
 
 def _row(name: str, measurement: Measurement) -> list[str]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from bench.backends import BACKENDS
-from launcher.analysis.choice import Choice
 from launcher.analysis.results import Results
-from launcher.config.hardware import facts_of
 from launcher.report import cells
-from launcher.report.columns import FULL_DISPATCH, OVERLAPPED, ROUND_TRIP, Column, headings
+from launcher.report.columns import BUFFER, FULL_DISPATCH, OVERLAPPED, ROUND_TRIP, Column, headings
 from launcher.report.report import Report
 from launcher.text import table, text
 
-COLUMNS = (Column("pick"), Column("config"), ROUND_TRIP, FULL_DISPATCH, OVERLAPPED)
+COLUMNS = (Column("pick"), Column("config"), ROUND_TRIP, FULL_DISPATCH, OVERLAPPED, BUFFER)
 
 
-def rows(choice: Choice) -> list[list[str]]:
-    """Each pick with its isolated, full-dispatch and overlapped times; see ``COLUMNS``."""
+def rows(results: Results) -> list[list[str]]:
+    """Each pick with its isolated, full-dispatch and overlapped times, and its memory; see ``COLUMNS``."""
+    choice = results.choice
     return [
         [
             name,
@@ -23,6 +22,7 @@ def rows(choice: Choice) -> list[list[str]]:
             cells.time(pair.round_trip_us),
             cells.time(None if pair.full is None else pair.full.median_us),
             cells.time(None if overlap is None else overlap.makespan_us),
+            cells.buffer(results.plan, pair),
         ]
         for name, pair in choice.picks.items()
         for overlap in [choice.overlap_of(pair)]
@@ -35,6 +35,7 @@ _NOTES = {
     "default_sms": "the fastest with as many {shared} as the default.",
     "knee": "the fewest {shared} within 5 % of the fastest.",
     OVERLAPPED.heading: "of the overlapped pair with as many {shared} as the pick.",
+    BUFFER.heading: "the buffer of each rank, by the library's own formula.",
 }
 """The use of each pick, and what needs explaining in its table. ``shared``: what dispatch and combine must share."""
 
@@ -42,14 +43,16 @@ _NOTES = {
 def notes(results: Results) -> dict[str, str]:
     """Those of the notes that are about what the table shows."""
     choice, knobs = results.choice, BACKENDS[results.plan.backend].knobs
-    shown = {*choice.picks, *([OVERLAPPED.heading] if choice.overlaps else [])}
+    has_sizes = any(cells.buffer(results.plan, pair) for pair in choice.picks.values())
+    overlapped, sizes = [OVERLAPPED.heading] * bool(choice.overlaps), [BUFFER.heading] * has_sizes
+    shown = {*choice.picks, *overlapped, *sizes}
     shared = " and ".join("SMs" if knob.counts_sms else knob.name for knob in knobs if knob.shared)
     return {name: note.format(shared=shared) for name, note in _NOTES.items() if name in shown}
 
 
 def section(report: Report) -> list[str]:
-    """The table of picks, the use of each, and the memory that it takes."""
-    picks = rows(report.results.choice)
+    """The table of picks, and the use of each."""
+    picks = rows(report.results)
     if not picks:
         return []
     return [
@@ -57,18 +60,5 @@ def section(report: Report) -> list[str]:
         "",
         *table(headings(COLUMNS), picks),
         *(f"* **{name}**: {text(note)}" for name, note in notes(report.results).items()),
-        *_memory(report),
         "",
     ]
-
-
-def _memory(report: Report) -> list[str]:
-    """The size of each pick's buffers, where the library has a formula for it."""
-    spec = report.results.plan.spec
-    backend = BACKENDS[report.results.plan.backend]
-    facts = facts_of(spec.hardware, spec.workload, num_ranks=spec.ep.size)
-    sizes = []
-    for name, pair in report.results.choice.picks.items():
-        known = [backend.buffer_bytes(config.point.knobs, facts) for config in (pair.dispatch, pair.combine)]
-        sizes += [f"{name} {max(size or 0 for size in known) / 2**20:.0f} MiB"] if any(known) else []
-    return [f"* **memory**: buffer per rank, by the library's own hint: {text(', '.join(sizes))}."] if sizes else []

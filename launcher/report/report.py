@@ -41,7 +41,13 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def objective_note(self) -> str:
         """What is minimised, where that is not the round trip; else empty."""
-        dispatch, combine = self.results.plan.spec.search.weights
+        search = self.results.plan.spec.search
+        dispatch, combine = search.weights
+        if search.counts_full:
+            return (
+                "The objective (search.objective) is a forward pass: a full dispatch and a combine. Decisions, ratios, "
+                "intervals and the verdict use it; a round trip is a cached dispatch and a combine."
+            )
         if dispatch == combine:
             return ""
         return (

@@ -64,6 +64,7 @@ class SavedSearch(msgspec.Struct, frozen=True):
     own_tuning: bool = False
     overlapped: bool = False
     budget_s: float | None = None
+    max_buffer_mib: float | None = None
 
     @property
     def is_round_trip(self) -> bool:
@@ -169,7 +170,7 @@ class SavedVerdict(msgspec.Struct, frozen=True):
 
     ``over``, the pair that the sweep found fastest, is ``optimal`` as a rule, else ``sweep's best pair``, or ``best
     other pair`` where the default is optimal itself. ``default`` names which one. Earlier versions wrote
-    ``default_is_optimal`` for ``within_margin``.
+    ``default_is_optimal`` for ``within_margin``. ``forward``: the ratio of the same pairs with full dispatches.
     """
 
     kind: Literal["tuned", "within_margin", "default_is_optimal", "inconclusive"]
@@ -180,6 +181,8 @@ class SavedVerdict(msgspec.Struct, frozen=True):
     basis: str = "final"
     over: str = "optimal"
     default: str = LIBRARY_DEFAULT
+    forward: float | None = None
+    forward_ci95: tuple[float, float] | None = None
 
 
 class SavedOverlap(msgspec.Struct, frozen=True):

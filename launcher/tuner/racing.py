@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from scipy import special
 from bench.backends import BACKENDS, shared_knobs, shuffle_points
 from bench.records import Failed, Measured, Op, Point, Record, Role, Stage
 from bench.stats import ALPHA, DRIFT, holm, log_median_errors
+from launcher.config.memory import facts_of_plan
 from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
 
 _QUANTILE = float(special.ndtri(1 - ALPHA))
@@ -251,17 +252,30 @@ def best_pair(plan: Plan, cells: Iterable[Planned], time_us: TimeOf) -> tuple[Pl
     return best[Op.DISPATCH][1], best[Op.COMBINE][1]
 
 
+def _smallest(plan: Plan, cell: Planned, cells: Sequence[Planned]) -> Planned:
+    """Of the cells that differ from this one in a single knob, the one with the smallest buffer, if it is smaller."""
+    backend, facts = BACKENDS[cell.point.backend], facts_of_plan(plan)
+
+    def size(one: Planned) -> int:
+        return backend.buffer_bytes(one.point.knobs, facts) or 0
+
+    knobs = cell.point.knobs
+    alike = [one for one in cells if sum(value != knobs[name] for name, value in one.point.knobs.items()) == 1]
+    return min([cell, *alike], key=size)
+
+
 def finalists(plan: Plan, arms: Arms) -> list[Planned]:
     """Cells for the final: the best of every race, those within 1 % of it, and those that are there by name.
 
-    These are other defaults, the user's configs, and the best of each library's own tuning grid.
+    These are other defaults, the user's configs, and the best of each library's own tuning grid. For each of the best
+    there is also the same config with the smallest buffer.
     """
     chosen: dict[str, Planned] = {}
     for cells in races(plan, [*plan.anchors, *plan.cells]).values():
         ranking = sort_by_level(cells, arms)
-        for level, cell in ranking[:FINALISTS_PER_GROUP]:
-            if level <= ranking[0][0] + _CLOSE:
-                chosen[cell.id] = cell
+        best = [cell for level, cell in ranking[:FINALISTS_PER_GROUP] if level <= ranking[0][0] + _CLOSE]
+        siblings = [_smallest(plan, cell, [each for _, each in ranking]) for cell in best]
+        chosen |= {cell.id: cell for cell in [*best, *siblings]}
     named = (Role.CANDIDATE, Role.DEFAULT)
     chosen |= {cell.id: cell for cell in plan.cells if cell.role in named and cell.id not in arms.failed}
     for name in plan.spec.backends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.records import Failed, FailureKind, Op, Role, Stage
-from launcher.analysis.libraries import Comparison, best_independent, collectives, with_full
+from launcher.analysis.libraries import Comparison, best_independent, collectives
 from tests.libraries import LIBRARIES, all_libraries, plan_of, results_of, true_us
 
 
@@ -51,7 +51,7 @@ def test_plain_collectives_measured_in_the_final_are_baselines_with_a_full_dispa
     assert {(each.role, each.stage) for each in results.baselines} == {(Role.BASELINE, Stage.FINAL)}
     pairs = collectives(results.plan, results.baselines)
     assert list(pairs) == ["allgather", "alltoall"]
-    full = with_full(pairs["alltoall"])
+    full = pairs["alltoall"].forward
     assert full is not None
     assert full.round_trip_us - pairs["alltoall"].round_trip_us == pytest.approx(110, abs=1)
     assert Op.EXCHANGE in {each.point.op for each in results.baselines}

@@ -219,8 +219,8 @@ def test_any_other_objective_is_refused_in_one_line(objective: str, shown: str) 
     with pytest.raises(UserError) as caught:
         spec(f"search.objective={objective}")
     assert str(caught.value) == (
-        "search.objective must be one of round_trip, dispatch, combine, training, or weights of dispatch and combine "
-        f"that are not negative and not all 0, got {shown}"
+        "search.objective must be one of round_trip, forward, dispatch, combine, training, or weights of dispatch and "
+        f"combine that are not negative and not all 0, got {shown}"
     )
     assert caught.value.hint == "search.objective={dispatch:2,combine:1}"
 

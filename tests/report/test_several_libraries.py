@@ -15,7 +15,7 @@ from bench.records import Dtype, Failed, FailureKind, Op, Point, Record
 from launcher.analysis.results import Results
 from launcher.config import planning
 from launcher.config.schema import Ep
-from launcher.report import library_tables, library_verdict, pictures, plots, results_json, writer
+from launcher.report import library_tables, library_verdict, picks, pictures, plots, results_json, writer
 from tests.analysis.runs import build, check_tables
 from tests.builders import ROOT, html_of, markdown_of, report_of, summary_of
 from tests.libraries import LIBRARIES, Times, all_libraries, lines_of, plan_of, results_of, true_us, write_run
@@ -380,11 +380,13 @@ def test_a_run_of_plain_collectives_alone_has_no_ranking() -> None:
     text = markdown_of(results)
     assert "## The libraries" not in text
     assert [row[0] for row in library_tables.plain_rows(results)] == ["all-to-all", "all-gather + reduce-scatter"]
-    assert "* all-gather + reduce-scatter: Fastest: no knobs: 540.9 us per round trip" in text
+    assert "* all-gather + reduce-scatter: Fastest: no knobs: 540.8 us per round trip" in text
     assert html_of(results)
 
 
 def test_a_library_s_buffers_are_sized_by_its_own_declaration() -> None:
-    text = markdown_of(all_libraries())
-    sized = {part.split("\n")[0]: "* **memory**: buffer per rank" in part for part in text.split("\n## ")}
-    assert [sized[BACKENDS[name].title] for name in LIBRARIES] == [True, False, False]
+    results = all_libraries()
+    sizes = {name: {row[-1] for row in picks.rows(results.of(name))} for name in LIBRARIES}
+    assert sizes["deepep_v2"] == sizes["nccl_ep"] == {""}
+    assert all(float(size) > 0 for size in sizes["deepep"])
+    assert "* **buffer MiB**: the buffer of each rank, by the library's own formula." in markdown_of(results)

@@ -12,12 +12,13 @@ from bench.backends import split_pair
 from bench.records import FailureKind, Op, Record, Role, Stage
 from launcher.analysis.choice import choose
 from launcher.analysis.control import control_of
+from launcher.analysis.pairs import buffer_bytes
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing
 from launcher.tuner.racing import Arms
 from tests.builders import deepep_plan, failed, noisy, record, spec
-from tests.tuner.machine import Machine, judge, make_plan
+from tests.tuner.machine import Machine, choose_config, judge, make_plan
 
 
 def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach_the_final() -> None:
@@ -41,6 +42,51 @@ def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach
             groups,
             groups,
         )  # its control too
+
+
+def test_the_smallest_buffer_of_every_finalist_reaches_the_final_and_wins_where_it_costs_nothing() -> None:
+    picked: Counter[int] = Counter()
+    for seed in range(8):
+        plan = make_plan(sms=[20, 64], chunks=[8, 12], buffers=[128, 256, 512], seed=seed)
+        machine = Machine(plan, seed=seed)
+        for cell in plan.cells:
+            machine.truth[cell.point.label] = 200.0 * (1 + cell.point.knobs["nvl_chunk"] / 100)
+        records = machine.run()
+        chosen = racing.finalists(plan, Arms(one for one in records if one.stage is Stage.SWEEP))
+        for race, cells in racing.races(plan, chosen).items():
+            assert 128 in {cell.point.knobs["nvl_buffer"] for cell in cells}, race
+        optimal = choose_config(plan, records).optimal
+        assert optimal is not None
+        picked += Counter(one.point.knobs["nvl_buffer"] for one in (optimal.dispatch, optimal.combine))
+    assert picked[128] >= 12, picked  # noise of a group hides the tie now and then
+
+
+def test_a_buffer_beyond_the_limit_is_no_pick_of_a_run_that_measured_it() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12], buffers=[128, 512], max_buffer_mib=None)
+    machine = Machine(plan)
+    for cell in plan.cells:
+        machine.truth[cell.point.label] = 100.0 if cell.point.knobs["nvl_buffer"] == 512 else 200.0
+    records = machine.run()
+    sizes = [buffer_bytes(plan, pair) or 0 for pair in choose_config(plan, records).best_per_shared]
+    search = msgspec.structs.replace(plan.spec.search, max_buffer_mib=(max(sizes) - 1) / 2**20)
+    limited = msgspec.structs.replace(plan, spec=msgspec.structs.replace(plan.spec, search=search))
+    for pair in choose_config(limited, records).picks.values():
+        assert (buffer_bytes(limited, pair) or 0) < max(sizes)
+
+
+def test_the_objective_of_a_forward_pass_counts_the_full_dispatch() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12], objective="forward")
+    machine = Machine(plan)
+    records = machine.run()
+    choice = choose_config(plan, records)
+    assert choice.optimal is not None
+    assert choice.optimal.full is not None
+    assert choice.optimal.score == choice.optimal.full.relative + choice.optimal.combine.relative
+    assert choice.verdict is not None
+    assert choice.verdict.ratio == choice.verdict.forward
+    cached = choose_config(make_plan(sms=[20, 64], chunks=[8, 12]), records).verdict
+    assert cached is not None
+    assert cached.forward == choice.verdict.ratio != cached.ratio
 
 
 def final_records(plan: Plan, times: Mapping[int, list[float]], role: Role = Role.GRID) -> list[Record]:
