@@ -21,7 +21,8 @@ Arguments
   B                  the run after
 
 Options
-  --tolerance SHARE  differences up to this share of the time are accepted; 0.02 without this option
+  --tolerance SHARE  differences up to this share of the time are accepted; 0.02 without this option, and at least that
+                     for runs without a common final
   --allow-missing    judge B by the points that it has
   --unlike-hardware  compare runs of different hardware, which is refused otherwise
   --json             print JSON
@@ -33,8 +34,8 @@ Description
   Prints the facts in which the runs differ, each point (worst first) with both medians and their ratio B/A with its
   95 % CI, and the picks of both runs. The verdict on a point is one of
 
-  slower, faster     significantly, by more than the tolerance. The 5 % level holds for all points together: of 100
-                     comparisons of equal runs, at most 5 call any point slower or faster, however many points there are
+  slower, faster     significantly, by more than the tolerance. The 5 % level holds for all points that gate together:
+                     of 100 comparisons of like runs, at most 5 call any of them slower or faster, at any tolerance
   same               no significant difference
   unstable           in A or B the samples scatter too much, and no final of three or more groups measured the point
   failed in B        the point failed in B at least once, and never in A; `failed in A` is the reverse
@@ -42,19 +43,24 @@ Description
                      final, or of all of A if A has no final. Points that come only with the choice of a final are
                      `only in A`
 
+  Runs of one sweep scatter by more than their own intervals, and on other GPUs by more than on the same ones. Intervals
+  and verdicts allow for what published runs show; docs/METHODOLOGY.md has the numbers. The points of A's optimal pair,
+  which is deployed, are tested first, with half of the 5 %.
+
   B is worse if a point is slower in B, or failed in B. If both runs have a final, a slower point counts only if both
   finals measured it in fresh process groups, or if one run chose it as optimal. The other points (the sweep and the
-  overlapped passes, each from one set of processes) are shown and do not count. If A has a final, B needs a complete
-  one. Missing points do not pass: a slower point could hide there.
+  overlapped passes, each from one set of processes) are shown and do not count: a pause of the host can double one of
+  them, and GPUs of one kind differ by up to 6 % in some. If A has a final, B needs a complete one. Missing points do
+  not pass: a slower point could hide there.
 
   Runs that differ in EP, workload, backend or shared GPUs, or of which only one is a dry run, are refused: their points
   mean different things. Two dry runs are compared, with a note that they do not measure DeepEP.
 
 Exit status
-  0  nothing is worse
+  0  nothing that gates is worse
   1  B is worse
   2  usage: refused, nothing was compared; or the output could not be written
-  3  nothing is worse, but B lacks points or a final
+  3  nothing that gates is worse, but B lacks points or a final
   130  interrupted
 
 Examples

@@ -8,13 +8,17 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from bench.between import OTHER_GPUS, SAME_GPUS, Scatter
 from bench.records import Op, Stage
-from bench.stats import Interval
-from launcher.comparison.levels import levels_of, ratio_interval, significant, slower_p
-from launcher.comparison.run import ComparedRun, Pick, check_same, facts, hardware_differences
+from bench.stats import Floats, Interval
+from launcher.comparison.levels import Levels, levels_of, ratio_interval, significant, slower_p
+from launcher.comparison.run import ComparedRun, Pick, check_same, facts, hardware_differences, on_same_gpus
 from launcher.errors import UserError
 
 SCHEMA = "deepep-sweep/comparison/1"
+
+SWEPT_TOLERANCE = 0.02
+"""Least tolerance without a common final: on other GPUs, sweeps of one kind differ by more in one visit of a point."""
 
 PointVerdict = Literal[
     "failed in B",
@@ -52,8 +56,8 @@ class Difference(msgspec.Struct, frozen=True):
 class PointRow(msgspec.Struct, frozen=True):
     """One point: its medians, ``ratio`` = B / A with its 95 % CI, and the verdict.
 
-    An unstable point has no interval, since its ratio says nothing. ``gates``: whether `slower` would count as worse.
-    ``failure``: its kind, where the point failed.
+    The interval allows for the scatter between runs (bench.between). An unstable point has none, since its ratio says
+    nothing. ``gates``: whether `slower` would count as worse. ``failure``: its kind, where the point failed.
     """
 
     point: str
@@ -101,6 +105,10 @@ class Picked(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """All results. ``gate``: which points make B worse by being slower: those of the final, or all.
 
+    ``deployed``: the points of A's optimal pairs that both runs timed, which are tested first. ``scatter``: the
+    standard deviation of a run's log time that intervals allow for, by whether the same GPUs measured both;
+    ``scatter_limit``: the one that tests allow for. See bench.between.
+
     ``geometric_mean`` is over the ``num_ratios`` ratios of stable points, None without any. ``worse``: the points that
     make B worse. ``missing``: points and groups of a final that B lacks; a slower point could hide there.
     """
@@ -119,10 +127,17 @@ class Comparison(msgspec.Struct, frozen=True):
     counts: dict[PointVerdict, int]
     worse: list[str]
     missing: list[str]
+    deployed: list[str]
+    same_gpus: bool
+    scatter: float
+    scatter_limit: float
 
 
 def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool = False) -> Comparison:
-    """Compares B with A. UserError for runs of different things, and for different hardware unless that is allowed."""
+    """Compares B with A. UserError for runs of different things, and for different hardware unless that is allowed.
+
+    ``tolerance``: a share of the time; UserError where the promise of few false alarms cannot hold.
+    """
     if not 0 <= tolerance < 1:
         raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
     check_same(a, b)
@@ -131,7 +146,14 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         raise UserError(f"the hardware differs: {'; '.join(hardware)}", hint="--unlike-hardware compares anyway")
     if not (a.labels & b.labels) - (a.failed.keys() & b.failed.keys()):
         raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
-    rows = sorted([*_timed_rows(a, b, tolerance=tolerance), *_untimed_rows(a, b)], key=lambda row: row.order)
+    if tolerance < SWEPT_TOLERANCE and not _fresh_labels(a, b):
+        raise UserError(
+            f"tolerance must be at least {SWEPT_TOLERANCE:g} for runs without a common final, got {tolerance:g}",
+            hint="measure both with a final, whose points can be compared at any tolerance",
+        )
+    scatter = SAME_GPUS if on_same_gpus(a, b) else OTHER_GPUS
+    timed = _timed_rows(a, b, tolerance=tolerance, scatter=scatter)
+    rows = sorted([*timed, *_untimed_rows(a, b)], key=lambda row: row.order)
     ratios = [row.ratio for row in rows if row.ratio is not None and row.verdict != "unstable"]
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     return Comparison(
@@ -151,6 +173,10 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         missing=[row.point for row in rows if row.verdict == "missing in B"]
         + _missing_final(a, b)
         + ([] if a.results.dry_run else _missing_judgement(rows)),
+        deployed=[row.point for row in timed if row.point in a.optimal],
+        same_gpus=on_same_gpus(a, b),
+        scatter=scatter.time,
+        scatter_limit=scatter.time_limit,
     )
 
 
@@ -195,17 +221,18 @@ def _gating_labels(a: ComparedRun, b: ComparedRun) -> set[str]:
     return fresh | a.optimal | b.optimal if fresh else fresh
 
 
-def _timed_rows(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[PointRow]:
+def _timed_rows(a: ComparedRun, b: ComparedRun, *, tolerance: float, scatter: Scatter) -> list[PointRow]:
     """Rows of the points that both runs timed."""
     labels = sorted(a.measured.keys() & b.measured.keys())
     if not labels:
         return []
     old, new = levels_of(a, labels), levels_of(b, labels)
-    gates = np.isin(labels, sorted(_gating_labels(a, b) or labels))
-    margin = math.log1p(tolerance)
-    p_values = np.array([slower_p(old, new, margin=margin), slower_p(new, old, margin=margin)])
-    is_slower, is_faster = significant(p_values, gates)
-    lows, highs = ratio_interval(old, new)
+    gates, deployed = (np.isin(labels, sorted(those)) for those in (_gating_labels(a, b) or labels, a.optimal))
+    is_slower, is_faster = significant(
+        _p_values(old, new, tolerance=tolerance, scatter=scatter.time_limit),
+        (deployed, gates & ~deployed, ~gates & ~deployed),
+    )
+    lows, highs = ratio_interval(old.widened(scatter.time), new.widened(scatter.time))
     is_known = [not math.isnan(low) or not _is_unstable(a, b, label) for low, label in zip(lows, labels, strict=True)]
     return [
         PointRow(
@@ -221,6 +248,12 @@ def _timed_rows(a: ComparedRun, b: ComparedRun, *, tolerance: float) -> list[Poi
         )
         for index, label in enumerate(labels)
     ]
+
+
+def _p_values(old: Levels, new: Levels, *, tolerance: float, scatter: float) -> Floats:
+    """That B is not slower than A by more than the tolerance, and not faster [2, points]."""
+    a, b, margin = old.widened(scatter), new.widened(scatter), math.log1p(tolerance)
+    return np.array([slower_p(a, b, margin=margin), slower_p(b, a, margin=margin)])
 
 
 def _timed_verdict(*, is_slower: bool, is_faster: bool, is_known: bool) -> PointVerdict:

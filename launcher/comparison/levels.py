@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats as scipy_stats
 
+from bench.between import widened
 from bench.stats import ALPHA, DRIFT, MIN_GROUPS, Floats, holm
 from launcher.comparison.run import ComparedRun
 from launcher.store.results_file import SavedMeasurement
@@ -47,7 +49,14 @@ class Levels(NamedTuple):
 
     @property
     def _quantile(self) -> Floats:
-        return np.array([_quantile(freedom) for freedom in self.freedom])
+        quantile: Floats = scipy_stats.t.ppf(1 - ALPHA / 2, self.freedom)
+        return quantile
+
+    def widened(self, scatter: float) -> Levels:
+        """The same with errors that contain what a run adds to a log time; ``scatter``: see bench.between."""
+        low, low_freedom = widened(self.low, self.freedom, scatter=scatter)
+        high, high_freedom = widened(self.high, self.freedom, scatter=scatter)
+        return Levels(self.log, low, high, np.minimum(low_freedom, high_freedom))
 
 
 def levels_of(run: ComparedRun, labels: list[str]) -> Levels:
@@ -73,7 +82,7 @@ def _level(point: SavedMeasurement, groups: int) -> tuple[float, float, float, f
 
 @functools.cache
 def _quantile(freedom: float) -> float:
-    return float(scipy_stats.t.ppf(0.975, freedom))
+    return float(scipy_stats.t.ppf(1 - ALPHA / 2, freedom))
 
 
 def ratio_interval(old: Levels, new: Levels) -> tuple[Floats, Floats]:
@@ -98,15 +107,18 @@ def slower_p(old: Levels, new: Levels, *, margin: float) -> Floats:
     return p_values
 
 
-def significant(p_values: Floats, gates: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def significant(p_values: Floats, families: Sequence[npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
     """Which of the hypotheses [slower and faster, points] hold, at 5 % for all of them together.
 
-    Points that gate share one half of the 5 %, the others the other half: a thousand points of the sweep cannot hide
-    what the final shows. Holm's correction in each half.
+    ``families``: masks of the points [points] that share a part of the 5 %, the most important first. Each gets half
+    of what is left, the last all of it, so that a thousand points of the sweep cannot hide what the final shows. Empty
+    ones get nothing. Holm's correction in each.
     """
-    significant = np.zeros(p_values.shape, dtype=bool)
-    families = [family for family in (gates, ~gates) if family.any()]
-    for family in families:
+    significant, left = np.zeros(p_values.shape, dtype=bool), ALPHA
+    filled = [family for family in families if family.any()]
+    for family in filled:
+        alpha = left if family is filled[-1] else left / 2
         tested = p_values[:, family]
-        significant[:, family] = holm(tested.ravel(), alpha=ALPHA / len(families)).reshape(tested.shape)
+        significant[:, family] = holm(tested.ravel(), alpha=alpha).reshape(tested.shape)
+        left -= alpha
     return significant

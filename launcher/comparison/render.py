@@ -121,11 +121,15 @@ def _meaning(comparison: Comparison) -> list[str]:
         if comparison.gate == "final"
         else f"Points that gate: all {gating} with two times, since no point is in the finals of both runs."
     )
+    first = f" Of these, the {len(comparison.deployed)} of A's optimal pairs are tested first, with half of the 5 %."
+    gpus = "the same GPUs" if comparison.same_gpus else "other GPUs of one kind"
     return [
-        "A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI.",
-        f"slower, faster: by significantly more than {100 * comparison.tolerance:g} %, at 5 % for all points together.",
+        "A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI. Runs on "
+        f"{gpus} scatter by {100 * comparison.scatter:g} %, and the interval allows for that.",
+        f"slower, faster: by significantly more than {100 * comparison.tolerance:g} %, at 5 % for all points together, "
+        f"also if runs scatter by {100 * comparison.scatter_limit:g} %.",
         "unstable: the samples scatter too much for a verdict.",
-        gate,
+        gate + (first if comparison.deployed else ""),
     ]
 
 
@@ -139,8 +143,16 @@ def _result(comparison: Comparison) -> list[str]:
         lines.append(f"B lacks: {_abbreviate(comparison.missing)}.")
     worse = Counter(row.verdict for row in comparison.points if row.is_worse)
     verdict = ", ".join(f"{count} {verdict}" for verdict, count in worse.items())
-    nothing = "Nothing is worse among the points that B has." if comparison.missing else "Nothing is worse."
-    return [*lines, f"B is worse: {verdict}." if worse else nothing]
+    return [*lines, f"B is worse: {verdict}." if worse else _nothing_is_worse(comparison)]
+
+
+def _nothing_is_worse(comparison: Comparison) -> str:
+    """The last line of a comparison that passes, or lacks points: slower points that do not gate are counted in it."""
+    shown = sum(row.verdict == "slower" for row in comparison.points)
+    points = "1 point that does not gate is" if shown == 1 else f"{shown} points that do not gate are"
+    subject = "Nothing that gates" if shown else "Nothing"
+    among = " among the points that B has" if comparison.missing else ""
+    return f"{subject} is worse{among}" + (f"; {points} slower." if shown else ".")
 
 
 def _abbreviate(names: list[str]) -> str:

@@ -148,6 +148,12 @@ def check_same(a: ComparedRun, b: ComparedRun) -> None:
         )
 
 
+def on_same_gpus(a: ComparedRun, b: ComparedRun) -> bool:
+    """Whether the same GPUs measured both, by their UUIDs; not where a run does not name them."""
+    first, second = ({uuid for host in run.results.hosts for uuid in host.gpu_uuids} for run in (a, b))
+    return bool(first) and first == second
+
+
 def hardware_differences(a: ComparedRun, b: ComparedRun) -> list[str]:
     """How the machines differ, a phrase for each field; empty for machines of one kind."""
     first, second = a.results.environment, b.results.environment

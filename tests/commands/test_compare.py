@@ -78,15 +78,15 @@ environment.versions.nccl  2.28.9      2.29.1
 Points, worst first, those that gate before the others
 point                                          A us   B us    B/A         95 % CI  stage  verdict
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=10  230.0                                final  failed in B: hang
-deepep/dispatch/bf16/num_sms=24,nvl_chunk=4   200.0  210.0  1.050  1.047 to 1.053  final  slower
-deepep/dispatch/bf16/num_sms=24,nvl_chunk=12  240.0  264.0  1.100  1.090 to 1.110  sweep  slower
-deepep/dispatch/bf16/num_sms=24,nvl_chunk=8   220.0  220.5  1.002  0.999 to 1.005  final  same
-deepep/dispatch/bf16/num_sms=24,nvl_chunk=6   210.0  200.0  0.952  0.950 to 0.955  final  faster
+deepep/dispatch/bf16/num_sms=24,nvl_chunk=4   200.0  210.0  1.050  1.044 to 1.056  final  slower
+deepep/dispatch/bf16/num_sms=24,nvl_chunk=12  240.0  264.0  1.100  1.089 to 1.111  sweep  slower
+deepep/dispatch/bf16/num_sms=24,nvl_chunk=8   220.0  220.5  1.002  0.997 to 1.008  final  same
+deepep/dispatch/bf16/num_sms=24,nvl_chunk=6   210.0  200.0  0.952  0.947 to 0.958  final  faster
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=16         260.0                         final  failed in A: crash
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=14  250.0                                sweep  only in A
 deepep/dispatch/bf16/num_sms=24,nvl_chunk=18         270.0                         final  only in B
-A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI.
-slower, faster: by significantly more than 2 %, at 5 % for all points together.
+A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI. Runs on the same GPUs scatter by 0.18 %, and the interval allows for that.
+slower, faster: by significantly more than 2 %, at 5 % for all points together, also if runs scatter by 0.35 %.
 unstable: the samples scatter too much for a verdict.
 Points that gate: 3, measured by both runs in the fresh process groups of a final, or picked by one. The others (the sweep, overlapped passes) are shown only: at least one run measured them in one set of processes.
 
@@ -155,7 +155,6 @@ def last_line(a: Document, b: Document, *flags: str, folder: Path, capsys: pytes
         ((run(FINAL, SWEPT), run(SLOW_FINAL, SWEPT)), [], 1),
         ((run(FINAL, SWEPT), run(SLOW_FINAL, SWEPT)), ["--tolerance", "0.06"], 0),
         ((run(SLOW_FINAL, SWEPT), run(FINAL, SWEPT)), [], 0),
-        ((run(FINAL, SWEPT), run(FINAL, SLOW_SWEPT)), [], 0),
         ((run(SWEPT), run(SLOW_SWEPT)), [], 1),
         ((run(FINAL, SWEPT), run(SLOW_SWEPT)), [], 1),
         ((run(FINAL, SWEPT), run(SLOW_SWEPT)), ["--allow-missing"], 1),
@@ -172,6 +171,13 @@ def test_the_exit_status_is_1_only_for_points_that_gate(
 ) -> None:
     last = last_line(*pair, *flags, folder=tmp_path, capsys=capsys)
     assert last.startswith(f"{status} B is worse: " if status else "0 Nothing is worse.")
+
+
+def test_a_slower_point_that_does_not_gate_passes_and_is_counted_in_the_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = last_line(run(FINAL, SWEPT), run(FINAL, SLOW_SWEPT), folder=tmp_path, capsys=capsys)
+    assert last == "0 Nothing that gates is worse; 1 point that does not gate is slower."
 
 
 FULL_DISPATCH = measurement(4, 200.0, op="dispatch_full")
@@ -266,7 +272,7 @@ def test_help_is_the_manual_page(run_module: Command) -> None:
         "--unlike-hardware",
         "--allow-missing",
         "--json",
-        "0  nothing is worse",
+        "0  nothing that gates is worse",
         "1  B is worse",
     ):
         assert word in process.stdout

@@ -19,7 +19,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS, ids=" ".join)
-def test_published_sweeps_of_one_machine_pass_with_a_final_and_without(a: str, b: str, published: Unpack) -> None:
+def test_published_sweeps_of_one_kind_of_machine_pass_with_a_final_and_without(
+    a: str, b: str, published: Unpack
+) -> None:
     runs = [compared_runs.read(published(name)) for name in (a, b)]
     both = {
         label
@@ -50,17 +52,13 @@ def test_two_published_sweeps_on_h200s_are_the_same_at_any_tolerance() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_few_points(dtype: str, published: Unpack) -> None:
+def test_two_other_gpus_of_the_kind_pass_by_their_final_and_differ_in_no_point(dtype: str, published: Unpack) -> None:
     first, other = (compared_runs.read(published(f"h200x2-ep2-{dtype}{name}")) for name in ("", "-again"))
     for a, b in ((first, other), (other, first)):
         comparison = compare(a, b, tolerance=0.02)
         assert (comparison.gate, comparison.worse, comparison.missing) == ("final", [], [])
         assert "hosts.gpu_uuids" in {one.field for one in comparison.differences}
-        assert (
-            0
-            < comparison.counts.get("faster", 0) + comparison.counts.get("slower", 0)
-            < 0.01 * comparison.counts["same"]
-        )
+        assert not {"faster", "slower"} & comparison.counts.keys()
         assert comparison.geometric_mean == pytest.approx(1, abs=0.005)
         assert [one.name for one in comparison.picks] == ["default", "optimal"]
         assert any("in different ways (timing " in note for note in comparison.notes)

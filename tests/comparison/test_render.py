@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -12,6 +13,7 @@ from tests.comparison.runs import (
     BASE,
     FINAL,
     SWEPT,
+    Document,
     as_compared_run,
     compare_documents,
     failure,
@@ -32,6 +34,23 @@ def test_the_output_states_which_points_gate() -> None:
     assert "\nPoints that gate: 1, measured by both runs in the fresh process groups of a final, or p" in with_final
     without = render.plain(compare_documents(run(SWEPT), run(FINAL, SWEPT)))
     assert "\nPoints that gate: all 1 with two times, since no point is in the finals of both runs.\n" in without
+
+
+def last_line(a: Document, b: Document) -> str:
+    return render.plain(compare_documents(a, b)).splitlines()[-1]
+
+
+@pytest.mark.parametrize("num_slower", [1, 2])
+def test_nothing_is_called_not_worse_where_the_list_holds_slower_points(num_slower: int) -> None:
+    swept = [measurement(chunk, 200.0, stage="sweep", count=48) for chunk in (6, 8, 10)]
+    slow = [one | {"median_us": 230.0, "ci95_us": [229.0, 231.0]} for one in swept[:num_slower]]
+    points = "1 point that does not gate is" if num_slower == 1 else "2 points that do not gate are"
+    a, b = run(FINAL, *swept), run(FINAL, *slow, *swept[num_slower:])
+    assert last_line(a, b) == f"Nothing that gates is worse; {points} slower."
+    lacking = run(FINAL, measurement(12, 200.0), *swept)
+    assert last_line(lacking, b) == f"Nothing that gates is worse among the points that B has; {points} slower."
+    assert last_line(b, a) == "Nothing is worse."
+    assert last_line(a, run(measurement(4, 230.0), *slow, *swept[num_slower:])) == "B is worse: 1 slower."
 
 
 hostile = st.one_of(
