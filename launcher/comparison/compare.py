@@ -138,19 +138,7 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
 
     ``tolerance``: a share of the time; UserError where the promise of few false alarms cannot hold.
     """
-    if not 0 <= tolerance < 1:
-        raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
-    check_same(a, b)
-    hardware = hardware_differences(a, b)
-    if hardware and not unlike_hardware:
-        raise UserError(f"the hardware differs: {'; '.join(hardware)}", hint="--unlike-hardware compares anyway")
-    if not (a.labels & b.labels) - (a.failed.keys() & b.failed.keys()):
-        raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
-    if tolerance < SWEPT_TOLERANCE and not _fresh_labels(a, b):
-        raise UserError(
-            f"tolerance must be at least {SWEPT_TOLERANCE:g} for runs without a common final, got {tolerance:g}",
-            hint="measure both with a final, whose points can be compared at any tolerance",
-        )
+    hardware = _check(a, b, tolerance=tolerance, unlike_hardware=unlike_hardware)
     scatter = SAME_GPUS if on_same_gpus(a, b) else OTHER_GPUS
     timed = _timed_rows(a, b, tolerance=tolerance, scatter=scatter)
     rows = sorted([*timed, *_untimed_rows(a, b)], key=lambda row: row.order)
@@ -178,6 +166,24 @@ def compare(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware
         scatter=scatter.time,
         scatter_limit=scatter.time_limit,
     )
+
+
+def _check(a: ComparedRun, b: ComparedRun, *, tolerance: float, unlike_hardware: bool) -> list[str]:
+    """How the hardware differs, a phrase each. UserError as in ``compare``."""
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance must be at least 0 and below 1, got {tolerance:g}", hint="0.02 is two percent")
+    check_same(a, b)
+    hardware = hardware_differences(a, b)
+    if hardware and not unlike_hardware:
+        raise UserError(f"the hardware differs: {'; '.join(hardware)}", hint="--unlike-hardware compares anyway")
+    if not (a.labels & b.labels) - (a.failed.keys() & b.failed.keys()):
+        raise UserError("the two runs have no point in common", hint="sweep B with the grid of A")
+    if tolerance < SWEPT_TOLERANCE and not _fresh_labels(a, b):
+        raise UserError(
+            f"tolerance must be at least {SWEPT_TOLERANCE:g} for runs without a common final, got {tolerance:g}",
+            hint="measure both with a final, whose points can be compared at any tolerance",
+        )
+    return hardware
 
 
 def _required_labels(a: ComparedRun) -> set[str]:

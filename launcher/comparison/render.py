@@ -122,7 +122,7 @@ def _meaning(comparison: Comparison) -> list[str]:
         else f"Points that gate: all {gating} with two times, since no point is in the finals of both runs."
     )
     first = f" Of these, the {len(comparison.deployed)} of A's optimal pairs are tested first, with half of the 5 %."
-    gpus = "the same GPUs" if comparison.same_gpus else "other GPUs of one kind"
+    gpus = "the same GPUs" if comparison.same_gpus else "other GPUs"
     return [
         "A us, B us: medians. B/A: above 1 where B is slower, with its 95 % CI. Runs on "
         f"{gpus} scatter by {100 * comparison.scatter:g} %, and the interval allows for that.",
