@@ -49,9 +49,9 @@ Description
 
   B is worse if a point is slower in B, or failed in B. If both runs have a final, a slower point counts only if both
   finals measured it in fresh process groups, or if one run chose it as optimal. The other points (the sweep and the
-  overlapped passes, each from one set of processes) are shown and do not count: a pause of the host can double one of
-  them, and GPUs of one kind differ by up to 6 % in some. If A has a final, B needs a complete one. Missing points do
-  not pass: a slower point could hide there.
+  overlapped passes, each from one set of processes) are shown and do not count: a single disturbance can double one,
+  and GPUs of one kind differ by up to 6 % in some. If A has a final, B needs a complete one. Missing points do not
+  pass: a slower point could hide there.
 
   Runs that differ in EP, workload, backend or shared GPUs, or of which only one is a dry run, are refused: their points
   mean different things. Two dry runs are compared, with a note that they do not measure DeepEP.
