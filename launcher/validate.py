@@ -28,7 +28,9 @@ Keys
                       hardware file says
   hardware, workload, measure, backend   groups, as in launcher.sweep
   configs.dispatch=[64,8,256], configs.combine=[64,8,256]   the configs of the speed phase
-  reference=FILE      judge by what good nodes reached; learn=FILE writes such a file from this run (5 nodes at least)
+  reference=FILE      judge by what good nodes reached; learn=FILE writes such a file from this run (5 nodes at least).
+                      Without it the published references judge, where one fits, and only warn; reference=null: none
+  earlier=RUN         an earlier validation: its nodes belong to the fleet, and a node slow in both may be drained
   report=RUN          report a run again, measure nothing; run=RUN waits for its jobs first
   max_in_flight=16, deadline_min=120 (for a job to start), limits.job_min=45
   confirm=true, strict=false, dry_run=false, self_test=false, thresholds.*   see docs/ADMIN.md and docs/CONFIGS.md
@@ -69,6 +71,7 @@ Examples
   python -m launcher.validate hydra/launcher=submitit_slurm hardware=h200 node_state=idle max_in_flight=4
   python -m launcher.validate hydra/launcher=submitit_slurm hardware=h200 hydra.launcher.reservation=NEW
   python -m launcher.validate hydra/launcher=submitit_slurm run=outputs/RUN   wait for its jobs and report it
+  python -m launcher.validate hydra/launcher=submitit_slurm hardware=h200 nodes=gpu017 earlier=outputs/RUN
   python -m launcher.validate report=outputs/RUN          report it again, measure nothing
   python -m launcher.validate self_test=true              inject each kind of fault and check that each is found
 
@@ -81,7 +84,7 @@ _UNKNOWN, _USAGE = 3, 64
 
 _STATUSES = Statuses(usage=_USAGE, interrupted=_UNKNOWN, unread=_UNKNOWN, unwritten=_UNKNOWN)
 
-_REPORT_KEYS = ("report", "strict", "learn", "outputs")
+_REPORT_KEYS = ("report", "earlier", "strict", "learn", "outputs")
 _QUICK = ("workload=small", "measure=quick", "blocks=6")
 
 
@@ -148,7 +151,7 @@ def _quote(argument: str) -> str:
     from launcher.config.arguments import quote
 
     key, equals, value = argument.partition("=")
-    is_bare = key in ("nodes", "report") and equals and value[:1] not in ("'", '"')
+    is_bare = key in ("nodes", "report", "earlier") and equals and value[:1] not in ("'", '"')
     return f"{key}={quote(value)}" if is_bare else argument
 
 

@@ -27,14 +27,16 @@ from launcher.validation.node import Node, Phase, Preflight, Rate, SuiteRun
 from tests.builders import ENVIRONMENT
 
 replace = msgspec.structs.replace
-A_TENTH_SLOWER: dict[str, float] = {"dispatch": 0.9, "combine": 0.9}
-"""Above every floor; only a fleet or a reference finds it."""
+A_TWENTIETH_SLOWER: dict[str, float] = {"dispatch": 0.95, "combine": 0.95}
+"""Above every floor and within a published reference; only a fleet or a learned reference finds it."""
 
 HOSTILE = "<script>alert(1)</script> | ` ** \" '; rm -rf / #\x07\n\x00"
 
 GPUS = [f"gpu{number}" for number in range(4)]
 PAIRS = [f"{one}>{other}" for one, other in itertools.permutations(GPUS, 2)]
-GIGABYTES = {"pair_copy": 375.0, "pair_sm": 350.0, "all_to_all": 320.0, "dispatch": 280.0, "combine": 265.0}
+GIGABYTES = {"pair_copy": 388.0, "pair_sm": 352.0, "all_to_all": 336.0, "dispatch": 280.0, "combine": 294.0}
+"""As on the published node of four H200s."""
+
 PEAK = 450.0
 PYTHON = sys.executable
 COUNTED = (

@@ -78,7 +78,11 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "E207": ("combine is slow", "as for E206"),
     "E208": (
         "the node is slower than its fleet",
-        "validate it again; compare its driver and firmware with the other nodes",
+        "validate it again with earlier=RUN; compare its driver and firmware with the other nodes",
+    ),
+    "E210": (
+        "the node is slower than its fleet, and was so before",
+        "drain; compare its driver and firmware with the other nodes",
     ),
     "E301": ("dispatch or combine delivers wrong tokens", "drain; validate again with other GPUs; check ECC, then RMA"),
     "E302": ("a copy over a link delivers wrong bytes", "drain; RMA"),
@@ -156,8 +160,12 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def needs_confirmation(self) -> bool:
-        """Whether a second suite run must reproduce it: noise or bad luck could have caused it."""
-        return self.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG) and self.code[1] in "256"
+        """Whether a second suite run must reproduce it: noise or bad luck could have caused it.
+
+        The fleet's findings come after both suite runs.
+        """
+        is_fault = self.verdict in (NodeVerdict.FAIL, NodeVerdict.HANG)
+        return is_fault and self.code[1] in "256" and self.layer != "fleet"
 
 
 def worst(verdicts: list[NodeVerdict]) -> NodeVerdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -84,6 +85,7 @@ class ValidateConf:
         default_factory=lambda: [64, 256, 1024]
     )  # sizes per rank; all-to-alls have a floor from 1024 on
     reference: str | None = None  # judge by this file, which learn= wrote
+    earlier: str | None = None  # the folder of an earlier validation: part of the fleet, and may confirm a slow node
     learn: str | None = None  # write a reference from the good nodes of this run (at least 5)
     confirm: bool = True  # measure a slow, hung or crashed node again, with its GPUs in reverse order
     strict: bool = False  # WARN makes the exit status 1
@@ -207,6 +209,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: str | None
     node_state: str | None
     reference: str | None
+    earlier: str | None
     learn: str | None
     strict: bool
     max_in_flight: int
@@ -223,11 +226,17 @@ def register() -> None:
     ConfigStore.instance().store(name="validate_schema", node=ValidateConf)
 
 
-def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
-    """The values of a composed configuration, not yet resolved for a machine. UserError if one is invalid."""
+def _to_values(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values: the backend by its name, ``earlier`` as an absolute path for order.json."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    values: dict[str, Any] = {str(key): value for key, value in plain.items()} | {"backend": plain["backend"]["name"]}
+    earlier = None if plain["earlier"] is None else str(Path(plain["earlier"]).resolve())
+    return {str(key): value for key, value in plain.items()} | {"backend": plain["backend"]["name"], "earlier": earlier}
+
+
+def from_config(config: DictConfig) -> tuple[dict[str, Any], Options]:
+    """The values of a composed configuration, not yet resolved for a machine. UserError if one is invalid."""
+    values = _to_values(config)
     if values["backend"] not in [*groups.EVERY, *BACKENDS]:
         names = ", ".join([*groups.EVERY, *BACKENDS])
         raise UserError(

@@ -144,7 +144,7 @@ def test_the_exit_status_and_the_line_follow_the_nagios_plugin_interface(validat
 
 def test_the_slow_gpu_is_named_by_both_suite_runs_and_by_the_fleet(validation: Validation):
     findings = validation.nodes["gpu2"]["findings"]
-    assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E208", "")}
+    assert {(one["code"], one["where"]) for one in findings} >= {("E203", "gpu1"), ("E210", "")}
     node = json.loads((validation.folder / "nodes" / "gpu2" / "NODE.json").read_bytes())
     assert [attempt["order"] for attempt in node["attempts"]] == [[0, 1, 2, 3], [3, 2, 1, 0]]
     assert "reproduced" in node["layers"]["confirmation"]

@@ -9,15 +9,15 @@ from launcher.config.arguments import REMOVED, check_keys
 from launcher.config.compose import compose
 from launcher.errors import UserError
 from launcher.validation import config
-from launcher.validation.judge import fleet, physics, reference
+from launcher.validation.judge import outliers, physics, reference
 from launcher.validation.measure import tokens
 from launcher.validation.run import resolve
 
 CONSTANTS = {
     "block_iterations": tokens.BLOCK_ITERATIONS,
     "thresholds.dip": physics.DIP,
-    "thresholds.fleet_floor": fleet.FLEET_FLOOR,
-    "thresholds.fleet_z": fleet.FLEET_Z,
+    "thresholds.fleet_floor": outliers.FLEET_FLOOR,
+    "thresholds.fleet_z": outliers.FLEET_Z,
     "thresholds.shape": list(reference.TAIL),
 }
 

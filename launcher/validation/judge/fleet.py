@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
-from scipy import stats as scipy_stats
 
 from launcher.jobs.slurm import ENDED
 from launcher.validation.codes import WORST_FIRST, Finding, NodeVerdict
 from launcher.validation.judge.findings import select_certain_faults
 from launcher.validation.judge.headline import choose_headline, drain_reason
+from launcher.validation.judge.outliers import FLEET_FLOOR, MIN_NODES, Outlier, find_outliers, place_rates
 from launcher.validation.node import Node
 
-_FAIL_FROM, _WARN_FROM = 8, 4
-_FALSE_ALARMS = 0.01
-FLEET_Z = 3.5
-"""Robust deviations below the median that make an outlier: Iglewicz and Hoaglin, How to Detect and Handle Outliers."""
-
-FLEET_FLOOR = 0.01
-"""Least deviation, as a share of the median: among nearly equal nodes a trifle would make an outlier."""
+_FAIL_FROM = 8
+"""Nodes from which an outlier is a fault. With fewer, the scatter itself is uncertain."""
 
 _DRY_RUN_FLOOR = 0.25
-"""The same for ranks without GPUs: processes that share cores scatter by tens of percent."""
-
-_COMPUTE_FACTOR = 3.0
-"""The floor of GEMMs over the others: good GPUs differ by some percent in GEMMs, at their power cap."""
-
-_MAD_SCALE = 1.4826
-"""A normal distribution's standard deviation over its median absolute deviation."""
+"""Least deviation of ranks without GPUs: processes that share cores scatter by tens of percent."""
 
 
 class NodeRow(msgspec.Struct, frozen=True):
@@ -47,6 +34,11 @@ class NodeRow(msgspec.Struct, frozen=True):
     result: Node | None = None
 
     @property
+    def fingerprint(self) -> tuple[object, ...]:
+        """Node.fingerprint; empty without a result."""
+        return () if self.result is None else self.result.fingerprint
+
+    @property
     def where(self) -> str:
         """The GPU or pair that the verdict is about; empty when it is the node."""
         for finding in self.result.findings if self.result is not None else []:
@@ -58,7 +50,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     def drain_reason(self) -> str:
         """The short reason to drain it, as in NODE.json; empty if there is none.
 
-        A fault that only the fleet shows is not a reason: validate that node again.
+        A fault that the fleet showed only once is not a reason: validate that node again.
         """
         if self.result is None or self.verdict not in (NodeVerdict.FAIL, NodeVerdict.HANG):
             return ""
@@ -117,31 +109,41 @@ def count_nodes(number: int) -> str:
     return f"{number} node" if number == 1 else f"{number} nodes"
 
 
-def judge_fleet(rows: list[NodeRow]) -> Fleet:
+def judge_fleet(rows: list[NodeRow], *, earlier: Sequence[NodeRow] = ()) -> Fleet:
     """The rows with a finding for each node that is slower than its fleet: the same GPUs, links and versions.
 
-    One-sided, on the logarithm of each rate: z = log(x / median) / max(1.4826 MAD, floor). A z below the limit is FAIL
-    with 8 or more nodes and WARN with 4 or more. The limit grows with the number of values tested (a normal tail;
-    Bonferroni at 1 %). Where nodes differ by 1 % in each rate, 1 to 2 % of healthy fleets of 8 to 64 nodes are flagged.
-    Where they differ by 2 %, it is 7 % of fleets of 64 and a third of those of 8, whose MAD is itself uncertain. A
-    fault that only the fleet shows is therefore never a reason to drain.
+    A node is FAIL among 8 or more nodes, WARN among 4 or more. One look at a fleet is no reason to drain (E208). Where
+    the second suite run of the node, or an ``earlier`` validation, shows the same rate as slow, it is (E210, FAIL).
+    The nodes of ``earlier`` that are not among the rows belong to the fleet, so that one node can be validated again.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        if row.result is not None and row.result.complete and row.result.rates:
-            groups[row.result.fingerprint].append(index)
-    judged = list(rows)
-    layer = {}
-    for fingerprint, members in sorted(groups.items(), key=lambda item: str(item[0])):
+        if _is_measured(row):
+            groups[row.fingerprint].append(index)
+    known = [row.result for row in earlier if row.result is not None and _is_measured(row) and not row.result.faults]
+    names, before = {row.name for row in rows}, _slow_before(known)
+    judged, layer = list(rows), {}
+    for fingerprint, indices in sorted(groups.items(), key=lambda item: str(item[0])):
         name = _name_group(fingerprint, groups)
-        if len(members) < _WARN_FROM:
-            layer[name] = f"absent: {count_nodes(len(members))}, {_WARN_FROM} are needed"
+        members = [result for index in indices if (result := rows[index].result) is not None]
+        peers = [node for node in known if node.node not in names and node.fingerprint == fingerprint]
+        count = count_nodes(len(members) + len(peers))
+        if len(members) + len(peers) < MIN_NODES:
+            layer[name] = f"absent: {count}, {MIN_NODES} are needed"
             continue
-        slow = find_outliers([median_rates(rows[index].result) for index in members], floor=_floor(rows[members[0]]))
-        layer[name] = f"judged: {count_nodes(len(members))}, {len(slow)} slow"
-        for position, outlier in slow.items():
-            judged[members[position]] = _add_outlier(judged[members[position]], outlier)
+        slow = _judge_group(members, peers, before)
+        layer[name] = f"judged: {count}, {len(slow)} slow" + _describe_earlier(peers)
+        for position, (outlier, repeated_by) in slow.items():
+            judged[indices[position]] = _add_outlier(judged[indices[position]], outlier, repeated_by)
     return Fleet(sorted(judged, key=lambda row: (WORST_FIRST.index(row.verdict), row.name)), layer)
+
+
+def _is_measured(row: NodeRow) -> bool:
+    return row.result is not None and row.result.complete and bool(row.result.rates)
+
+
+def _describe_earlier(peers: list[Node]) -> str:
+    return f", {len(peers)} of them validated earlier" if peers else ""
 
 
 def _name_group(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, ...]]) -> str:
@@ -150,48 +152,68 @@ def _name_group(fingerprint: tuple[object, ...], groups: Iterable[tuple[object, 
     return ", ".join(str(part) for part in (fingerprint[:3] if is_unique else fingerprint) if part is not None)
 
 
-class Outlier(NamedTuple):
-    """The worst rate of a slow node: its key, ratio to the median, robust z, and the number of nodes compared."""
-
-    key: str
-    ratio: float
-    z: float
-    num_nodes: int
+def _floor(result: Node) -> float:
+    return _DRY_RUN_FLOOR if result.dry_run else FLEET_FLOOR
 
 
-def _floor(row: NodeRow) -> float:
-    return _DRY_RUN_FLOOR if row.result is not None and row.result.dry_run else FLEET_FLOOR
+def _find_slow(nodes: Sequence[Node]) -> dict[int, list[Outlier]]:
+    return find_outliers([place_rates(node.rates) for node in nodes], floor=_floor(nodes[0]))
 
 
-def find_outliers(rates: list[dict[str, float]], *, floor: float = FLEET_FLOOR) -> dict[int, Outlier]:
-    """Each slow node, by position, with its worst rate. A rate is judged where at least four nodes have it."""
-    keys = sorted({key for node_rates in rates for key in node_rates})
-    limit = max(FLEET_Z, float(scipy_stats.norm.isf(_FALSE_ALARMS / max(len(keys) * len(rates), 1))))
-    worst: dict[int, Outlier] = {}
-    for key in keys:
-        members = [index for index, node_rates in enumerate(rates) if key in node_rates]
-        if len(members) < _WARN_FROM:
+def _find_slow_again(nodes: Sequence[Node]) -> dict[int, list[Outlier]]:
+    """The same with the rates of the second suite run of the nodes that have one; only for these."""
+    has_second = {index for index, node in enumerate(nodes) if len(node.suite_runs) > 1}
+    rates = [node.suite_runs[1].rates if index in has_second else node.rates for index, node in enumerate(nodes)]
+    slow = find_outliers([place_rates(one) for one in rates], floor=_floor(nodes[0])) if has_second else {}
+    return {index: outliers for index, outliers in slow.items() if index in has_second}
+
+
+def _slow_before(earlier: Sequence[Node]) -> dict[str, list[tuple[str, str]]]:
+    """For each node that was slow in an earlier validation the slow rates, each with the start of that validation."""
+    kinds: dict[tuple[object, ...], list[Node]] = defaultdict(list)
+    for node in earlier:
+        kinds[node.fingerprint].append(node)
+    slow: dict[str, list[tuple[str, str]]] = {}
+    for nodes in kinds.values():
+        for position, outliers in _find_slow(nodes).items():
+            slow[nodes[position].node] = [(outlier.key, nodes[position].started) for outlier in outliers]
+    return slow
+
+
+def _judge_group(
+    members: list[Node], peers: list[Node], before: dict[str, list[tuple[str, str]]]
+) -> dict[int, tuple[Outlier, str]]:
+    """The worst rate of each slow member, by position, with how it was repeated; a repeated one goes first.
+
+    ``peers``: nodes of the same kind in an earlier validation. ``before``: the rates that were slow there.
+    """
+    nodes = [*members, *peers]
+    again = _find_slow_again(nodes)
+    judged = {}
+    for position, outliers in _find_slow(nodes).items():
+        if position >= len(members):
             continue
-        logs = np.log([rates[index][key] for index in members])
-        centre = float(np.median(logs))
-        least = floor * (_COMPUTE_FACTOR if key.startswith("compute") else 1.0)
-        scale = max(_MAD_SCALE * float(np.median(np.abs(logs - centre))), least)
-        for index, value in zip(members, logs.tolist(), strict=True):
-            z = (value - centre) / scale
-            if z < -limit and (index not in worst or z < worst[index].z):
-                worst[index] = Outlier(key, math.exp(value - centre), z, len(members))
-    return worst
+        member = members[position]
+        in_second = {outlier.key for outlier in again.get(position, [])}
+        in_earlier = {key for key, started in before.get(member.node, []) if started != member.started}
+        repeated = [outlier for outlier in outliers if outlier.key in in_second | in_earlier]
+        worst = (repeated or outliers)[0]
+        how = "an earlier validation" if worst.key in in_earlier else "its second suite run"
+        judged[position] = (worst, how if repeated else "")
+    return judged
 
 
-def _add_outlier(row: NodeRow, outlier: Outlier) -> NodeRow:
+def _add_outlier(row: NodeRow, outlier: Outlier, repeated_by: str) -> NodeRow:
     """The row with one more finding; a fault that has a more specific code keeps it."""
     assert row.result is not None
-    verdict = NodeVerdict.FAIL if outlier.num_nodes >= _FAIL_FROM else NodeVerdict.WARN
+    is_fault = repeated_by or outlier.num_nodes >= _FAIL_FROM
+    verdict = NodeVerdict.FAIL if is_fault else NodeVerdict.WARN
     message = (
         f"{outlier.key} is {outlier.ratio:.2f}x the median of {outlier.num_nodes} nodes of its kind "
-        f"(robust z {outlier.z:.1f})"
+        f"(robust z {outlier.z:.1f})" + (f", as in {repeated_by}" if repeated_by else "")
     )
-    findings = [*row.result.findings, Finding(verdict, "E208", "", message, "fleet")]
+    code = "E210" if repeated_by else "E208"
+    findings = [*row.result.findings, Finding(verdict, code, "", message, "fleet")]
     headline = choose_headline(findings)
     result = msgspec.structs.replace(
         row.result,

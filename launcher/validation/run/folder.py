@@ -31,6 +31,7 @@ class Order(msgspec.Struct, frozen=True):
 
     ``jobs``: the job of each node. ``states``: the last known state of each job. ``until``: when the last job must have
     ended (Unix time). ``lanes``, ``settings`` (hydra.launcher) and ``deadline`` (Unix time): to submit a job again.
+    ``earlier``: the folder of an earlier validation, part of the fleet.
     """
 
     format: Literal[1]
@@ -45,6 +46,7 @@ class Order(msgspec.Struct, frozen=True):
     lanes: dict[str, int] = {}
     settings: dict[str, Any] = {}
     deadline: float | None = None
+    earlier: str | None = None
 
 
 class ValidationFolder:

@@ -65,6 +65,7 @@ def _prepare(config: DictConfig, settings: SubmititConf) -> Callable[[], Status]
         lanes={node: position % options.max_in_flight for position, node in enumerate(names)},
         settings={name: getattr(settings, name) for name in SubmititConf.__dataclass_fields__},
         deadline=now + 60 * options.deadline_min,
+        earlier=options.earlier,
     )
     return partial(_describe, order) if options.dry_run else partial(_launch, order, options, settings)
 

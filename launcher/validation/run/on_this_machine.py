@@ -56,7 +56,8 @@ def _validate(spec: Spec, options: Options) -> Status:
         return EXIT_OK
     folder = ValidationFolder.create(Path(options.outputs), Path(options.run) if options.run else None)
     node = socket.gethostname().partition(".")[0]
-    folder.note(Order(1, time.time(), ["deepep-validate", *arguments.command_line()[1:]], spec, [node]))
+    command = ["deepep-validate", *arguments.command_line()[1:]]
+    folder.note(Order(1, time.time(), command, spec, [node], earlier=options.earlier))
     Suite(spec, folder.node_folder(node), node=node, say=_say).run()
     return summary.write(folder, options)
 

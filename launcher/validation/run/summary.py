@@ -24,7 +24,26 @@ from launcher.validation.run.folder import Order, ValidationFolder
 
 
 def collect(folder: ValidationFolder) -> Fleet:
-    """Every node of the order with all that is known of it."""
+    """Every node of the order with all that is known of it, and of the earlier validation that the order names.
+
+    UserError if that is not a validation folder, or is this one.
+    """
+    earlier = folder.order().earlier
+    return judge_fleet(
+        _read_rows(folder), earlier=[] if earlier is None else _read_rows(_open_earlier(earlier, folder))
+    )
+
+
+def _open_earlier(earlier: str, folder: ValidationFolder | None = None) -> ValidationFolder:
+    """The folder of earlier=. UserError if it is not a validation folder, or is ``folder``."""
+    other = ValidationFolder(Path(earlier))
+    if folder is not None and other.path.resolve() == folder.path.resolve():
+        raise UserError(f"earlier={earlier} is the validation that is reported", hint="name one that ran before it")
+    other.order()
+    return other
+
+
+def _read_rows(folder: ValidationFolder) -> list[NodeRow]:
     order = folder.order()
     states, unknown = _query_states(order)
     rows = [make_skipped_row(skip.node, skip.code, skip.why) for skip in order.skipped]
@@ -34,7 +53,7 @@ def collect(folder: ValidationFolder) -> Fleet:
         if state not in slurm.ENDED:
             state = states[job].state if job in states else state or unknown
         rows.append(_read_row(folder, name, job, state))
-    return judge_fleet(rows)
+    return rows
 
 
 def _query_states(order: Order) -> tuple[dict[str, JobState], str | None]:
@@ -76,7 +95,9 @@ def run_validation(validate: Callable[[], Status]) -> Status:
 
 
 def open_report(options: Options) -> ValidationFolder | None:
-    """The folder that report= names; None without report=. UserError if it is not a validation folder."""
+    """The folder that report= names; None without report=. UserError if it, or earlier=, is not a validation folder."""
+    if options.earlier is not None:
+        _open_earlier(options.earlier)
     if options.report is None:
         return None
     folder = ValidationFolder(Path(options.report))
@@ -92,7 +113,13 @@ def refuse_idle(options: Options) -> None:
 
 
 def write(folder: ValidationFolder, options: Options) -> Status:
-    """Writes NODES.md, NODES.json, junit.xml and nodes.prom, prints the Nagios line, and returns the exit status."""
+    """Writes NODES.md, NODES.json, junit.xml and nodes.prom, prints the Nagios line, and returns the exit status.
+
+    The order remembers ``earlier``, so that a later report says the same.
+    """
+    if options.earlier is not None:
+        _open_earlier(options.earlier, folder)
+        folder.note(msgspec.structs.replace(folder.order(), earlier=options.earlier))
     fleet = collect(folder)
     ended = [row.result.ended for row in fleet.rows if row.result is not None]
     when = max(ended, default=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
