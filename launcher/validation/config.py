@@ -59,10 +59,15 @@ class ThresholdsConf:
     pair_copy: list[float] = field(
         default_factory=lambda: [0.80, 0.75]
     )  # floor of copies by copy engine, over the links' peak
-    pair_sm: list[float] = field(default_factory=lambda: [0.68, 0.62])  # the same for copies by kernel
-    all_to_all: list[float] = field(default_factory=lambda: [0.68, 0.60])  # the same for the all-to-all
-    dispatch: list[float] = field(default_factory=lambda: [0.50, 0.42])  # the same for dispatch
-    combine: list[float] = field(default_factory=lambda: [0.45, 0.38])  # the same for combine
+    pair_sm: list[float] = field(default_factory=lambda: [0.72, 0.66])  # the same for copies by kernel
+    all_to_all: list[float] = field(default_factory=lambda: [0.65, 0.59])  # the same for the all-to-all
+    dispatch: list[float] = field(default_factory=lambda: [0.55, 0.50])  # the same for dispatch
+    combine: list[float] = field(default_factory=lambda: [0.49, 0.44])  # the same for combine
+    all_to_all_of_four: list[float] = field(
+        default_factory=lambda: [0.69, 0.63]
+    )  # floor of the all-to-all of four or more GPUs
+    dispatch_of_four: list[float] = field(default_factory=lambda: [0.58, 0.53])  # the same for dispatch
+    combine_of_four: list[float] = field(default_factory=lambda: [0.61, 0.55])  # the same for combine
 
 
 @dataclass
@@ -129,6 +134,9 @@ class Thresholds(msgspec.Struct, frozen=True):
     dispatch: Band
     combine: Band
     reference_compute: Band = (0.90, 0.83)
+    all_to_all_of_four: Band = (0.69, 0.63)
+    dispatch_of_four: Band = (0.58, 0.53)
+    combine_of_four: Band = (0.61, 0.55)
 
     def noise(self, test: str) -> float:
         """The most that the blocks of a test may scatter."""
@@ -138,11 +146,17 @@ class Thresholds(msgspec.Struct, frozen=True):
         """The shares of the reference's median below which a test warns and fails."""
         return self.reference_compute if test == "compute" else self.reference
 
-    def floor(self, test: str) -> Band | None:
-        """The shares of the peak below which a test warns and fails; None for a test without a peak."""
-        band: Band | None = getattr(self, test, None)
-        return band
+    def floor(self, test: str, *, num_gpus: int) -> Band | None:
+        """The shares of the peak below which a test warns and fails; None for a test without a peak.
 
+        More GPUs reach a larger share: the floors of four hold from four on.
+        """
+        of_four: Band | None = getattr(self, f"{test}_of_four", None) if num_gpus >= _FOUR else None
+        band: Band | None = getattr(self, test, None)
+        return of_four or band
+
+
+_FOUR = 4
 
 ON_CPU = {
     "inside": [0.5, 0.33],
@@ -161,6 +175,9 @@ links' peak or more."""
 
 _FLOOR_ELEMENTS = 4096 * 7168
 """Elements per rank from which the links, and not latency, bound dispatch and combine."""
+
+_FLOOR_PEAK = 500.0
+"""GB/s of one GPU's links up to which 64 SMs were shown to reach the floors: 450, or 478 by NVML's signalling rate."""
 
 ALLTOALL_FLOOR_MIB, COPY_FLOOR_MIB = 1024, 256
 """The same sizes of an all-to-all, per rank, and of a copy. Their floors were measured at these."""
@@ -187,9 +204,10 @@ class Spec(msgspec.Struct, frozen=True):
 
     @property
     def has_dispatch_floor(self) -> bool:
-        """Whether the floors of dispatch and combine hold for the config and workload of the speed phase."""
+        """Whether the floors of dispatch and combine hold for the links, config and workload of the speed phase."""
         is_tuned = self.backend == "deepep" and all(config == DEEPEP_CONFIG for config in self.configs.values())
-        return is_tuned and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
+        peak = (self.hardware.num_links or 0) * (self.hardware.link_gb_per_s or 0)
+        return is_tuned and peak <= _FLOOR_PEAK and self.workload.num_tokens * self.workload.hidden >= _FLOOR_ELEMENTS
 
     def has_floor(self, test: str, mib: int) -> bool:
         """Whether the floor of a test holds at this size: below, latency bounds it."""

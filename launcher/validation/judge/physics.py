@@ -25,7 +25,7 @@ def describe_physics(rates: list[Rate], spec: Spec) -> str:
         return "absent: the links' peak is not known"
     clauses = ["judged"]
     if not spec.has_dispatch_floor:
-        clauses.append("dispatch and combine have no floor with this backend, config or workload")
+        clauses.append("dispatch and combine have no floor with these links, this backend, config or workload")
     if not spec.has_floor("all_to_all", max(spec.alltoall_mib)):
         clauses.append(f"the all-to-all has no floor below {ALLTOALL_FLOOR_MIB} MiB")
     if not spec.has_floor("pair_copy", spec.copy_mib):
@@ -45,7 +45,7 @@ def describe_link_bytes(suite_run: SuiteRun) -> str:
 def _judge_shares(rates: list[Rate], spec: Spec) -> list[Finding]:
     findings = []
     for rate in rates:
-        band = spec.thresholds.floor(rate.test)
+        band = spec.thresholds.floor(rate.test, num_gpus=spec.gpus)
         has_floor = spec.has_floor(rate.test, _size_mib(rate))
         if rate.peak is None or band is None or (not has_floor and rate.median <= rate.peak):
             continue
