@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: sweep test test-fast test-slurm test-rest lint bench docs clean golden published-reports published-ep4 published-ep8 published-run
+.PHONY: sweep test test-fast test-slurm test-rest lint bench docs clean golden references published-reports published-ep4 published-ep8 published-run
 
 sweep: $(STAMP)
 	@$(BIN)/python -m launcher.sweep -m $(ARGS)
@@ -50,6 +50,10 @@ published-reports: $(STAMP)
 # The texts of the one published run that the tests compare to the letter, in the words of today.
 golden: $(STAMP)
 	$(BIN)/python -m tests.published golden
+
+# The references that ship with the validation, from the published nodes.
+references: $(STAMP)
+	$(BIN)/python -m tests.validation.references
 
 # On four, and eight, GPUs of one host, in an environment that has torch and deep_ep: PY=python3. The first took 444 and 467 s
 # on four H200s; the second, not run yet, has two sweeps for the first one's four. With ARGS nothing is exported:

@@ -80,6 +80,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
         "the node is slower than its fleet",
         "validate it again with earlier=RUN; compare its driver and firmware with the other nodes",
     ),
+    "E209": (
+        "the GEMMs of the node's GPUs, taken together, are slow",
+        "check the power cap, the cooling and the clocks of all GPUs: nvidia-smi -q -d POWER,PERFORMANCE,CLOCK",
+    ),
     "E210": (
         "the node is slower than its fleet, and was so before",
         "drain; compare its driver and firmware with the other nodes",

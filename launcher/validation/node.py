@@ -167,9 +167,14 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str] = []
 
     @property
+    def environment(self) -> Environment | None:
+        """That of the first suite run that has one; None if nothing was measured."""
+        return next((run.environment for run in self.suite_runs if run.environment), None)
+
+    @property
     def fingerprint(self) -> tuple[object, ...]:
         """What two nodes must share to be compared: GPU, number, links, and versions."""
-        environment = next((run.environment for run in self.suite_runs if run.environment), None)
+        environment = self.environment
         if environment is None:
             return ("unknown",)
         versions = tuple(sorted(environment.versions.items()))

@@ -1,4 +1,8 @@
-"""The rates of at least five good nodes, to judge the next one by; pure except for reading a file."""
+"""The rates of good nodes, to judge the next one by; pure except for reading files.
+
+A learned reference is made of at least five good nodes of a site. The published ones ship with the project: they are
+made of the one to three nodes of a kind that it has published, and can only warn.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,23 @@ from launcher.validation.node import Node, Rate
 
 SCHEMA: Final = "deepep-sweep/reference/1"
 MIN_NODES = 5
+PUBLISHED: Final = "published"
+"""The value of ``reference`` that stands for the references in the package."""
+
+_PACKAGED = Path(__file__).parent / "references"
+_MATTERS = {
+    "pair_copy": (),
+    "pair_sm": (),
+    "all_to_all": ("num_gpus", "nccl"),
+    "dispatch": ("num_gpus",),
+    "combine": ("num_gpus",),
+    "compute": ("num_gpus", "torch"),
+}
+"""What must be equal, beside GPU and links, for a published reference to apply to a test.
+
+Two builds of DeepEP V1, tokenspeed-deepep 1.2.1 and sgl-deep-ep 0.1.2, agree within 1 % on the published H100s. Other
+libraries have other knobs, hence another name of the test.
+"""
 _DECILES = tuple(range(10, 100, 10))
 
 
@@ -25,7 +46,10 @@ NodeKind = tuple[str, int, int | None, str, str]
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """One test on one kind of node. ``shape``: the deciles of all blocks, each over the median of its node."""
+    """One test on one kind of node. ``shape``: the deciles of all blocks, each over the median of its node.
+
+    ``published``: the day on which published nodes were measured, 2026-11-26; empty if the reference was learned.
+    """
 
     gpu: str
     num_gpus: int
@@ -37,6 +61,24 @@ class Reference(msgspec.Struct, frozen=True):
     median: float
     shape: list[float]
     num_nodes: int
+    published: str = ""
+    torch: str = ""
+
+    @property
+    def label(self) -> str:
+        """What judges, in words."""
+        if not self.published:
+            return f"the reference of {self.num_nodes} good nodes"
+        return f"the published reference of {self.num_gpus} x {self.gpu} (n = {self.num_nodes}, {self.published})"
+
+    def fits(self, environment: Environment) -> bool:
+        """Whether it applies to what was measured there; a learned one to exactly its kind of node."""
+        if not self.published:
+            return self.kind == environment_kind(environment)
+        versions = environment.versions
+        here = {"num_gpus": environment.num_ranks, "nccl": versions.get("nccl"), "torch": versions.get("torch")}
+        is_same = (self.gpu, self.num_links) == (environment.device, environment.num_links)
+        return is_same and all(getattr(self, name) == here[name] for name in _MATTERS[self.test.split(" ", 1)[0]])
 
     @property
     def kind(self) -> NodeKind:
@@ -72,8 +114,7 @@ def environment_kind(environment: Environment) -> NodeKind:
 
 def node_kind(node: Node) -> NodeKind:
     """The kind of a node; one that measured nothing has no GPUs."""
-    environment = next((run.environment for run in node.suite_runs if run.environment), None)
-    return ("", 0, None, "", "") if environment is None else environment_kind(environment)
+    return ("", 0, None, "", "") if node.environment is None else environment_kind(node.environment)
 
 
 def learn(nodes: list[Node], *, learned: str, program: str) -> File:
@@ -89,14 +130,35 @@ def learn(nodes: list[Node], *, learned: str, program: str) -> File:
             hint="validate more nodes; only PASS and WARN count, with the same GPU and versions",
         )
     enough = {kind: members for kind, members in measured.items() if len(members) >= MIN_NODES}
-    good = [node for members in enough.values() for node in members]
-    drivers = {run.environment.driver for node in good for run in node.suite_runs if run.environment}
+    return _make_file(enough, learned=learned, program=program)
+
+
+def publish(nodes: list[Node], *, day: str, program: str) -> File:
+    """The published reference of these nodes of one kind. UserError if a rate is above its peak.
+
+    Without the shape of the blocks: that of one node in one minute is no standard for others.
+    """
+    file = _make_file({node_kind(nodes[0]): nodes}, learned=day, program=program)
+    environment = nodes[0].environment
+    assert environment is not None
+    entries = [
+        msgspec.structs.replace(
+            entry, shape=[], median=round(entry.median, 2), published=day, torch=environment.versions["torch"]
+        )
+        for entry in file.entries
+    ]
+    return msgspec.structs.replace(file, entries=entries)
+
+
+def _make_file(kinds: dict[NodeKind, list[Node]], *, learned: str, program: str) -> File:
+    good = [node for members in kinds.values() for node in members]
+    drivers = {node.environment.driver for node in good if node.environment}
     return File(
         schema=SCHEMA,
         learned=learned,
         nodes=sorted(node.node for node in good),
         program=program,
-        entries=[entry for kind, members in enough.items() for entry in _make_entries(kind, members)],
+        entries=[entry for kind, members in kinds.items() for entry in _make_entries(kind, members)],
         revisions=sorted({node.revision.commit or node.revision.code for node in good}),
         drivers=sorted(filter(None, drivers)),
     )
@@ -146,12 +208,16 @@ def distance(blocks: list[float], reference: Reference) -> float:
     return float(np.clip(np.asarray(reference.shape) - deciles, 0, None).mean())
 
 
-def find(references: Sequence[Reference], kind: NodeKind, test: str) -> Reference | None:
-    """The entry of exactly this kind of node and test; None if there is none."""
-    for entry in references:
-        if entry.kind == kind and entry.test == test:
-            return entry
-    return None
+def find(references: Sequence[Reference], environment: Environment | None, test: str) -> Reference | None:
+    """The entry that applies to a test in this environment; None if there is none."""
+    if environment is None:
+        return None
+    return next((entry for entry in references if entry.test == test and entry.fits(environment)), None)
+
+
+def read_published() -> list[Reference]:
+    """The entries of every published reference."""
+    return [entry for path in sorted(_PACKAGED.glob("*.json")) for entry in read(path).entries]
 
 
 def read(path: Path) -> File:

@@ -142,7 +142,9 @@ def test_a_reference_learned_from_five_good_nodes_judges_the_next_node(
     judged_by_it = run_module("launcher.validate", f"outputs={tmp_path / 'next'}", f"reference={file}")
     assert judged_by_it.returncode == 0, judged_by_it.stderr
     (result,) = (tmp_path / "next").glob("*-nodes-*/nodes/*/NODE.json")
-    assert node_files.read(result).layers["reference"] == f"judged: {len(measured.rates)} rates"
+    assert node_files.read(result).layers["reference"] == (
+        f"judged: {len(measured.rates)} rates by the reference of 5 good nodes"
+    )
     (report,) = (tmp_path / "next").glob("*-nodes-*/NODES.md")
     assert re.search(r"\| dispatch bf16 [^|]*\| [\d.e+]+ \|  \| 1\.00x \| [\d.]+x \|", report.read_text())
 

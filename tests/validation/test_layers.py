@@ -46,7 +46,9 @@ def test_a_healthy_node_passes_and_each_layer_reports_its_result(spec: Spec):
         "context",
         "confirmation",
     ]
-    assert node.layers["reference"].startswith("absent: no stored reference")
+    assert node.layers["reference"].startswith(
+        "judged: 24 rates by the published reference of 4 x NVIDIA H200 (n = 1, 2026-11-26); none for all_to_all"
+    )
 
 
 TWICE = {

@@ -73,16 +73,32 @@ def _rates(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
         "GB/s; layers per second for compute. "
         "**of peak**: share of the links' peak in one direction. "
         "**of fleet**: over the median of the nodes with the same GPUs, links and versions. "
-        "**of reference**: over the median of the good nodes in the reference.",
+        "**of reference**: over the median of the nodes in the reference.",
         "",
         *table(("node", "test", "rate", "of peak", "of fleet", "of reference"), rows),
+        *_used_references(fleet, references),
     ]
+
+
+def _used_references(fleet: Fleet, references: Sequence[Reference]) -> list[str]:
+    """The references that judged, with their number of nodes; published ones with their day and versions."""
+    used = {}
+    for row in fleet.rows:
+        for key in median_rates(row.result):
+            known = reference.find(references, row.result.environment if row.result else None, key)
+            if known is not None:
+                used[known.label] = known
+    lines = []
+    for label, known in sorted(used.items()):
+        versions = f", measured with {known.deep_ep}, NCCL {known.nccl}, torch {known.torch}; it can only warn"
+        lines.append(f"* {text(label + (versions if known.published else ''))}")
+    return ["References:", "", *lines, ""] if lines else []
 
 
 def _shares(result: Node, key: str, rate: float, median: float, references: Sequence[Reference]) -> list[str]:
     """The rate, and its shares of peak, fleet and reference."""
     peak = next((rate.peak for rate in result.rates if rate.key == key), None)
-    known = reference.find(references, reference.node_kind(result), key)
+    known = reference.find(references, result.environment, key)
     return [
         f"{rate:.4g}",
         f"{rate / peak:.0%}" if peak else "",

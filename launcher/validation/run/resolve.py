@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,15 @@ def _resolve(values: dict[str, Any], *, local: bool) -> Spec:
 
 
 def _read_references(values: dict[str, Any]) -> list[Any]:
-    if values["reference"] is None:
+    """The entries of reference=; the published ones are those of the GPUs of hardware=NAME, as far as it names any."""
+    name, pattern = values["reference"], values["hardware"]["gpu_pattern"] or ""
+    if name is None or (name == reference.PUBLISHED and values["hardware"]["name"] == "cpu"):
         return []
-    plain: list[Any] = msgspec.to_builtins(reference.read(Path(values["reference"])).entries)
+    if name == reference.PUBLISHED:
+        entries = [entry for entry in reference.read_published() if re.search(pattern, entry.gpu)]
+    else:
+        entries = reference.read(Path(name)).entries
+    plain: list[Any] = msgspec.to_builtins(entries)
     return plain
 
 
