@@ -85,3 +85,18 @@ def test_a_file_replaces_them_and_null_switches_them_off():
     file = references.FOLDER / "h100x2.json"
     assert nodes.spec(*options, f"reference={file}").references == reference.read(file).entries
     assert nodes.spec("hardware=cpu", "backend=alltoall", "gpus=4").references == []
+
+
+def test_the_floors_lie_7_to_8_percent_below_the_slowest_healthy_published_node():
+    """But that of combine on two GPUs: the slowest is a pair of H200s of the published sweeps."""
+    for name in simulation.KINDS:
+        kind = simulation.read_kind(name)
+        shares: dict[str, list[float]] = {}
+        for rate in kind.suite_run.rates:
+            if rate.peak and rate.per != "64 MiB" and "all_to_all 256" not in rate.key:
+                shares.setdefault(rate.test, []).append(rate.median / rate.peak)
+        for test, values in shares.items():
+            floor = kind.spec.thresholds.floor(test, num_gpus=kind.spec.gpus)
+            assert floor is not None
+            assert 0.91 < floor[0] / min(values) < 0.94, (name, test)
+            assert floor[1] / min(values) < 0.88, (name, test)
