@@ -87,7 +87,7 @@ def collectives(plan: Plan, baselines: Sequence[Measurement]) -> dict[str, Pair]
 def compare_libraries(plan: Plan, choices: Mapping[str, Choice], baselines: Sequence[Measurement]) -> list[Comparison]:
     """Every pick of every two libraries; and the optimum of each against each plain collective.
 
-    Each optimum was chosen by the times that are compared, which favours both by 0.03 % in simulation.
+    Each optimum was chosen by the times that are compared, which favours both a little.
     """
     if plan.spec.ep.share_gpus:
         return []
