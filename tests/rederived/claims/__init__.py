@@ -1,0 +1,1 @@
+"""What the documents say with numbers, and how each number follows from the records."""
