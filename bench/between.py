@@ -6,13 +6,14 @@ the whole run adds to a config: where its memory lies, the clocks of that day, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from bench.stats import ALPHA, Floats, Interval
+from bench.stats import ALPHA, Floats, Interval, paired_ratio
 
 _LARGEST = 1.0
 """A component of more than this (a factor of e between runs) is not searched for."""
@@ -104,3 +105,13 @@ def another_run(value: float, *, error: float, freedom: float, scatter: float) -
     total, total_freedom = widened(np.array([error]), np.array([freedom]), scatter=scatter)
     half = float(scipy_stats.t.ppf(1 - ALPHA / 2, total_freedom[0]) * np.sqrt(2) * total[0])
     return Interval(float(value * np.exp(-half)), float(value * np.exp(half)))
+
+
+def another_ratio(
+    numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, scatter: float, robust: bool = True
+) -> Interval:
+    """``another_run`` of ``bench.stats.paired_ratio``, by the scatter of the pairs; needs two of them."""
+    logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
+    error, freedom = float(logs.std(ddof=1) / np.sqrt(len(logs))), len(logs) - 1
+    ratio = paired_ratio(numerator, denominator, robust=robust)
+    return another_run(ratio, error=error, freedom=freedom, scatter=scatter)

@@ -88,7 +88,7 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
         optimal=optimal,
         worst=_worst(plan, groups),
         tied=tied,
-        verdict=judge(default, optimal, rival) if has_times else None,
+        verdict=_without_scatter(plan, judge(default, optimal, rival)) if has_times else None,
         rival=rival,
         best_per_shared=sorted(pairs, key=lambda pair: tuple(pair.shared.values())),
         pareto=_frontier(pairs),
@@ -99,6 +99,11 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
         own_tuning=_own_tuning(plan, groups),
         layers=layers_of(plan, measurements),
     )
+
+
+def _without_scatter(plan: Plan, verdict: Verdict | None) -> Verdict | None:
+    """The verdict; of a dry run without the interval for another run, since that is about GPUs."""
+    return msgspec.structs.replace(verdict, another_run=None) if verdict is not None and plan.is_dry else verdict
 
 
 def _default(plan: Plan, groups: dict[tuple[int, ...], Ops]) -> Pair | None:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from bench.backends import sms_knob
+from bench.between import OTHER_GPUS, another_ratio
 from bench.records import Op
 from bench.stats import MIN_GROUPS, Interval, paired_ratio, paired_ratio_interval
 from launcher.analysis.choice import Choice
@@ -35,7 +36,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
     ``pick``: ``default``, ``optimal`` or ``at most N SMs``; paired over passes: ``overlapped``, where each pass takes
     the pair that the others pick, and ``layer`` or ``layer_training``, with the optimal pairs. ``full``: with full
-    dispatches in place of cached ones. ``verdict``: ``a_is_faster`` (the first), ``b_is_faster`` or
+    dispatches in place of cached ones. ``another_run``: the 95 % interval for the ratio that a run on other GPUs of the
+    kind would report. ``verdict``: ``a_is_faster`` (the first), ``b_is_faster`` or
     ``cannot_be_told_apart``.
     """
 
@@ -45,6 +47,7 @@ class Comparison(msgspec.Struct, frozen=True):
     full: bool
     ratio: float
     ci95: Interval
+    another_run: Interval | None
     verdict: Literal["a_is_faster", "b_is_faster", "cannot_be_told_apart"]
 
 
@@ -103,6 +106,8 @@ def compare_libraries(plan: Plan, choices: Mapping[str, Choice], baselines: Sequ
             own, others = _times(picks[name][OPTIMAL], full=full), _times(plain[other], full=full)
             comparisons.append(_compare(name, other, OPTIMAL, own, others, full=full))
     found = [comparison for comparison in comparisons if comparison is not None]
+    if plan.is_dry:  # how much runs scatter is known of GPUs only
+        found = [msgspec.structs.replace(each, another_run=None) for each in found]
     return sorted(found, key=lambda each: (each.full, _ORDER.index(each.pick)))
 
 
@@ -149,4 +154,5 @@ def _compare(
         verdict = "b_is_faster"
     else:
         verdict = "cannot_be_told_apart"
-    return Comparison(first, second, pick, full, ratio, interval, verdict)
+    another_run = another_ratio(numerator, denominator, scatter=OTHER_GPUS.ratio, robust=robust)
+    return Comparison(first, second, pick, full, ratio, interval, another_run, verdict)

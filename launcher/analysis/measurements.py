@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bench import workload as layout
 from bench.backends import PAIR_OPS, split_pair
+from bench.between import OTHER_GPUS, another_ratio
 from bench.records import Dtype, Failed, FailureKind, Op, Point, Record, Role, Stage
 from bench.stats import (
     MIN_GROUPS,
@@ -70,6 +71,13 @@ class Measurement(msgspec.Struct, frozen=True):
     gemms_by_round: dict[int, float] = {}
     repetitions: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
     swept: float | None = None
+
+
+def another_time(by_group: Sequence[float]) -> Interval | None:
+    """The 95 % interval for the time that a run on other GPUs of the kind would report; None below MIN_GROUPS times."""
+    if len(by_group) < MIN_GROUPS:
+        return None
+    return another_ratio(by_group, np.ones(len(by_group)), scatter=OTHER_GPUS.time)
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import msgspec
 from bench.backends import BACKENDS, shared_knobs
 from bench.records import Op, Stage
 from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
-from launcher.analysis.measurements import Measurement
+from launcher.analysis.measurements import Measurement, another_time
 from launcher.config.memory import facts_of_plan, is_too_large
 from launcher.config.plan import Plan
 
@@ -58,6 +58,11 @@ class Pair(msgspec.Struct, frozen=True):
         if len(sums) < MIN_GROUPS:
             return None
         return paired_ratio_interval(sums, [1.0] * len(sums))
+
+    @property
+    def another_run_us(self) -> Interval | None:
+        """The 95 % interval for the round trip that a run on other GPUs of the kind would report."""
+        return another_time([sum(times) for times in _by_group(self.dispatch, self.combine).values()])
 
     @property
     def score(self) -> float:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from scipy import stats as scipy_stats
 
+from bench.between import OTHER_GPUS, another_ratio
 from bench.records import Op, Stage
 from bench.stats import ALPHA, DRIFT, Interval, log_median_errors, paired_ratio, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
@@ -28,6 +29,7 @@ class Verdict(msgspec.Struct, frozen=True):
     sweep, which also chose. ``over``: the denominator, the pair that the sweep found fastest. It is the optimal pair as
     a rule, else "sweep's best pair", or "best other pair" where the default is the optimal one. ``forward``: the ratio
     of the same two pairs in a forward pass, with full dispatches; None where these were not measured in the final.
+    ``another_run``: the 95 % interval for the ratio that a run on other GPUs of the kind would report.
     """
 
     kind: str
@@ -39,6 +41,7 @@ class Verdict(msgspec.Struct, frozen=True):
     over: str = "optimal"
     forward: float | None = None
     forward_ci95: Interval | None = None
+    another_run: Interval | None = None
 
 
 def choose_rival(
@@ -81,20 +84,23 @@ def judge(default: Pair | None, optimal: Pair | None, rival: Pair | None) -> Ver
     kind, meaning = _kind(interval, is_best=is_best)
     over = "optimal" if rival.same_configs(optimal) else "best other pair" if is_best else "sweep's best pair"
     forward, forward_ci95 = _forward(default, rival)
-    return Verdict(kind, ratio, interval, MARGIN, basis, meaning, over, forward, forward_ci95)
+    elsewhere = _paired(default, rival)
+    another_run = None if elsewhere is None else another_ratio(*elsewhere, scatter=OTHER_GPUS.ratio)
+    return Verdict(kind, ratio, interval, MARGIN, basis, meaning, over, forward, forward_ci95, another_run)
 
 
 def _forward(default: Pair, rival: Pair) -> tuple[float | None, Interval | None]:
     """The ratio of the two with full dispatches, paired over the final's groups."""
-    pairs = default.forward, rival.forward
-    if pairs[0] is None or pairs[1] is None:
-        return None, None
-    times, rival_times = pairs[0].by_round(), pairs[1].by_round()
+    first, second = default.forward, rival.forward
+    times = None if first is None or second is None else _paired(first, second)
+    return (None, None) if times is None else (paired_ratio(*times), paired_ratio_interval(*times))
+
+
+def _paired(default: Pair, rival: Pair) -> tuple[list[float], list[float]] | None:
+    """The objectives of both in the groups of the final that measured both; None below two."""
+    times, rival_times = default.by_round(), rival.by_round()
     numbers = sorted(times.keys() & rival_times.keys())
-    if len(numbers) < 2:
-        return None, None
-    both = [times[number] for number in numbers], [rival_times[number] for number in numbers]
-    return paired_ratio(*both), paired_ratio_interval(*both)
+    return ([times[number] for number in numbers], [rival_times[number] for number in numbers]) if numbers[1:] else None
 
 
 def _kind(interval: Interval, *, is_best: bool) -> tuple[str, str]:
@@ -113,11 +119,9 @@ def _basis(pair: Pair) -> str:
 
 def _default_over_rival(default: Pair, rival: Pair) -> tuple[float, Interval, str]:
     """The ratio default / rival: paired over the final's groups if there are two, else by the sweep's repetitions."""
-    times, rival_times = default.by_round(), rival.by_round()
-    numbers = sorted(times.keys() & rival_times.keys())
-    if len(numbers) >= 2:
-        numerator, denominator = [times[number] for number in numbers], [rival_times[number] for number in numbers]
-        return paired_ratio(numerator, denominator), paired_ratio_interval(numerator, denominator), "final"
+    times = _paired(default, rival)
+    if times is not None:
+        return paired_ratio(*times), paired_ratio_interval(*times), "final"
     ratio, half = default.score / rival.score, _half_width(default, rival)
     return ratio, Interval(ratio * math.exp(-half), ratio * math.exp(half)), _basis(rival)
 

@@ -52,6 +52,9 @@ def _verdict(results: Results) -> Iterator[str]:
         return
     other = "the optimal config" if verdict.over == "optimal" else f"the {verdict.over}"
     ratio = f"it takes {_as_long_as(other, verdict.ratio, verdict.ci95)}"
+    if verdict.another_run is not None:
+        low, high = verdict.another_run.low, verdict.another_run.high
+        ratio += f", in another run on this kind of machine {low:.2f}x to {high:.2f}x"
     if verdict.kind == "tuned":
         yield f"The default is more than {verdict.margin:.0%} slower than the optimum: {ratio}."
     elif verdict.kind == "within_margin":

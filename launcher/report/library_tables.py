@@ -36,7 +36,7 @@ PLAIN_COLUMNS = (
 )
 COMPARISON_COLUMNS = (
     *(Column("pick"), Column("dispatch"), Column("A"), Column("B")),
-    *(A_OVER_B, Column("95 % CI of A / B"), Column("verdict")),
+    *(A_OVER_B, Column("95 % CI of A / B"), Column("another run"), Column("verdict")),
 )
 
 OPTIMUM = "optimum"
@@ -132,6 +132,7 @@ def comparison_rows(results: Results) -> list[list[str]]:
             title_of(each.second),
             f"{each.ratio:.3f}",
             f"{each.ci95.low:.3f} to {each.ci95.high:.3f}",
+            "" if each.another_run is None else f"{each.another_run.low:.3f} to {each.another_run.high:.3f}",
             each.verdict.replace("_", " ").replace("a is", "A is").replace("b is", "B is"),
         ]
         for each in results.comparisons

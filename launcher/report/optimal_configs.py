@@ -95,7 +95,7 @@ def _named_pairs(report: Report) -> list[str]:
         lines += [
             f"**Verdict: {verdict.kind}.** {verdict.meaning[0].upper()}{verdict.meaning[1:]}. "
             f"Default / {verdict.over} = **{verdict.ratio:.3f}** (95 % CI {verdict.ci95.low:.3f} to "
-            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}).{_forward(verdict)}",
+            f"{verdict.ci95.high:.3f}; margin {verdict.margin:.0%}; from the {verdict.basis}).{_more(verdict)}",
             "",
         ]
     if len(choice.tied) > 1:
@@ -105,12 +105,16 @@ def _named_pairs(report: Report) -> list[str]:
     return lines
 
 
-def _forward(verdict: Verdict) -> str:
-    """The same with full dispatches, as far as they were measured."""
-    if verdict.forward is None or verdict.forward_ci95 is None:
-        return ""
-    ends = f"{verdict.forward_ci95.low:.3f} to {verdict.forward_ci95.high:.3f}"
-    return f" In a forward pass, with full dispatches: **{verdict.forward:.3f}** (95 % CI {ends})."
+def _more(verdict: Verdict) -> str:
+    """What another run would find, and the same with full dispatches, as far as it was measured."""
+    sentences = ""
+    if verdict.another_run is not None:
+        ends = f"{verdict.another_run.low:.3f} to {verdict.another_run.high:.3f}"
+        sentences += f" That interval is of this run; another run on this kind of machine would report {ends}."
+    if verdict.forward is not None and verdict.forward_ci95 is not None:
+        ends = f"{verdict.forward_ci95.low:.3f} to {verdict.forward_ci95.high:.3f}"
+        sentences += f" In a forward pass, with full dispatches: **{verdict.forward:.3f}** (95 % CI {ends})."
+    return sentences
 
 
 def _source(report: Report) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bench.backends import BACKENDS, shared_knobs
-from launcher.analysis.measurements import Measurement
+from launcher.analysis.measurements import Measurement, another_time
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.report import cells
 from launcher.report.columns import (
+    ANOTHER_RUN,
     CI95,
     COMBINE,
     DISPATCH,
@@ -30,7 +31,7 @@ from launcher.report.columns import (
 from launcher.report.report import Report
 from launcher.text import knobs_text, table
 
-COLUMNS = (Column(""), Column("config"), MEDIAN, CI95, SPREAD, LOGICAL, WIRE, PEAK)
+COLUMNS = (Column(""), Column("config"), MEDIAN, CI95, ANOTHER_RUN, SPREAD, LOGICAL, WIRE, PEAK)
 """Of the tables that have a row for each operation."""
 
 
@@ -38,7 +39,13 @@ def named_rows(results: Results) -> list[list[str]]:
     """Dispatch, combine and round trip of the optimal, the default and the worst pair; see ``COLUMNS``."""
     choice = results.choice
     named = (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst))
-    return [row for name, pair in named if pair is not None for row in _pair_rows(name, pair)]
+    rows = [row for name, pair in named if pair is not None for row in _pair_rows(name, pair)]
+    return [_without_scatter(row) for row in rows] if results.plan.is_dry else rows
+
+
+def _without_scatter(row: list[str]) -> list[str]:
+    """How much runs scatter is known of GPUs only."""
+    return [*row[: COLUMNS.index(ANOTHER_RUN)], "", *row[COLUMNS.index(ANOTHER_RUN) + 1 :]]
 
 
 def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
@@ -53,7 +60,8 @@ def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
 
 
 def _sum_row(name: str, pair: Pair) -> list[str]:
-    return [name, "", cells.time(pair.round_trip_us), cells.interval(pair.round_trip_ci95_us), "", "", "", ""]
+    ends = cells.interval(pair.round_trip_ci95_us), cells.interval(pair.another_run_us)
+    return [name, "", cells.time(pair.round_trip_us), *ends, "", "", "", ""]
 
 
 def _row(name: str, measurement: Measurement) -> list[str]:
@@ -64,6 +72,7 @@ def _row(name: str, measurement: Measurement) -> list[str]:
         knobs_text(measurement.point.knobs),
         cells.time(measurement.median_us),
         cells.interval(measurement.ci95_us),
+        cells.interval(another_time(list(measurement.by_round.values()))),
         f"{measurement.spread:.1%}" + (" unstable" if measurement.unstable else ""),
         f"{logical:.1f}",
         f"{wire:.1f}",
@@ -204,4 +213,5 @@ def baselines(report: Report) -> list[str]:
         _row(f"NCCL {BACKENDS[baseline.point.backend].title}, {baseline.point.op}", baseline)
         for baseline in results.baselines
     ]
+    rows = [_without_scatter(row) for row in rows] if results.plan.is_dry else rows
     return ["## Plain collectives of the same tokens, by operation", "", *table(headings(COLUMNS), rows)]

@@ -109,6 +109,7 @@ def _comparison(comparison: Comparison) -> SavedLibraryComparison:
         ci95=interval(comparison.ci95, digits=4),
         verdict=comparison.verdict,
         full=comparison.full,
+        another_run=None if comparison.another_run is None else interval(comparison.another_run, digits=4),
     )
 
 

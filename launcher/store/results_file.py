@@ -171,6 +171,7 @@ class SavedVerdict(msgspec.Struct, frozen=True):
     ``over``, the pair that the sweep found fastest, is ``optimal`` as a rule, else ``sweep's best pair``, or ``best
     other pair`` where the default is optimal itself. ``default`` names which one. Earlier versions wrote
     ``default_is_optimal`` for ``within_margin``. ``forward``: the ratio of the same pairs with full dispatches.
+    ``another_run``: the 95 % interval for the ratio that a run on other GPUs of the kind would report.
     """
 
     kind: Literal["tuned", "within_margin", "default_is_optimal", "inconclusive"]
@@ -183,6 +184,7 @@ class SavedVerdict(msgspec.Struct, frozen=True):
     default: str = LIBRARY_DEFAULT
     forward: float | None = None
     forward_ci95: tuple[float, float] | None = None
+    another_run: tuple[float, float] | None = None
 
 
 class SavedOverlap(msgspec.Struct, frozen=True):
@@ -272,6 +274,7 @@ class SavedLibraryComparison(msgspec.Struct, frozen=True):
     ci95: tuple[float, float]
     verdict: Literal["a_is_faster", "b_is_faster", "cannot_be_told_apart"]
     full: bool = False
+    another_run: tuple[float, float] | None = None
 
 
 class SavedFailure(msgspec.Struct, frozen=True):
