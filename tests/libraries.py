@@ -126,10 +126,14 @@ def records(plan: Plan, times: Times = true_us) -> list[Record]:
     for index in range(plan.spec.num_shards):
         lines += _sweep(plan, index, times, first=len(lines))
     if plan.has_final:
-        for number, points in final.contestants(plan, Arms(lines)).rounds(plan):
+        arms, finals, group, done = Arms(lines), list[Record](), 0, set[int]()
+        while left := [each for each in final.incomplete(plan, arms, finals) if each[0] not in done]:
+            number, points = left[0]
+            done.add(number)
+            group = number if number < plan.spec.search.final_groups else group
             tasks = final.in_order(plan, points, number)
-            group = min(number, plan.spec.search.final_groups - 1)
-            lines += _measure(tasks, times, shard_index=FINAL, group=group, first=len(lines))
+            finals += _measure(tasks, times, shard_index=FINAL, group=group, first=len(lines) + len(finals))
+        lines += finals
     return lines
 
 

@@ -16,6 +16,7 @@ from launcher.analysis.measurements import Measurement, evaluate
 from launcher.config.plan import FINAL, Plan
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final
+from launcher.tuner.passes import PASSES
 from tests.builders import deepep_plan, failed, spec
 
 GEMMS_US = 4700.0
@@ -92,7 +93,7 @@ def simulate_passes(seed: int, *, cap: float = CAP, interrupted_at: int | None =
     machine = CappedMachine(seed, cap=cap)
     gemms = Point("deepep", Op.COMPUTE, Dtype.BF16, {})
     group, first = 4, 0
-    for number in range(final.PASSES):
+    for number in range(PASSES):
         order = [pair(int(sms)) for sms in machine.generator.permutation(list(TRUTH))] + [gemms]
         tasks = final.in_order(plan, order, number)
         if number == interrupted_at:
@@ -148,7 +149,7 @@ def test_the_interval_covers_the_truth_as_often_as_stated():
 
 def test_only_a_repetition_directly_between_two_isolated_gemms_has_a_level():
     rows = record_table(simulate_passes(1).records).rows
-    assert len(power_cap.levels(rows)) == len(TRUTH) * final.PASSES
+    assert len(power_cap.levels(rows)) == len(TRUTH) * PASSES
     assert power_cap.levels(rows[1:-1:2]) == {}
     rows["sequence"] *= 2
     assert power_cap.levels(rows) == {}
@@ -181,7 +182,7 @@ def test_a_restarted_pass_counts_separately_from_its_interrupted_part() -> None:
     assert len(twice) == 3
     for sms, measurement in resumed.results().items():
         if sms is not None:
-            assert len(measurement.by_round) == final.PASSES + (sms in twice)
+            assert len(measurement.by_round) == PASSES + (sms in twice)
 
 
 def test_groups_of_the_final_are_distinguished_by_their_processes() -> None:
@@ -209,7 +210,7 @@ def test_repetitions_without_isolated_gemms_around_them_are_counted() -> None:
     isolated = [at for at, one in enumerate(passes.records) if one.point.op is Op.COMPUTE]
     broken = [one for at, one in enumerate(passes.records) if at != isolated[3]]  # in the middle of a pass
     assert num_uncorrected(Passes(passes.plan, broken)) == 2
-    assert num_uncorrected(without_isolated_gemms(passes)) == len(TRUTH) * final.PASSES
+    assert num_uncorrected(without_isolated_gemms(passes)) == len(TRUTH) * PASSES
     assert power_cap.num_uncorrected(record_table([]).rows) == 0
 
 

@@ -130,10 +130,14 @@ class Machine:
 
     def final(self, swept: Iterable[Record]) -> list[Record]:
         """The records of the final, each group in the program's order."""
-        node, records = self.rng.normal(0, NODE_OFFSET), []
-        for number, points in final.contestants(self.plan, Arms(swept)).rounds(self.plan):
+        node, records, group, done = self.rng.normal(0, NODE_OFFSET), list[Record](), 0, set[int]()
+        arms = Arms(swept)
+        while left := [each for each in final.incomplete(self.plan, arms, records) if each[0] not in done]:
+            number, points = left[0]
+            done.add(number)
+            group = number if number < self.plan.spec.search.final_groups else group
             tasks = final.in_order(self.plan, points, number)
-            records += self.measure(tasks, shard_index=FINAL, node=node, group=number)
+            records += self.measure(tasks, shard_index=FINAL, node=node, group=group)
         return records
 
     def run(self) -> list[Record]:
