@@ -53,6 +53,10 @@ class FailureKind(StrEnum):
     ERROR = "error"
 
 
+HEAD_START_US = 20.0
+"""Overlapped communication occupies its SMs before the GEMMs start, as where a framework launches it first."""
+
+
 class Role(StrEnum):
     """Why a point is measured.
 

@@ -15,12 +15,9 @@ from bench.rank.injection import Injection
 from bench.rank.layer import Layers
 from bench.rank.oracle import Oracle
 from bench.rank.timing import Mark, Operation, spin
-from bench.records import Dtype, Op, Point
+from bench.records import HEAD_START_US, Dtype, Op, Point
 from bench.rules import Facts
 from bench.workload import TopK, route
-
-_HEAD_START_US = 20.0
-"""Communication occupies its SMs before the GEMMs start, as where a framework launches it first."""
 
 
 class Operations:
@@ -165,7 +162,7 @@ class Operations:
 
         def overlapped(mark: Mark) -> Overlapped:
             pending = session.start_pair(inputs, returned, dtype=dtype, dispatch=dispatch, combine=combine)
-            spin(_HEAD_START_US)
+            spin(HEAD_START_US)
             compute(mark)
             return pending.wait()
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
+from scipy import stats as scipy_stats
 
 from bench.backends import BACKENDS, shared_knobs, split_pair
-from bench.records import Dtype, Op, Point
-from bench.stats import Interval, paired_ratio_interval
+from bench.records import HEAD_START_US, Dtype, Op, Point
+from bench.stats import ALPHA, MIN_GROUPS, Floats, Interval, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import Pair, are_slower
 from launcher.config.plan import Plan
 
-OVERLAP_TIE_LIMIT = 0.02
-"""A pair further than this from the best is not tied with it. Wider than choice.TIE_LIMIT: passes scatter more."""
+NEAR = 0.02
+"""The pick may cost this much over the fastest pair, for fewer SMs."""
+
+SLOW = 0.1
+"""Iterations take one of two times; the slow ones take at least this share longer than the fast ones."""
 
 
 class Overlap(msgspec.Struct, frozen=True):
@@ -21,7 +27,8 @@ class Overlap(msgspec.Struct, frozen=True):
 
     ``makespan_us``: until both are done. ``compute_us``: until the GEMMs are done. Both are geometric means over the
     passes, with Student's interval. ``compute_isolated_us``: the GEMMs without communication. ``by_round``: the
-    makespan in each pass.
+    makespan in each pass. ``slow_share``: of the iterations, those that took SLOW longer than the fast ones.
+    ``may_cost``: with 95 % confidence for all pairs together, this pair's time over the best pair's is at most this.
     """
 
     pair: Pair
@@ -31,18 +38,21 @@ class Overlap(msgspec.Struct, frozen=True):
     compute_ci95_us: Interval
     compute_isolated_us: float
     by_round: dict[int, float]
+    slow_share: float = 0.0
+    may_cost: float = math.inf
 
     @property
     def slowdown(self) -> float:
-        """How many times as long as isolated GEMMs the overlapped ones take."""
-        return self.compute_us / self.compute_isolated_us
+        """How many times as long as isolated GEMMs the overlapped ones take, from their own start."""
+        return (self.compute_us - HEAD_START_US) / self.compute_isolated_us
 
     @property
     def slowdown_ci95(self) -> Interval:
         """By the scatter of the passes; the time of isolated GEMMs is known far better."""
-        return Interval(
-            self.compute_ci95_us.low / self.compute_isolated_us, self.compute_ci95_us.high / self.compute_isolated_us
+        low, high = (
+            (end - HEAD_START_US) / self.compute_isolated_us for end in msgspec.structs.astuple(self.compute_ci95_us)
         )
+        return Interval(low, high)
 
     @property
     def serial_us(self) -> float:
@@ -74,7 +84,35 @@ def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], 
         if pair is not None:
             same = next((other for other in known if other.same_configs(pair)), pair)
             overlaps.append(_overlap(same, measurement, gemms))
-    return sorted(overlaps, key=lambda overlap: (tuple(overlap.pair.shared.values()), overlap.makespan_us))
+    return sorted(bounded(overlaps), key=lambda overlap: (tuple(overlap.pair.shared.values()), overlap.makespan_us))
+
+
+def bounded(overlaps: list[Overlap]) -> list[Overlap]:
+    """The same with what each may cost over the others."""
+    return [msgspec.structs.replace(overlap, may_cost=_may_cost(overlap, overlaps)) for overlap in overlaps]
+
+
+def _may_cost(overlap: Overlap, overlaps: list[Overlap]) -> float:
+    """The largest upper limit of this pair's time over that of another pair, at least 1; infinite with too few passes.
+
+    One-sided, at 5 % over all other pairs together (Bonferroni), paired over the passes, so it bounds the time over
+    that of the truly best pair, whichever it is [Hsu 1984, Annals of Statistics 12:1136].
+    """
+    others = [other for other in overlaps if other is not overlap]
+    if not others:
+        return 1.0
+    limits = [ratio_limit(overlap, other, alpha=ALPHA / len(others)) for other in others]
+    return max([1.0, *limits])
+
+
+def ratio_limit(overlap: Overlap, other: Overlap, *, alpha: float = ALPHA) -> float:
+    """The one-sided upper limit of the ratio of two pairs' times over the passes that measured both."""
+    common = sorted(overlap.by_round.keys() & other.by_round.keys())
+    if len(common) < MIN_GROUPS:
+        return math.inf
+    logs = np.log([overlap.by_round[number] / other.by_round[number] for number in common])
+    reach = scipy_stats.t.ppf(1 - alpha, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return float(np.exp(logs.mean() + reach))
 
 
 def _isolated_pair(plan: Plan, point: Point, by_point: dict[tuple[object, ...], Measurement]) -> Pair | None:
@@ -107,17 +145,23 @@ def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap
         ),
         compute_isolated_us=gemms.median_us,
         by_round=overlapped.by_round,
+        slow_share=_slow_share(overlapped.samples),
     )
 
 
+def _slow_share(samples: Floats) -> float:
+    fast = np.percentile(samples, 10)
+    return float(np.mean(samples > (1 + SLOW) * fast))
+
+
 def best_overlap(overlaps: list[Overlap]) -> Overlap:
-    """Of the shortest makespan and those indistinguishable from it, the pair with the fewest resources."""
+    """The pair with the fewest resources of the fastest one and those that are surely within NEAR of it.
+
+    Surely: by the one-sided 95 % limit of the ratio, paired over the passes. So noise alone picks nothing.
+    """
     best = min(overlaps, key=lambda overlap: overlap.makespan_us)
-    limit_us = (1 + OVERLAP_TIE_LIMIT) * best.makespan_us
-    rivals = [overlap for overlap in overlaps if overlap is not best and overlap.makespan_us <= limit_us]
-    slower = are_slower([(rival.by_round, best.by_round) for rival in rivals])
-    tied = [best, *(rival for rival, is_slower in zip(rivals, slower, strict=True) if is_slower is False)]
-    return min(tied, key=lambda overlap: overlap.pair.buffer_cost)
+    near = [overlap for overlap in overlaps if overlap is not best and ratio_limit(overlap, best) <= 1 + NEAR]
+    return min([best, *near], key=lambda overlap: overlap.pair.buffer_cost)
 
 
 def may_be_best(overlaps: list[Overlap]) -> list[Overlap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -100,6 +101,9 @@ def _against_optimal(pair: Pair, optimal: Pair) -> str:
     too_few = " Too few groups measured both to judge it." if pair.is_final else ""
     return f"{_as_long_as('the optimal config', pair.round_trip_us / optimal.round_trip_us)}.{too_few}"
 
+
+RESOLVED = 0.02
+"""The overlapped answer is resolved if the pick costs at most this much."""
 
 _INDISTINGUISHABLE = "The two are indistinguishable."
 
@@ -225,7 +229,7 @@ def _overlap(results: Results) -> Iterator[str]:
     fastest, overlapped = choice.picks.get("fastest"), choice.picks.get("overlapped")
     if fastest is None or overlapped is None:
         return
-    yield from _ties(choice, overlapped)
+    yield from _resolution(choice, overlapped)
     if overlapped.shared == fastest.shared:
         yield (
             f"{knobs_text(fastest.shared)} is the pick both for isolated communication and for communication "
@@ -236,18 +240,32 @@ def _overlap(results: Results) -> Iterator[str]:
             f"The pick is {knobs_text(fastest.shared)} for isolated communication and {knobs_text(overlapped.shared)} "
             f"for communication overlapped with expert GEMMs. {_isolated_cost(overlapped, fastest)}"
         )
-        yield from _overlapped_cost(choice, fastest)
+        yield from _overlapped_cost(choice, fastest, overlapped)
     yield from _serial(choice)
 
 
-def _ties(choice: Choice, overlapped: Pair) -> Iterator[str]:
-    values = {_value(overlap) for overlap in choice.best_overlaps}
-    if len(values) > 1:
-        names, every_value = ", ".join(overlapped.shared), {_value(overlap) for overlap in choice.overlaps}
+def _resolution(choice: Choice, overlapped: Pair) -> Iterator[str]:
+    """What the pick may cost, over whichever pair is truly the best; or that the passes do not show it."""
+    overlap = choice.overlap_of(overlapped)
+    if overlap is None or len(choice.overlaps) < 2:
+        return
+    name = knobs_text(overlapped.shared)
+    if math.isinf(overlap.may_cost):
+        yield f"Overlapped with expert GEMMs, too few passes measured {name} and its rivals to bound what it may cost."
+    elif overlap.may_cost <= 1 + RESOLVED:
         yield (
-            f"Overlapped with expert GEMMs, {names} {_ranges(values, every_value)} are indistinguishable: any of them "
-            "may be the best. One set of processes measured all passes, so another run may rank them differently."
+            f"Overlapped with expert GEMMs, the pick {name} takes at most {_percent(overlap)} longer than the best "
+            "pair, whichever that is (95 % confidence)."
         )
+    else:
+        yield (
+            f"Overlapped with expert GEMMs, the best pair is not resolved: the pick {name} may take up to "
+            f"{_percent(overlap)} longer than the best one (95 % confidence; the table has this limit for every pair)."
+        )
+
+
+def _percent(overlap: Overlap) -> str:
+    return f"{100 * (overlap.may_cost - 1):.1f} %"
 
 
 def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
@@ -260,39 +278,21 @@ def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
     return f"{cost}: {_as_long_as(knobs_text(fastest.shared), *paired)}.{indistinguishable}"
 
 
-def _overlapped_cost(choice: Choice, fastest: Pair) -> Iterator[str]:
-    """The fastest pair against the pick of the other passes: a pair picked by a pass looks too fast in that pass."""
-    overlap = choice.overlap_of(fastest)
-    paired = None if overlap is None else _compare_times(overlap.by_round, choice.overlap_held_out, robust=False)
+def _overlapped_cost(choice: Choice, fastest: Pair, overlapped: Pair) -> Iterator[str]:
+    """What the fastest pair costs where communication overlaps, against the pick for that."""
+    overlap, pick = choice.overlap_of(fastest), choice.overlap_of(overlapped)
+    if overlap is None or pick is None:
+        return
+    paired = _compare_times(overlap.by_round, pick.by_round, robust=False)
     if paired is None:
         return
-    doubt = ""
-    if _contains_1(paired[1]):
-        doubt = f" {_INDISTINGUISHABLE}"
-    elif overlap in choice.best_overlaps:
-        doubt = f" Among {len(choice.overlaps)} pairs, this may be chance."
-    ratio = _as_long_as("the best pair", *paired, method="leave-one-out over passes; ")
+    doubt = f" {_INDISTINGUISHABLE}" if _contains_1(paired[1]) else ""
+    ratio = _as_long_as(f"the pick {knobs_text(overlapped.shared)}", *paired)
     yield f"Overlapped with expert GEMMs, {knobs_text(fastest.shared)} takes {ratio}.{doubt}"
 
 
 def _contains_1(ci95: Interval) -> bool:
     return ci95.low <= 1 <= ci95.high
-
-
-def _value(overlap: Overlap) -> tuple[int, ...]:
-    return tuple(overlap.pair.shared.values())
-
-
-def _ranges(chosen: set[tuple[int, ...]], every: set[tuple[int, ...]]) -> str:
-    """Values in words, such as ``20 and 28 to 64``; three neighbours among ``every`` value make a range."""
-    runs: list[list[str]] = [[]]
-    for value in sorted(every):
-        if value in chosen:
-            runs[-1].append("/".join(map(str, value)))
-        elif runs[-1]:
-            runs.append([])
-    parts = [part for run in runs for part in (run if len(run) < 3 else [f"{run[0]} to {run[-1]}"])]
-    return join_words(parts)
 
 
 def _serial(choice: Choice) -> Iterator[str]:

@@ -87,7 +87,7 @@ def _named_pairs(report: Report) -> list[str]:
     if choice.optimal is None:
         return [*lines, "No pair of a dispatch and a combine was measured: see the failures below.", ""]
     doubts = [] if report.is_part else _unfinished(report)[:1]
-    lines += [*pair_tables.named(report.results), " ".join([_source(report), *doubts]), ""]
+    lines += [*pair_tables.named(report.results), " ".join([_source(report), *_empty(report), *doubts]), ""]
     if choice.default is None:
         lines += ["**The library's default has no result**, so nothing can be compared with it.", ""]
     verdict = choice.verdict
@@ -103,6 +103,18 @@ def _named_pairs(report: Report) -> list[str]:
         rule = f"Of those within {TIE_COST:.1%} of the fastest, the optimal pair is the one with the fewest resources."
         lines += [f"Indistinguishable from the fastest: {ties}. {rule}", ""]
     return lines
+
+
+def _empty(report: Report) -> list[str]:
+    """What the timer adds to every number: what it reads of an empty operation."""
+    readings = sorted(value for check in report.results.self_checks for value in check.empty_op_us)
+    optimal = report.results.choice.optimal
+    if not readings or optimal is None or report.results.plan.is_dry:
+        return []
+    empty_us = readings[len(readings) // 2]
+    share = 2 * empty_us / optimal.round_trip_us
+    reading = f"the {empty_us:.1f} us that an empty operation reads"
+    return [f"Every time includes {reading}: {share:.1%} of the optimal round trip."]
 
 
 def _more(verdict: Verdict) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from bench.backends import BACKENDS, shared_knobs
 from launcher.analysis.measurements import Measurement, another_time
 from launcher.analysis.overlap import Overlap
@@ -15,12 +17,14 @@ from launcher.report.columns import (
     DISPATCH,
     ISOLATED,
     LOGICAL,
+    MAY_COST,
     MEDIAN,
     OVERLAPPED,
     PEAK,
     RATIO,
     ROUND_TRIP,
     SERIAL,
+    SLOW_SHARE,
     SLOWDOWN,
     SPEED,
     SPREAD,
@@ -129,7 +133,7 @@ def overlapped(report: Report) -> list[str]:
     workload = results.plan.spec.workload
     header = [
         *(", ".join(overlaps[0].pair.shared), "dispatch", "combine"),
-        *headings((ISOLATED, OVERLAPPED, CI95, SLOWDOWN, SERIAL, RATIO)),
+        *headings((ISOLATED, OVERLAPPED, CI95, MAY_COST, SLOW_SHARE, SLOWDOWN, SERIAL, RATIO)),
     ]
     best_us = min(overlap.makespan_us for overlap in overlaps)
     return [
@@ -154,6 +158,8 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
         cells.time(pair.round_trip_us),
         cells.time(overlap.makespan_us, bold=bold),
         cells.interval(overlap.ci95_us),
+        "n/a" if math.isinf(overlap.may_cost) else f"{100 * (overlap.may_cost - 1):.1f} %",
+        f"{overlap.slow_share:.0%}",
         f"{overlap.slowdown:.2f}x ({slowdown.low:.2f} to {slowdown.high:.2f})",
         cells.time(overlap.serial_us),
         f"{overlap.compute_to_communication:.1f}",

@@ -27,7 +27,7 @@ from launcher.tuner.schedule import contestants, failed_labels
 from launcher.tuner.shard import Stop, never
 
 _PASS_WARMUP = 1
-_PASS_ITERATIONS = 3
+_PASS_ITERATIONS = 6
 _GEMMS_ITERATIONS = 2
 
 MOST_AGAIN = 2

@@ -174,7 +174,7 @@ def overlaps_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) 
         ends = Interval(0.99 * mean, 1.01 * mean)
         pair = make_pair(num_sms, 50.0, 50.0, None)
         overlaps.append(Overlap(pair, mean, ends, mean, ends, isolated_us, dict(enumerate(times))))
-    return overlaps
+    return overlap.bounded(overlaps)
 
 
 def choice_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) -> Choice:

@@ -8,8 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from bench.records import Op
+from bench.stats import paired_ratio_interval
 from launcher.analysis import overlap
+from launcher.store.records_file import read_records
+from launcher.store.run_folder import RunFolder
+from launcher.store.table import OPS
+from launcher.tuner import passes
 from tests.analysis.runs import choice_of, overlaps_of
+from tests.published import Unpack
 
 
 def test_the_pick_of_a_pass_is_made_by_the_others() -> None:
@@ -49,3 +56,38 @@ def test_without_a_true_difference_the_held_out_cost_is_none_on_average() -> Non
         held_out = overlap.held_out_overlap(overlaps_of(passes))
         costs.append(np.log(passes[32]).mean() - np.log(list(held_out.values())).mean())
     assert abs(np.mean(costs)) < 4 * np.std(costs) / 10
+
+
+@pytest.mark.parametrize("name", ["h200x4-ep4-deepseek_v3-bf16", "h200x4-ep4-qwen3_30b_a3b-bf16"])
+def test_the_interval_of_a_pair_covers_the_mean_when_observed_iterations_are_drawn_again(
+    name: str, published: Unpack
+) -> None:
+    """Iterations take one of two times; passes have six."""
+    table = read_records(RunFolder.open(published(name)))[0].table
+    rows = table.rows[table.rows["op"] == OPS.index(Op.OVERLAPPED)]
+    chance, covered = np.random.default_rng(3), []
+    for number in np.unique(rows["point"]):
+        iterations = table.samples_of(rows[rows["point"] == number])
+        truth = np.log(chance.choice(iterations, (5000, 6)).mean(axis=1)).mean()
+        for _ in range(40):
+            passes_us = chance.choice(iterations, (passes.PASSES, 6)).mean(axis=1)
+            interval = paired_ratio_interval(passes_us, np.ones(passes.PASSES), robust=False)
+            covered.append(interval.low <= np.exp(truth) <= interval.high)
+    assert np.mean(covered) >= 0.92  # 94 % of 4,000; three standard errors of 640 are 2.8 %
+
+
+def test_what_a_pair_may_cost_bounds_its_cost_over_the_truly_best_pair() -> None:
+    chance, exceeded = np.random.default_rng(4), 0
+    costs = {8: 0.0, 16: 0.02, 24: 0.05, 32: 0.0}
+    for _ in range(300):
+        times = {sms: list(1000 * (1 + cost) * np.exp(chance.normal(0, 0.03, 12))) for sms, cost in costs.items()}
+        limits = {one.pair.shared["num_sms"]: one.may_cost for one in overlaps_of(times)}
+        exceeded += any(limits[sms] < 1 + cost for sms, cost in costs.items())
+    assert exceeded <= scipy_stats.binom.ppf(0.999, 300, 0.05)
+
+
+def test_the_pick_is_the_one_with_the_fewest_sms_that_is_surely_close_to_the_fastest() -> None:
+    steady = {8: [1015.0, 1014.0, 1016.0, 1015.0], 16: [1000.0, 1001.0, 999.0, 1000.0]}
+    assert choice_of(steady).picks["overlapped"].shared == {"num_sms": 8}
+    noisy = {8: [1100.0, 940.0, 1080.0, 920.0], 16: [1000.0, 1001.0, 999.0, 1000.0]}
+    assert choice_of(noisy).picks["overlapped"].shared == {"num_sms": 16}
