@@ -15,6 +15,7 @@ from launcher.analysis.choice import Choice, choose
 from launcher.analysis.control import Control, control_of
 from launcher.analysis.libraries import Comparison, compare_libraries
 from launcher.analysis.measurements import Failure, Measurement, evaluate
+from launcher.analysis.nodes import Level, levels_of
 from launcher.analysis.power_cap import num_uncorrected
 from launcher.config.plan import Plan, Planned, shard_name
 from launcher.store.accounting import Accounting
@@ -28,8 +29,9 @@ class Results(msgspec.Struct, frozen=True):
     """Everything that is reported about one environment.
 
     ``final_groups``: complete groups of the final. ``num_again``: repetitions of the final that were off and measured
-    again. ``controls``: of each library that has one. ``num_uncorrected``: repetitions overlapped with GEMMs that could
-    not be corrected for the power cap. ``tokens``: those that each rank sends to each other [ranks, ranks].
+    again. ``controls``: of each library that has one. ``levels``: how the nodes of several shards differ.
+    ``num_uncorrected``: repetitions overlapped with GEMMs that could not be corrected for the power cap. ``tokens``:
+    those that each rank sends to each other [ranks, ranks].
     ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
     ``choices``: for each library, in the order of the plan. ``comparisons``: of its libraries with one another and with
     the plain collectives.
@@ -48,6 +50,7 @@ class Results(msgspec.Struct, frozen=True):
     final_groups: int
     num_again: int
     controls: dict[str, Control]
+    levels: list[Level]
     num_uncorrected: int
     tokens: list[list[int]]
     choices: dict[str, Choice]
@@ -75,6 +78,11 @@ class Results(msgspec.Struct, frozen=True):
             measurements=[each for each in self.measurements if each.point.backend in backends],
             failures=[failure for failure in self.failures if failure.point.backend == backend],
         )
+
+    @property
+    def num_nodes(self) -> int:
+        """The nodes that the shards of the sweep ran on."""
+        return len({host.hostname for host in self.hosts if host.shard >= 0})
 
     @property
     def volumes(self) -> tuple[Volume, Volume]:
@@ -164,6 +172,7 @@ def build(
         unfinished=list(unfinished),
         final_groups=_final_groups(plan, table),
         num_again=int(np.count_nonzero(rows["role"] == ROLES.index(Role.AGAIN))),
+        levels=levels_of(plan, table, hosts),
         controls={name: control for name in plan.spec.backends if (control := control_of(plan.of(name), table))},
         num_uncorrected=num_uncorrected(rows),
         tokens=tokens,

@@ -99,6 +99,28 @@ def checks(report: Report) -> list[str]:
     return [*lines, ""]
 
 
+def nodes(report: Report) -> list[str]:
+    """The nodes of several shards, each with the time of the default there."""
+    if not report.results.levels:
+        return []
+    rows = [
+        [
+            shard_name(level.shard),
+            text(", ".join(level.hosts)),
+            *("n/a" if ratio is None else f"{ratio:.3f}x" for ratio in (level.dispatch, level.combine)),
+        ]
+        for level in report.results.levels
+    ]
+    return [
+        "## Nodes",
+        "",
+        "The default on each node over the default on a typical one. Times of the sweep are divided by this before "
+        "they are ranked; what a node does to other configs only stays in them. One node measures the final.",
+        "",
+        *table(("part", "node", "default dispatch", "default combine"), rows),
+    ]
+
+
 def _noise(results: Results) -> list[str]:
     """What shows whether the intervals can be trusted: the default against itself, repetitions that were off."""
     lines = [

@@ -128,10 +128,11 @@ def _compare_times(
 def _from_worst(results: Results) -> Iterator[str]:
     worst, optimal = results.choice.worst, results.choice.optimal
     if worst is not None and optimal is not None and not worst.same_configs(optimal):
+        mixed = f" The sweep ran on {results.num_nodes} nodes, the final on one." if results.num_nodes > 1 else ""
         yield (
             f"The worst pair takes {worst.round_trip_us:.0f} us per round trip: "
             f"{worst.round_trip_us / optimal.round_trip_us:.1f}x as long as the optimal config "
-            f"({optimal.round_trip_us:.0f} us)."
+            f"({optimal.round_trip_us:.0f} us).{mixed}"
         )
 
 

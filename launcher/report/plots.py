@@ -153,7 +153,8 @@ def _heatmaps(results: Results, op: Op) -> Figure | None:
         image = _heatmap(axes, panel_cells, across=names[0], up=names[1], norm=norm)
         axes.set_title(str(op) if value is None else f"{op}, {names[-1]} {value}")
     assert image is not None
-    figure.colorbar(image, ax=list(panels), label="median us")
+    mixed = f"; cells of {results.num_nodes} nodes" if results.num_nodes > 1 else ""
+    figure.colorbar(image, ax=list(panels), label=f"median us{mixed}")
     return figure
 
 

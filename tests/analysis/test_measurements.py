@@ -57,6 +57,14 @@ def test_a_slow_shard_is_judged_by_its_own_anchor() -> None:
     assert results.choice.optimal.shared == {"num_sms": 32}
     for result in (results.choice.optimal.dispatch, results.choice.optimal.combine):
         assert result.point.knobs["nvl_chunk"] == 8
+    assert [(level.shard, level.dispatch, level.combine) for level in results.levels] == [
+        (0, pytest.approx(0.8), pytest.approx(0.8)),
+        (1, pytest.approx(1.2), pytest.approx(1.2)),
+    ]
+    text = markdown_of(results)
+    assert "## Nodes" in text
+    assert "| 1.200x | 1.200x |" in text
+    assert "## Nodes" not in markdown_of(build(LINES))
 
 
 def results_in(results: Results) -> list[Measurement]:
