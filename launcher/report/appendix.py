@@ -9,6 +9,7 @@ from collections import Counter
 from bench.backends import BACKENDS
 from launcher.analysis.measurements import Failure
 from launcher.analysis.results import Results
+from launcher.analysis.scatter import scatter_of
 from launcher.config.plan import shard_name
 from launcher.report.report import Report
 from launcher.text import code, table, text
@@ -132,6 +133,16 @@ def _noise(results: Results) -> list[str]:
     if results.final_groups:
         off = "spread above 10 %, or more than 2 % from the config's other groups"
         lines.append(f"* Repetitions of the final that were off ({off}) and were measured again: {results.num_again}.")
+    scatter = scatter_of(results.measurements)
+    if scatter is not None:
+        runs = (
+            f", {scatter.same_gpus:.2%} between runs on the same GPUs, {scatter.other_gpus:.2%} on others (published)"
+        )
+        lines.append(
+            f"* Scatter of a config's time (standard deviation, median over {scatter.configs} configs of the final): "
+            f"{scatter.iterations:.2%} between iterations, {scatter.groups:.2%} between process groups"
+            f"{'' if results.plan.is_dry else runs}."
+        )
     num_unstable = sum(measurement.unstable for measurement in results.measurements)
     return [*lines, f"* Unstable points (spread still above 10 % after more samples): {num_unstable}."]
 

@@ -13,12 +13,13 @@ from bench.records import FailureKind, Op, Record, Role, Stage
 from launcher.analysis.choice import choose
 from launcher.analysis.control import control_of
 from launcher.analysis.pairs import buffer_bytes
+from launcher.analysis.scatter import scatter_of
 from launcher.config.plan import FINAL, Plan, Planned
 from launcher.store.table import in_measured_order, record_table
 from launcher.tuner import final, racing
 from launcher.tuner.racing import Arms
 from tests.builders import deepep_plan, failed, noisy, record, spec
-from tests.tuner.machine import Machine, choose_config, judge, make_plan
+from tests.tuner.machine import NOISE, REPETITION_NOISE, Machine, choose_config, judge, make_plan
 
 
 def test_the_default_candidates_and_the_best_of_the_library_s_tuner_always_reach_the_final() -> None:
@@ -136,6 +137,14 @@ def test_a_burst_that_was_measured_again_does_not_move_the_time_and_its_samples_
     thrice = [msgspec.structs.replace(one, sequence=10) for one in final_records(plan, {4: noisy(100.3)}, Role.AGAIN)]
     (measurement,), _ = judge(plan, [*records, *again, *thrice])
     assert measurement.by_round[4] == pytest.approx(100.3, rel=0.01)
+
+
+def test_the_scatter_of_a_final_is_that_of_its_iterations_and_of_its_groups() -> None:
+    plan = make_plan(sms=[20, 32, 48, 64], chunks=[4, 8, 12, 16])
+    scatter = scatter_of(judge(plan, Machine(plan).run())[0])
+    assert scatter is not None
+    assert scatter.iterations == pytest.approx(NOISE, rel=0.4)
+    assert scatter.groups > REPETITION_NOISE / 2
 
 
 def test_each_group_measures_the_default_once_more_as_its_control_and_the_two_agree() -> None:
