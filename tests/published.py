@@ -18,6 +18,8 @@ from tests.builders import ROOT
 
 PUBLISHED = ROOT / "outputs" / "published"
 REPORTS = ROOT / "outputs" / "reports"
+FORMAT_1 = ROOT / "tests" / "store" / "results_1" / "RESULTS_EP2.json"
+"""A file of results/1, as written for h200x2-ep2-bf16; of its measurements those of the final."""
 GOLDEN = "h200x4-ep4-deepseek_v3-bf16"
 """The one run with tracked reports: a changed wording shows here and rewrites no other run."""
 

@@ -143,7 +143,7 @@ def test_the_documented_example_finds_the_published_config_with_an_exact_match(t
     text = (ROOT / "docs" / "APPLY.md").read_text()
     (example,) = [part for part in re.findall("```python\n(.*?)```", text, re.DOTALL) if "load_tuned_config" in part]
     code = example.replace("/shared/deepep-library", str(LIBRARY))
-    configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 4, 1024, 6, 128), combine)")
+    configs = installed(tmp_path, code, "print(dispatch == deep_ep.Config(128, 4, 256, 6, 128), combine)")
     assert configs.splitlines()[0] == "exact"
     assert configs.splitlines()[1].startswith("True ")
 

@@ -13,9 +13,9 @@ from launcher.comparison import run as compared_runs
 from launcher.comparison.compare import Comparison, compare
 from launcher.comparison.run import ComparedRun
 from launcher.store import results_file
-from tests.published import PUBLISHED
+from tests.published import FORMAT_1
 
-REAL: dict[str, Any] = msgspec.json.decode((PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json").read_bytes())
+REAL: dict[str, Any] = msgspec.json.decode(FORMAT_1.read_bytes())
 BASE = REAL | {"measurements": [], "best_per_shared": [], "pareto": [], "overlapped": []}
 
 Document = dict[str, Any]

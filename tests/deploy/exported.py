@@ -15,9 +15,9 @@ from launcher.deploy import tuned
 from launcher.deploy.formats import EXPORTS
 from launcher.deploy.tuned import TunedResults
 from tests.builders import ROOT
-from tests.published import PUBLISHED
+from tests.published import FORMAT_1
 
-RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
+RESULTS = FORMAT_1
 STAND_INS = ROOT / "tests" / "stand_ins"
 TUNED = tuned.read(RESULTS)
 FILES = [one.file for one in EXPORTS.values()]

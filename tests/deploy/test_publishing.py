@@ -20,8 +20,8 @@ from launcher.errors import UserError
 from launcher.library import Entry, Key, load_tuned_config
 from launcher.store.results_file import SavedOverlap, SavedPair
 from tests.builders import ROOT, Command, Sweep, calling
-from tests.deploy.tuned_results import LIBRARY, LOOKUP, RESULTS, TUNED, changed, replace, routed
-from tests.published import Unpack
+from tests.deploy.tuned_results import LIBRARY, LOOKUP, TUNED, changed, replace, routed
+from tests.published import FORMAT_1, PUBLISHED, Unpack
 
 SCHEMA = msgspec.json.decode((ROOT / "docs" / "library.schema.json").read_bytes())
 
@@ -85,7 +85,7 @@ def best(folder: Path) -> tuple[float, float]:
 @pytest.mark.parametrize("folder", ["h200x2-ep2-bf16", "h200x2-ep2-fp8", "h200x4-ep4-qwen3_30b_a3b-fp8"])
 def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_path: Path) -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    (results,) = (RESULTS.parents[1] / folder).glob("RESULTS_EP*.json")
+    (results,) = (PUBLISHED / folder).glob("RESULTS_EP*.json")
     tuned_results = tuned.read(results)
     file, done = publishing.publish(tuned_results, tmp_path)
     assert done == dict.fromkeys(tuned_results.picks, "filed")
@@ -93,7 +93,7 @@ def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_
 
 
 def test_stdout_is_the_path_of_the_file_and_stderr_a_line_for_each_pick(run_module: Command, tmp_path: Path) -> None:
-    first, second = (run_module("launcher.publish", str(RESULTS), "--library", str(tmp_path / "a" / "b")) for _ in "12")
+    first, second = (run_module("launcher.publish", str(FORMAT_1), "--library", str(tmp_path / "a" / "b")) for _ in "12")
     assert (first.returncode, first.stderr) == (
         0,
         "fastest: filed\noverlapped: filed\ndefault_sms: filed\nknee: filed\n",

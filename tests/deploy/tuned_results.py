@@ -1,4 +1,4 @@
-"""The tuned results of a published run, variants of them, and their key in a library."""
+"""The tuned results of a run, variants of them, and their key in a library."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import msgspec
 
 from launcher.deploy import tuned
 from launcher.deploy.tuned import TunedResults
-from tests.published import PUBLISHED
+from tests.published import FORMAT_1, PUBLISHED
 
-RESULTS = PUBLISHED / "h200x2-ep2-bf16" / "RESULTS_EP2.json"
 LIBRARY = PUBLISHED / "library"
-TUNED = tuned.read(RESULTS)
+TUNED = tuned.read(FORMAT_1)
 DEEP_EP = "tokenspeed-deepep 1.2.1.post20251110"
 LOOKUP: dict[str, Any] = {
     "gpu": "NVIDIA H200",

@@ -15,7 +15,7 @@ from launcher.deploy import exporting, publishing, tuned
 from launcher.errors import UserError
 from launcher.store import results_file
 from launcher.store.results_file import SCHEMA, SavedLibraryComparison, SavedResults
-from tests.published import PUBLISHED, Unpack
+from tests.published import FORMAT_1, PUBLISHED, Unpack
 
 replace = msgspec.structs.replace
 NAME = Path("RESULTS_EP4.json")
@@ -41,11 +41,12 @@ def test_every_published_file_survives_decoding_and_encoding(run: str, published
 
 
 def test_a_file_of_format_1_gives_each_operation_all_of_its_knobs() -> None:
-    fastest = RESULTS.libraries[0].picks["fastest"]
+    results = results_file.read(FORMAT_1)
+    fastest = results.libraries[0].picks["fastest"]
     assert fastest.shared_knobs == {"num_sms": 128}
-    assert fastest.dispatch.knobs == {"num_sms": 128, "nvl_chunk": 4, "nvl_buffer": 1024}
-    assert fastest.combine.knobs == {"num_sms": 128, "nvl_chunk": 14, "nvl_buffer": 1024}
-    assert all(measurement.knobs for measurement in RESULTS.measurements if measurement.op != "compute")
+    assert fastest.dispatch.knobs == {"num_sms": 128, "nvl_chunk": 8, "nvl_buffer": 128}
+    assert fastest.combine.knobs == {"num_sms": 128, "nvl_chunk": 14, "nvl_buffer": 256}
+    assert all(measurement.knobs for measurement in results.measurements if measurement.op != "compute")
 
 
 def grown(value: Any) -> Any:

@@ -41,14 +41,13 @@ PROVENANCE: dict[str, str] = {
     'deep_ep': 'tokenspeed-deepep 1.2.1.post20251110',
     'measured': '2026-11-26T11:32:52Z',
     'command': 'deepep-sweep -m \'ep=\'"\'"\'4\'"\'"\'\' grid=full workload=deepseek_v3 workload.dtype=bf16 run=outputs/published/ep4-deepseek_v3-bf16 \'search.candidates=[[24,8,256]]\'',
-    'verdict': 'tuned: the optimal pair is faster than the default; default / fastest = 1.631, 95 % CI 1.628 to 1.634',
+    'verdict': 'tuned: the optimal pair is faster than the default; default / fastest = 1.629, 95 % CI 1.626 to 1.631',
     'pick': 'fastest',
-    'dispatch': '(num_sms, nvl_chunk, nvl_buffer) = (128, 4, 1024): median 496.48 us, 95 % CI 495.19 to 497.77',
-    'combine': '(num_sms, nvl_chunk, nvl_buffer) = (128, 14, 1024): median 512.57 us, 95 % CI 512.28 to 512.85',
-    'overlapped': "5603.5 us, 95 % CI 5539.0 to 5668.7, until it and one layer's GEMMs are done",
+    'dispatch': '(num_sms, nvl_chunk, nvl_buffer) = (128, 4, 256): median 497.17 us, 95 % CI 496.61 to 497.72',
+    'combine': '(num_sms, nvl_chunk, nvl_buffer) = (128, 6, 256): median 513.07 us, 95 % CI 512.14 to 514.01',
 }
 TUNED: dict[int, Configs] = {
-    4: {'dispatch': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 4, 'num_max_nvl_chunked_recv_tokens': 1024, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}, 'combine': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 14, 'num_max_nvl_chunked_recv_tokens': 1024, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}},
+    4: {'dispatch': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 4, 'num_max_nvl_chunked_recv_tokens': 256, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}, 'combine': {'num_sms': 128, 'num_max_nvl_chunked_send_tokens': 6, 'num_max_nvl_chunked_recv_tokens': 256, 'num_max_rdma_chunked_send_tokens': 6, 'num_max_rdma_chunked_recv_tokens': 128}},
 }
 
 

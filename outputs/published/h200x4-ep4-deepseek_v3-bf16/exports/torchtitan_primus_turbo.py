@@ -12,13 +12,12 @@
 # deepep-sweep, deep_ep: tokenspeed-deepep 1.2.1.post20251110
 # deepep-sweep, measured: 2026-11-26T11:32:52Z
 # deepep-sweep, command: deepep-sweep -m 'ep='"'"'4'"'"'' grid=full workload=deepseek_v3 workload.dtype=bf16 run=outputs/published/ep4-deepseek_v3-bf16 'search.candidates=[[24,8,256]]'
-# deepep-sweep, verdict: tuned: the optimal pair is faster than the default; default / fastest = 1.631, 95 % CI 1.628 to 1.634
+# deepep-sweep, verdict: tuned: the optimal pair is faster than the default; default / fastest = 1.629, 95 % CI 1.626 to 1.631
 # deepep-sweep, pick: fastest
-# deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 4, 1024): median 496.48 us, 95 % CI 495.19 to 497.77
-# deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 14, 1024): median 512.57 us, 95 % CI 512.28 to 512.85
-# deepep-sweep, overlapped: 5603.5 us, 95 % CI 5539.0 to 5668.7, until it and one layer's GEMMs are done
+# deepep-sweep, dispatch: (num_sms, nvl_chunk, nvl_buffer) = (128, 4, 256): median 497.17 us, 95 % CI 496.61 to 497.72
+# deepep-sweep, combine: (num_sms, nvl_chunk, nvl_buffer) = (128, 6, 256): median 513.07 us, 95 % CI 512.14 to 514.01
 from torchtitan.distributed.deepep.utils import PrimusTurboFlexTokenDispatcher
 
 PrimusTurboFlexTokenDispatcher.turbo_deepep_num_cus = 128
-PrimusTurboFlexTokenDispatcher.turbo_deepep_dispatch_tuned_config = (4, 1024, 6, 128)
-PrimusTurboFlexTokenDispatcher.turbo_deepep_combine_tuned_config = (14, 1024, 6, 128)
+PrimusTurboFlexTokenDispatcher.turbo_deepep_dispatch_tuned_config = (4, 256, 6, 128)
+PrimusTurboFlexTokenDispatcher.turbo_deepep_combine_tuned_config = (6, 256, 6, 128)
