@@ -93,7 +93,9 @@ def test_a_published_run_makes_a_file_of_the_documented_schema(folder: str, tmp_
 
 
 def test_stdout_is_the_path_of_the_file_and_stderr_a_line_for_each_pick(run_module: Command, tmp_path: Path) -> None:
-    first, second = (run_module("launcher.publish", str(FORMAT_1), "--library", str(tmp_path / "a" / "b")) for _ in "12")
+    first, second = (
+        run_module("launcher.publish", str(FORMAT_1), "--library", str(tmp_path / "a" / "b")) for _ in "12"
+    )
     assert (first.returncode, first.stderr) == (
         0,
         "fastest: filed\noverlapped: filed\ndefault_sms: filed\nknee: filed\n",

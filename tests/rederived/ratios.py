@@ -18,41 +18,27 @@ Ratio = tuple[float, float, float]
 """A ratio and the ends of its 95 % CI."""
 
 
-def logs_of(numerator: Times, denominator: Times) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def logs_of(numerator: Times, denominator: Times) -> r.Floats:
     """The logs of the ratios in each group or pass that measured both."""
     common = sorted(numerator.keys() & denominator.keys())
     return np.log([numerator[number] / denominator[number] for number in common])
 
 
 def ratio(numerator: Times, denominator: Times) -> Ratio:
-    """Paired over the groups, with Student's interval of the mean log."""
+    """Paired over the groups: the centre of the logs, and Student's interval about it."""
     logs = logs_of(numerator, denominator)
-    mean, half = logs.mean(), stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    return _about(r.centre(logs), logs)
 
 
-def slower_p(times: Times, reference: Times) -> float:
-    """The one-sided p-value of Student's paired test; the null hypothesis is that ``times`` are not slower."""
-    logs = logs_of(times, reference)
-    return float(stats.t.sf(logs.mean() * math.sqrt(len(logs)) / logs.std(ddof=1), len(logs) - 1))
+def mean_ratio(numerator: Times, denominator: Times) -> Ratio:
+    """Paired over passes: the geometric mean, with Student's interval."""
+    logs = logs_of(numerator, denominator)
+    return _about(float(logs.mean()), logs)
 
 
-def verdict(run: str) -> Ratio:
-    """Default / optimal: in each group the configs of the optimal pair are those that the other groups rank first."""
-    best = r.optimal(run)
-    held_out: Times = dict.fromkeys(best.round_trip, 0.0)
-    for op, knobs in (("dispatch", best.dispatch), ("combine", best.combine)):
-        rivals = {other: times for other, times in r.final(run, op).items() if dict(other)["num_sms"] == best.num_sms}
-        is_fastest = knobs == min(rivals, key=lambda other: r.us(rivals[other]))
-        for number in held_out:
-            picked = _without(rivals, number) if is_fastest else knobs
-            held_out[number] += rivals[picked][number]
-    return ratio(r.default(run).round_trip, held_out)
-
-
-def _without(times: dict[Knobs, Times], number: int) -> Knobs:
-    """The config that is the fastest in the other groups."""
-    return min(times, key=lambda knobs: r.us({other: t for other, t in times[knobs].items() if other != number}))
+def _about(middle: float, logs: r.Floats) -> Ratio:
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
 
 
 def compared(run: str, first: r.Pair, second: r.Pair) -> Ratio:
@@ -73,7 +59,7 @@ class Overlap(NamedTuple):
 
     @property
     def us(self) -> float:
-        return r.us(self.times)
+        return r.geometric_mean(self.times)
 
     @property
     def buffer(self) -> int:
@@ -88,7 +74,7 @@ def gemms_us(run: str) -> float:
 
 @functools.cache
 def passes(run: str, op: str = "overlapped", backend: str = "deepep", *, corrected: bool = True) -> list[Overlap]:
-    """Every overlapped pair, or whole layer: the medians of its passes, fewest SMs first.
+    """Every overlapped pair, or whole layer: the mean of each of its passes, fewest SMs first.
 
     Each is divided by how much longer than typical the isolated GEMMs directly before and after it took.
     """
@@ -101,7 +87,7 @@ def passes(run: str, op: str = "overlapped", backend: str = "deepep", *, correct
                 "compute",
             )  # the first runs on H200s have none
             level = math.sqrt(before.median_us * after.median_us) / gemms_us(run) if has_anchors else 1.0
-            times[record.knobs][record.round] = record.median_us / level
+            times[record.knobs][record.round] = float(np.mean(record.samples_us)) / level
     return sorted((Overlap(*each) for each in times.items()), key=lambda overlap: (overlap.num_sms, overlap.us))
 
 
@@ -109,19 +95,9 @@ def picked(overlaps: list[Overlap]) -> Overlap:
     """Of the fastest and those within 2 % that cannot be told from it, the one with the fewest SMs."""
     best = min(overlaps, key=lambda overlap: overlap.us)
     near = [overlap for overlap in overlaps if overlap is not best and overlap.us <= 1.02 * best.us]
-    slower = holm([slower_p(overlap.times, best.times) for overlap in near])
+    slower = r.holm([r.slower_p(overlap.times, best.times) for overlap in near])
     tied = [best, *(overlap for overlap, is_slower in zip(near, slower, strict=True) if not is_slower)]
     return min(tied, key=lambda overlap: (overlap.num_sms, overlap.buffer))
-
-
-def holm(p_values: list[float]) -> list[bool]:
-    """Which hypotheses Holm's procedure rejects at 5 %."""
-    rejected = [False] * len(p_values)
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        if p_values[index] > 0.05 / (len(p_values) - rank):
-            break
-        rejected[index] = True
-    return rejected
 
 
 @functools.cache
@@ -131,8 +107,18 @@ def may_be_best(run: str, backend: str = "deepep") -> list[Overlap]:
     return [
         one
         for one in overlaps
-        if not any(holm([slower_p(one.times, other.times) for other in overlaps if other is not one]))
+        if not any(r.holm([r.slower_p(one.times, other.times) for other in overlaps if other is not one]))
     ]
+
+
+def costs_at_most(run: str) -> float:
+    """How much longer the pick may take than any other overlapped pair, in per cent.
+
+    The highest end of the 95 % CIs of its time over that of each other.
+    """
+    overlaps = passes(run)
+    pick = picked(overlaps)
+    return 100 * (max(mean_ratio(pick.times, other.times)[2] for other in overlaps if other is not pick) - 1)
 
 
 def held_out(run: str, backend: str = "deepep") -> Times:
@@ -165,17 +151,6 @@ def _configs(overlap: Overlap) -> tuple[Knobs, Knobs]:
 def overlapped_us(run: str, num_sms: int, backend: str = "deepep") -> float:
     """The overlapped time of the best pair with this many SMs."""
     return overlap_of(run, r.pair_of(run, num_sms, backend)).us
-
-
-def ranges(run: str, overlaps: list[Overlap]) -> str:
-    """Their SMs in words, where "8 to 16" leaves none of the overlapped pairs out: "8 to 16, 32"."""
-    grid = sorted({overlap.num_sms for overlap in passes(run)})
-    chosen = {overlap.num_sms for overlap in overlaps}
-    parts: list[list[int]] = []
-    for before, num_sms in zip([0, *grid], grid, strict=False):
-        if num_sms in chosen:
-            parts = [*parts[:-1], [*parts[-1], num_sms]] if before in chosen else [*parts, [num_sms]]
-    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def key(run: str, overlap: Overlap) -> tuple[int, bool]:

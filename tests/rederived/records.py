@@ -33,6 +33,8 @@ EP2 = [
 ]
 LIBRARIES, SMALL_TOKENS = "h100x2-ep2-deepseek_v3-bf16-libraries", "h100x2-ep2-qwen3_30b_a3b-bf16-libraries"
 
+Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
+
 Times = dict[int, float]
 """Microseconds by process group of the final, or by overlapped pass."""
 
@@ -109,7 +111,17 @@ def json_of(run: str, name: str) -> dict[str, Any]:
 
 
 def us(times: Times) -> float:
-    """The geometric mean over the groups."""
+    """The Hodges-Lehmann centre over the groups."""
+    return math.exp(centre(np.log([*times.values()])))
+
+
+def centre(values: Floats) -> float:
+    """The median of the means of every two values, each with itself too."""
+    return median([float(one + other) / 2 for one, other in itertools.combinations_with_replacement(values, 2)])
+
+
+def geometric_mean(times: Times) -> float:
+    """Over passes."""
     return math.exp(math.fsum(map(math.log, times.values())) / len(times))
 
 
@@ -124,6 +136,7 @@ def final(run: str, op: str, backend: str = "deepep") -> dict[Knobs, Times]:
     samples: dict[Knobs, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records(run):
         if record.is_final and (record.backend, record.op) == (backend, op):
+            assert record.role not in ("again", "control"), "no published run has these yet"
             samples[record.knobs][record.round] += record.samples_us
     return {
         knobs: {number: median(values) for number, values in sorted(rounds.items())}
@@ -151,6 +164,11 @@ class Pair(NamedTuple):
     def of(self, op: str) -> Times:
         """The times of one operation: dispatch, dispatch_full or combine."""
         return final(self.run, op, self.backend)[self.combine if op == "combine" else self.dispatch]
+
+    @property
+    def buffer_mib(self) -> float:
+        """The buffer of a rank of DeepEP V1 that holds both configs, in MiB."""
+        return max(buffer_mib(self.run, knobs) for knobs in (self.dispatch, self.combine))
 
     @property
     def dispatch_us(self) -> float:
@@ -196,28 +214,41 @@ def shared_of(knobs: Knobs, backend: str) -> tuple[int, ...]:
 @functools.cache
 def pairs(run: str, backend: str = "deepep") -> list[Pair]:
     """The best pair for each value of the shared knobs, by the final; fewest SMs first."""
+    allowed = {op: _within_memory(run, op, backend) for op in ("dispatch", "combine")}
     found = []
-    for shared in sorted({shared_of(knobs, backend) for knobs in final(run, "dispatch", backend)}):
-        dispatches, combines = (_tied(run, op, backend, shared) for op in ("dispatch", "combine"))
+    for shared in sorted({shared_of(knobs, backend) for knobs in allowed["dispatch"]}):
+        dispatches, combines = (_as_fast(times, backend, shared) for times in allowed.values())
         candidates = [Pair(run, backend, one, other) for one, other in itertools.product(dispatches, combines)]
         if candidates:
             found.append(min(candidates, key=lambda pair: (pair.buffer, pair.round_trip_us)))
     return found
 
 
-def _tied(run: str, op: str, backend: str, shared: tuple[int, ...]) -> list[Knobs]:
-    """The fastest config, and those within 0.1 % of it that Student's paired test at 5 % does not find slower."""
-    times = {knobs: t for knobs, t in final(run, op, backend).items() if shared_of(knobs, backend) == shared}
-    if not times:
-        return []
-    best = min(times, key=lambda knobs: us(times[knobs]))
-    near = [knobs for knobs in times if knobs != best and us(times[knobs]) <= 1.001 * us(times[best])]
-    return [best, *(knobs for knobs in near if not _is_slower(times[knobs], times[best]))]
+def _within_memory(run: str, op: str, backend: str) -> dict[Knobs, Times]:
+    """The configs of the final whose buffer is at most 2047 MiB."""
+    return {knobs: times for knobs, times in final(run, op, backend).items() if fits(run, backend, knobs)}
 
 
-def _is_slower(times: Times, reference: Times) -> bool:
+def _as_fast(configs: dict[Knobs, Times], backend: str, shared: tuple[int, ...]) -> list[Knobs]:
+    """The fastest config with these shared knobs, and those within 0.3 % of it."""
+    times = {knobs: us(t) for knobs, t in configs.items() if shared_of(knobs, backend) == shared}
+    return [knobs for knobs, time_us in times.items() if time_us <= 1.003 * min(times.values())]
+
+
+def slower_p(times: Times, reference: Times) -> float:
+    """The one-sided p-value of Student's paired test; the null hypothesis is that ``times`` are not slower."""
     logs = np.log([times[number] / reference[number] for number in times.keys() & reference.keys()])
-    return float(stats.t.sf(logs.mean() * math.sqrt(len(logs)) / logs.std(ddof=1), len(logs) - 1)) <= 0.05
+    return float(stats.t.sf(logs.mean() * math.sqrt(len(logs)) / logs.std(ddof=1), len(logs) - 1))
+
+
+def holm(p_values: list[float]) -> list[bool]:
+    """Which hypotheses Holm's procedure rejects at 5 %."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        if p_values[index] > 0.05 / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
 
 
 def pair_of(run: str, num_sms: int, backend: str = "deepep") -> Pair:
@@ -230,11 +261,17 @@ def at_most(run: str, limit: int, backend: str = "deepep") -> Pair:
     return min((pair for pair in pairs(run, backend) if pair.num_sms <= limit), key=lambda pair: pair.round_trip_us)
 
 
+@functools.cache
 def optimal(run: str, backend: str = "deepep") -> Pair:
-    """The best pair of all; no other is so near that the tie would be broken by SMs."""
+    """Of the pairs within 0.3 % of the fastest and tied with it: the one with the fewest SMs, the smallest buffer."""
     best, *others = sorted(pairs(run, backend), key=lambda pair: pair.round_trip_us)
-    assert all(pair.round_trip_us > 1.001 * best.round_trip_us or pair.num_sms >= best.num_sms for pair in others)
-    return best
+    near = [pair for pair in others if pair.round_trip_us <= 1.005 * best.round_trip_us]
+    slower = holm([slower_p(pair.round_trip, best.round_trip) for pair in near])
+    tied = [best, *(pair for pair, is_slower in zip(near, slower, strict=True) if not is_slower)]
+    return min(
+        (pair for pair in tied if pair.round_trip_us <= 1.003 * best.round_trip_us),
+        key=lambda pair: (shared_of(pair.dispatch, backend), pair.buffer),
+    )
 
 
 def default(run: str, backend: str = "deepep") -> Pair:
@@ -268,15 +305,24 @@ def own_tuning(run: str) -> Pair:
 
 def knee(run: str) -> Pair:
     """The pair with the fewest SMs within 5 % of the fastest."""
-    limit_us = 1.05 * optimal(run).round_trip_us
+    limit_us = 1.05 * min(pair.round_trip_us for pair in pairs(run))
     return min((pair for pair in pairs(run) if pair.round_trip_us <= limit_us), key=lambda pair: pair.num_sms)
 
 
-def buffer_mib(pair: Pair, num_ranks: int) -> float:
-    """The buffer of a rank in MiB for 7168 BF16 elements, by DeepEP's ``Config.get_nvl_buffer_size_hint``."""
-    slot_bytes = 2 * 7168 + 8 + 128 * 8 + 2 * 128 * 4
-    sizes = [dict(knobs)["num_sms"] // 2 * num_ranks * (20 + knobs[-1][1] * slot_bytes) for knobs in pair[2:]]
-    return max(sizes) / 2**20
+def fits(run: str, backend: str, knobs: Knobs) -> bool:
+    """Whether the buffer is small enough for a pick; only that of DeepEP V1 depends on the config."""
+    return backend != "deepep" or buffer_mib(run, knobs) <= 2047
+
+
+def buffer_mib(run: str, knobs: Knobs) -> float:
+    """The buffer of a rank of DeepEP V1 in MiB, by its ``Config.get_nvl_buffer_size_hint``."""
+    num_ranks = 4 if "ep4" in run else 2
+    slot_bytes = 2 * hidden_of(run) + 8 + 128 * 8 + 2 * 128 * 4
+    return dict(knobs)["num_sms"] // 2 * num_ranks * (20 + dict(knobs)["nvl_buffer"] * slot_bytes) / 2**20
+
+
+def hidden_of(run: str) -> int:
+    return 2048 if "qwen3" in run else 7168
 
 
 def node(validation: str) -> dict[str, Any]:
@@ -284,16 +330,20 @@ def node(validation: str) -> dict[str, Any]:
     return json_of(validation, "nodes/vm/NODE.json")
 
 
-@functools.cache
 def wire_gb_per_s(run: str, op: str) -> float:
-    """GB/s of the optimal dispatch or combine: what the busiest rank sends to or receives from others over the time."""
+    """GB/s of the optimal dispatch or combine."""
+    return wire_of(run, op, us(optimal(run).of(op)))
+
+
+def wire_of(run: str, op: str, time_us: float) -> float:
+    """GB/s: what the busiest rank sends to or receives from others over the time."""
     tokens = np.array(next(line["tokens"] for line in lines(run) if line["type"] == "traffic"))
     crossing = tokens - np.diag(np.diag(tokens))
     (dtype,) = {record.dtype for record in records(run) if record.op == op}
-    hidden = 2048 if "qwen3" in run else 7168
+    hidden = hidden_of(run)
     token_bytes = 2 * hidden if dtype == "bf16" else hidden + 4 * hidden // 128
     busiest = max(crossing.sum(axis=0).max(), crossing.sum(axis=1).max())
-    return float(busiest * token_bytes / us(optimal(run).of(op)) / 1000)
+    return float(busiest * token_bytes / time_us / 1000)
 
 
 def rate(validation: str, test: str, per: str) -> float:

@@ -26,11 +26,15 @@ def points(run: str) -> dict[Cell, float]:
 
     In the search the median over the repetitions.
     """
-    scaled = repetitions(run)
-    found = {cell: median(values) for cell, values in scaled.items()}
+    found = swept(run)
     for op in _OPS:
         found |= {(op, knobs): r.us(times) for knobs, times in r.final(run, op).items()}
     return found
+
+
+def swept(run: str) -> dict[Cell, float]:
+    """The time of every dispatch and combine in us by the search alone."""
+    return {cell: median(values) for cell, values in repetitions(run).items()}
 
 
 @functools.cache
@@ -165,7 +169,7 @@ def optimal_labels(run: str) -> set[Cell]:
 
 def final_labels_of_report(run: str) -> set[Cell]:
     return {
-        (one["op"], _knobs(one))
+        (one["op"], knobs_of(one))
         for one in of_report(run)["measurements"]
         if one["stage"] == "final" and one["backend"] == "deepep" and one["op"] in (*_OPS, "dispatch_full")
     }
@@ -173,8 +177,8 @@ def final_labels_of_report(run: str) -> set[Cell]:
 
 def optimal_labels_of_report(run: str) -> set[Cell]:
     best = of_report(run)["optimal"]
-    return {(op, _knobs({"num_sms": best["num_sms"], **best[op]})) for op in _OPS}
+    return {(op, knobs_of({"num_sms": best["num_sms"], **best[op]})) for op in _OPS}
 
 
-def _knobs(saved: dict[str, Any]) -> Knobs:
+def knobs_of(saved: dict[str, Any]) -> Knobs:
     return tuple((name, saved[name]) for name in ("num_sms", "nvl_chunk", "nvl_buffer"))

@@ -7,6 +7,7 @@ import numpy as np
 from tests.rederived import ratios as q
 from tests.rederived import records as r
 from tests.rederived import sweeps as s
+from tests.rederived import verdicts as v
 from tests.rederived.claims.published_ep4 import ends, gain, knob
 from tests.rederived.claims.published_tables import num_points
 from tests.rederived.documents import PUBLISHED, Claim
@@ -18,26 +19,6 @@ _RACED = [run for run in EP2 if run not in _AHEAD]
 
 def _overlapped_ms(runs: list[str]) -> tuple[float, float]:
     return ends([overlap.us / 1000 for run in runs for overlap in q.passes(run)])
-
-
-def _fewest_sms() -> tuple[float, float]:
-    """The fewest SMs that may be the best, where both raced: no pair with more is ruled out."""
-    fewest = []
-    for run in _RACED:
-        chosen = {overlap.num_sms for overlap in q.may_be_best(run)}
-        assert chosen == {overlap.num_sms for overlap in q.passes(run) if overlap.num_sms >= min(chosen)}
-        fewest.append(min(chosen))
-    return ends(fewest)
-
-
-def _ruled_out() -> list[object]:
-    """The SMs of pairs that cannot be the best, where communication was ahead: in BF16 only."""
-    in_bf16, in_fp8 = (
-        {overlap.num_sms for overlap in q.passes(run)} - {overlap.num_sms for overlap in q.may_be_best(run)}
-        for run in _AHEAD
-    )
-    assert in_fp8 == set()
-    return [*in_bf16]
 
 
 def _slower_sms() -> list[object]:
@@ -77,7 +58,7 @@ CLAIMS = [
         PUBLISHED,
         "On H200s the best pair is {:.1f} to {:.1f} times as fast. Even with the default's 20 SMs, other chunks and "
         "buffers gain {:.0f} to {:.0f} %",
-        lambda: [*ends([q.verdict(run)[0] for run in _H200]), *ends([gain(run) for run in EP2])],
+        lambda: [*ends([v.verdict(run)[0] for run in _H200]), *ends([gain(run) for run in EP2])],
     ),
     Claim(
         PUBLISHED,
@@ -121,10 +102,13 @@ CLAIMS = [
     ),
     Claim(
         PUBLISHED,
-        "({:.1f} to {:.1f} ms here, ten times the communication), few pairs can be distinguished. Any pair from {} to "
-        "{} SMs upwards (depending on the run) may be the best. With communication ahead of the GEMMs any pair may "
-        "be, except {} SMs in BF16",
-        lambda: [*ends([q.gemms_us(run) / 1000 for run in EP2]), *_fewest_sms(), *_ruled_out()],
+        "({:.1f} to {:.1f} ms here, ten times the communication), few pairs can be distinguished: the picks have {} to "
+        "{} SMs, depending on the run, and each costs at most {:.0f} to {:.0f} %",
+        lambda: [
+            *ends([q.gemms_us(run) / 1000 for run in EP2]),
+            *ends([q.picked(q.passes(run)).num_sms for run in EP2]),
+            *ends([q.costs_at_most(run) for run in EP2]),
+        ],
     ),
     Claim(PUBLISHED, "*again* on H200s) pairs take {:.1f} to {:.1f} ms", lambda: _overlapped_ms(_AHEAD)),
     Claim(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.rederived import ratios as q
 from tests.rederived import records as r
 from tests.rederived import sweeps as s
+from tests.rederived import verdicts as v
 from tests.rederived.documents import PUBLISHED, Claim
 from tests.rederived.records import EP2, EP2_AGAIN, EP2_EXHAUSTIVE, EP2_H100, EP2_H200, EP4, LIBRARIES, SMALL_TOKENS
 
@@ -14,7 +14,7 @@ _LINK = "| [{0}]({0}/OPTIMAL_CONFIGS.md) | "
 
 
 def _sweep(run: str) -> list[object]:
-    return [r.optimal(run).round_trip_us, r.default(run).round_trip_us, *q.verdict(run)]
+    return [r.optimal(run).round_trip_us, r.default(run).round_trip_us, *v.verdict(run)]
 
 
 def _report(run: str) -> list[object]:
