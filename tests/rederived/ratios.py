@@ -80,13 +80,11 @@ def passes(run: str, op: str = "overlapped", backend: str = "deepep", *, correct
     """
     measured = [record for record in r.records(run) if record.is_final]
     times: dict[Knobs, Times] = defaultdict(dict)
-    for before, record, after in zip(measured, measured[1:], measured[2:], strict=False):
+    for before, record, after in zip([None, *measured], measured, [*measured[1:], None], strict=False):
         if (record.op, record.backend) == (op, backend):
-            has_anchors = corrected and (before.op, after.op) == (
-                "compute",
-                "compute",
-            )  # the first runs on H200s have none
-            level = math.sqrt(before.median_us * after.median_us) / gemms_us(run) if has_anchors else 1.0
+            level = 1.0  # the first runs on H200s have no GEMMs around a pair
+            if corrected and before and after and (before.op, after.op) == ("compute", "compute"):
+                level = math.sqrt(before.median_us * after.median_us) / gemms_us(run)
             times[record.knobs][record.round] = float(np.mean(record.samples_us)) / level
     return sorted((Overlap(*each) for each in times.items()), key=lambda overlap: (overlap.num_sms, overlap.us))
 
