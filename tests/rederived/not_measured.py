@@ -11,7 +11,7 @@ from tests.rederived.documents import METHODOLOGY, PUBLISHED, README
 _ADMIN = "docs/ADMIN.md"
 
 _CONFIDENCE = {
-    README: ["(95 % CI)", "the largest upper end of the 95 % CIs", "the 95 % CI of default / optimal"],
+    README: ["(95 % CI)", "the largest upper end of the 95 % CIs", "the 95 % CI of the default's time"],
     PUBLISHED: ["(95 % CI)"],
     "docs/APPLY.md": ["95 % CI does not overlap"],
     METHODOLOGY: [
