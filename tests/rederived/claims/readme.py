@@ -87,13 +87,10 @@ def _cannot_be_told_apart(ratio: q.Ratio) -> bool:
 
 
 def _overlapped() -> list[object]:
-    """How many times as fast DeepEP V2 is overlapped with GEMMs in the second run; in the first it is not."""
-    first, second = (
-        q.mean_ratio(q.held_out(run), q.held_out(run, "deepep_v2")) for run in (LIBRARIES, f"{LIBRARIES}-again")
-    )
-    assert _cannot_be_told_apart(first)
-    assert not _cannot_be_told_apart(second)
-    return [*second]
+    """Nothing: in both runs DeepEP V1 and V2 take the same time overlapped with GEMMs."""
+    for run in (LIBRARIES, f"{LIBRARIES}-again"):
+        assert _cannot_be_told_apart(q.mean_ratio(q.held_out(run), q.held_out(run, "deepep_v2")))
+    return []
 
 
 def _tuned_with_small_tokens() -> list[object]:
@@ -144,8 +141,7 @@ _LIBRARIES_TEXT = [
     Claim(README, "Untuned it is slower than both.", _untuned),
     Claim(
         README,
-        "the two cannot be told apart in this run; in a second one nine minutes later DeepEP V2 was {:.3f} times as "
-        "fast ({:.3f} to {:.3f})",
+        "the two cannot be told apart, neither in this run nor in a second one nine minutes later.",
         _overlapped,
     ),
     Claim(
