@@ -13,10 +13,11 @@ from launcher.deploy.formats import EXPORTS, SHIM
 from launcher.deploy.tuned import PICKS
 from tests.builders import Command, Sweep
 from tests.deploy.exported import FILES, RESULTS
+from tests.published import GOLDEN, PUBLISHED
 
 
 def test_stdout_is_the_paths_of_the_written_files(run_module: Command, tmp_path: Path) -> None:
-    shutil.copytree(RESULTS.parent, tmp_path / "run", ignore=shutil.ignore_patterns("shards"))
+    shutil.copytree(PUBLISHED / GOLDEN, tmp_path / "run", ignore=shutil.ignore_patterns("shards", "exports"))
     process = run_module("launcher.export", str(tmp_path / "run"))
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout.splitlines() == [str(tmp_path / "run" / "exports" / name) for name in FILES]
