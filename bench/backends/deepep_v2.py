@@ -3,7 +3,7 @@
 The rules come from its source (buffers/elastic.py, impls/*.cuh). Received rows are not expanded: each token once for
 each rank, as in V1. For such rows ``allow_multiple_reduction`` only decides where combine puts them in its buffer: on
 two H100s, with 16, 22, 64 and 128 SMs, its outputs were equal bit for bit and switching it off never made it faster.
-So it is no knob, and stays on.
+So it is not a knob, and stays on.
 """
 
 from __future__ import annotations
