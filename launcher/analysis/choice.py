@@ -8,7 +8,7 @@ from bench.backends import BACKENDS, LIBRARY_DEFAULT
 from bench.records import Op, Role
 from launcher.analysis.layers import Layer, layers_of
 from launcher.analysis.measurements import Measurement
-from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, may_be_best, overlaps_of
+from launcher.analysis.overlap import Overlap, best_overlap, held_out_overlap, overlaps_of
 from launcher.analysis.pairs import (
     TIE_COST,
     Ops,
@@ -35,7 +35,6 @@ class Choice(msgspec.Struct, frozen=True):
     """Every decision about one backend's pairs.
 
     ``default``: the pair that the library itself takes; ``defaults``: it and those that engines take, by name.
-    ``best_overlaps``: those of ``overlaps`` that may be the best, since no other pair significantly beats them.
     ``rival``: what the verdict compares the default with. ``overlap_held_out``: for each overlapped pass, the makespan
     of the pair that the *other* passes pick.
     """
@@ -50,7 +49,6 @@ class Choice(msgspec.Struct, frozen=True):
     best_per_shared: list[Pair]
     pareto: list[Pair]
     overlaps: list[Overlap]
-    best_overlaps: list[Overlap]
     overlap_held_out: dict[int, float]
     picks: dict[str, Pair]
     own_tuning: Pair | None
@@ -93,7 +91,6 @@ def choose(plan: Plan, measurements: list[Measurement]) -> Choice:
         best_per_shared=sorted(pairs, key=lambda pair: tuple(pair.shared.values())),
         pareto=_frontier(pairs),
         overlaps=overlaps,
-        best_overlaps=may_be_best(overlaps),
         overlap_held_out=held_out_overlap(overlaps),
         picks=_picks(optimal, default, pairs, overlaps),
         own_tuning=_own_tuning(plan, groups),

@@ -12,7 +12,7 @@ from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import HEAD_START_US, Dtype, Op, Point
 from bench.stats import ALPHA, MIN_GROUPS, Floats, Interval, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
-from launcher.analysis.pairs import Pair, are_slower
+from launcher.analysis.pairs import Pair
 from launcher.config.plan import Plan
 
 NEAR = 0.02
@@ -162,19 +162,6 @@ def best_overlap(overlaps: list[Overlap]) -> Overlap:
     best = min(overlaps, key=lambda overlap: overlap.makespan_us)
     near = [overlap for overlap in overlaps if overlap is not best and ratio_limit(overlap, best) <= 1 + NEAR]
     return min([best, *near], key=lambda overlap: overlap.pair.buffer_cost)
-
-
-def may_be_best(overlaps: list[Overlap]) -> list[Overlap]:
-    """The pairs that no other pair significantly beats; the truly best one is among them in 95 % of all runs.
-
-    Each is tested against every other one, paired over the passes, at 5 % for its tests together. So a race between
-    equals has no single winner [Hsu 1984, Annals of Statistics 12:1136].
-    """
-    return [
-        overlap
-        for overlap in overlaps
-        if True not in are_slower([(overlap.by_round, rival.by_round) for rival in overlaps if rival is not overlap])
-    ]
 
 
 def held_out_overlap(overlaps: list[Overlap]) -> dict[int, float]:

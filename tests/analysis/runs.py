@@ -184,7 +184,6 @@ def choice_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) ->
     return msgspec.structs.replace(
         build(LINES).choice,
         overlaps=overlaps,
-        best_overlaps=overlap.may_be_best(overlaps),
         overlap_held_out=overlap.held_out_overlap(overlaps),
         picks={"fastest": fastest, "overlapped": best.pair},
     )
