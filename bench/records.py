@@ -77,10 +77,11 @@ class Role(StrEnum):
 
 
 class Stage(StrEnum):
-    """Which step of a run measures: the search over the grid, or the final comparison of the best."""
+    """Which step of a run measures: the search over the grid, the final comparison of the best, or a repeat of that."""
 
     SWEEP = "sweep"
     FINAL = "final"
+    REPEAT = "repeat"
 
 
 class Point(msgspec.Struct, frozen=True):

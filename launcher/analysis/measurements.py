@@ -168,7 +168,7 @@ def _failed_keys(failed: Sequence[Record]) -> set[tuple[object, ...]]:
     return {
         record.point.key
         for record in failed
-        if record.point.op is not Op.COMPUTE and (record.stage is Stage.FINAL or record.role is not Role.ANCHOR)
+        if record.point.op is not Op.COMPUTE and (record.stage is not Stage.SWEEP or record.role is not Role.ANCHOR)
     }
 
 

@@ -153,6 +153,7 @@ def build(
     """The results of one environment's lines. ``unfinished``: a sentence for each attempt that did not finish."""
     table, lines = in_measured_order(records.table), records.others
     rows = table.rows
+    first = rows[rows["stage"] != STAGES.index(Stage.REPEAT)]
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = _tokens(plan, lines)
     measurements, failures = _evaluate(plan, table, tokens)
@@ -171,8 +172,8 @@ def build(
         missing=missing,
         unfinished=list(unfinished),
         final_groups=_final_groups(plan, table),
-        num_again=int(np.count_nonzero(rows["role"] == ROLES.index(Role.AGAIN))),
-        levels=levels_of(plan, table, hosts),
+        num_again=int(np.count_nonzero(first["role"] == ROLES.index(Role.AGAIN))),
+        levels=levels_of(plan, table._replace(rows=first), hosts),
         controls={name: control for name in plan.spec.backends if (control := control_of(plan.of(name), table))},
         num_uncorrected=num_uncorrected(rows),
         tokens=tokens,
@@ -182,7 +183,7 @@ def build(
         measurements=measurements,
         failures=failures,
         self_checks=_self_checks(lines),
-        rank_ratio=_rank_ratio(rows),
+        rank_ratio=_rank_ratio(first),
         flags=_flags(lines),
         damaged=damaged,
     )

@@ -60,6 +60,17 @@ def resolve(spec: Spec, *, local: bool, dry_run: bool = False) -> tuple[Spec, di
     return msgspec.structs.replace(spec, backend=names[0] if len(names) == 1 else names), left_out
 
 
+def kind_of_this_machine() -> str:
+    """The name of this machine's hardware file; that of the GPU where no file matches."""
+    inventory = gpus.inventory()
+    if not inventory:
+        return "cpu"
+    kinds = [
+        kind.name for kind in known_hardware() if kind.gpu_pattern and re.search(kind.gpu_pattern, inventory[0].name)
+    ]
+    return next(iter(kinds), inventory[0].name)
+
+
 def resolve_hardware(named: Hardware, *, local: bool) -> Hardware:
     """The named hardware, or that of this machine for ``auto``. UserError as in ``resolve``."""
     if named.name != "auto":

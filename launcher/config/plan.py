@@ -18,6 +18,9 @@ ANCHOR_EVERY = 25
 FINAL = -1
 """The final stage, where a shard's index is expected."""
 
+REPEAT_GROUPS = 2
+"""Process groups of a repeat, a short final that is appended to a run. Repeats are numbered from 1."""
+
 FINALISTS_PER_GROUP = 2
 """Configs that reach the final at most, for each operation and value of the shared knobs."""
 
@@ -62,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``anchors``: for each library, in the order of ``spec.backends``, a dispatch and a combine with its own default.
     ``cells``: everything else that is searched. ``baselines``: plain collectives. ``left_out``: libraries that
-    backend=all did not take, and why.
+    backend=all did not take, and why. ``repeats``: how many short finals follow the final; more may be added later.
     """
 
     spec: Spec
@@ -71,6 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
     cells: list[Planned]
     refused: list[Refused]
     left_out: dict[str, str] = {}
+    repeats: int = 0
 
     @property
     def id(self) -> str:
@@ -99,6 +103,7 @@ class Plan(msgspec.Struct, frozen=True):
             cells=[planned for planned in self.cells if planned.point.backend == backend],
             refused=[cell for cell in self.refused if cell.backend in ("", backend)],
             left_out=self.left_out,
+            repeats=self.repeats,
         )
 
     @property
@@ -156,14 +161,14 @@ class Plan(msgspec.Struct, frozen=True):
     def expected_s(self, index: int) -> float:
         """A rough forecast of a shard's wall time, from its bytes at 30 % of the link's peak (CPUs: 0.2 GB/s).
 
-        With the time for compiling its kernels; the final may run on a node that has none of them.
+        With the time for compiling its kernels; the final may run on a node that has none of them. Its repeats
+        run in its job, and their groups count as long as its own.
         """
         search, measure = self.spec.search, self.spec.measure
         if index == FINAL:
             points = 3 * FINALISTS_PER_GROUP * len(self.shared_values())
-            return self._compile_s(self.cells) + search.final_groups * (
-                _STARTUP_S + points * self._repetition_s(measure.iterations)
-            )
+            groups = search.final_groups + REPEAT_GROUPS * self.repeats
+            return self._compile_s(self.cells) + groups * (_STARTUP_S + points * self._repetition_s(measure.iterations))
         rounds = 2 if search.method == "racing" else search.rounds
         points = len(self.shard(index)) + len(self.baselines) + len(self.anchors)
         repetitions = rounds * points * (1 + 2 / ANCHOR_EVERY)
@@ -195,4 +200,11 @@ def point_id(spec: Spec, point: Point) -> str:
 
 def shard_name(index: int) -> str:
     """A shard's index in words."""
+    if index < FINAL:
+        return f"repeat {FINAL - index}"
     return "the final" if index == FINAL else f"shard {index}"
+
+
+def repeat_index(number: int) -> int:
+    """The index of a repeat, where a shard's is expected: below that of the final."""
+    return FINAL - number

@@ -44,7 +44,24 @@ def plan_sweep(spec: Spec, options: Options, *, local: bool) -> Plan:
     index = options.shard_index
     if index is not None and not 0 <= index < plan.spec.num_shards:
         raise UserError(f"shard.index must lie in 0..{plan.spec.num_shards - 1} (shard.count), got {index}")
-    return plan
+    if options.repeat is not None:
+        _check_repeat(plan, options)
+    return msgspec.structs.replace(plan, repeats=options.repeat or 0)
+
+
+def _check_repeat(plan: Plan, options: Options) -> None:
+    """UserError where no final is measured that could be repeated."""
+    if not plan.has_final:
+        why = "ranks share a GPU" if plan.spec.ep.share_gpus else "search.final_groups is 0"
+        raise UserError(
+            f"repeat={options.repeat} needs a final to repeat, and this sweep has none: {why}",
+            hint="start a sweep with search.final_groups=5, each rank on a GPU of its own",
+        )
+    if options.shard_index is not None:
+        raise UserError(
+            f"repeat={options.repeat} needs the final, which shard.index={options.shard_index} leaves out",
+            hint="repeat=N without shard.index, when all shards are measured",
+        )
 
 
 def _leave_out_empty_grids(spec: Spec) -> tuple[Spec, dict[str, str]]:

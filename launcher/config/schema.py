@@ -116,6 +116,7 @@ class SweepConf:
     backend: BackendConf = field(default_factory=BackendConf)
     shard: ShardConf = field(default_factory=ShardConf)
     seed: int = 1  # of the order of points
+    repeat: int | None = None  # short finals to append, which show how much runs scatter; budget_s does not count them
     run: str | None = None  # a run folder to complete, or the path of a new one
     outputs: str = "outputs"  # where new run folders are made
     dry_run: bool = False  # print the plan and stop
@@ -237,6 +238,7 @@ class Options(msgspec.Struct, frozen=True):
     allow_mixed: bool
     allow_other_code: bool
     shard_index: int | None
+    repeat: int | None = None
 
 
 @functools.cache
@@ -301,6 +303,11 @@ def _check_values(plain: dict[str, Any]) -> None:
         ) from None
     if dtype not in list(Dtype):
         raise UserError(f"workload.dtype must be one of {', '.join(Dtype)}, got {dtype}")
+    if plain["repeat"] is not None and plain["repeat"] < 1:
+        raise UserError(
+            f"repeat must be at least 1, got {plain['repeat']}",
+            hint="repeat=5 appends five short finals; leave it out to append none",
+        )
     for name, group in plain.items():
         for key, value in group.items() if isinstance(group, dict) else ():
             if isinstance(value, float) and not math.isfinite(value):

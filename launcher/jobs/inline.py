@@ -1,18 +1,20 @@
-"""A sweep in this process: one shard after the other, the final, the report."""
+"""A sweep in this process: one shard after the other, the final, its repeats, the report."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from bench.supervisor import StartError
-from launcher.config.plan import FINAL, Plan, shard_name
+from launcher.config.plan import FINAL, Plan, repeat_index, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
-from launcher.jobs.prepare import extend_budget
+from launcher.jobs.prepare import extend
 from launcher.report.writer import aggregate, report
 from launcher.store.attempts import begin_attempt
 from launcher.store.run_folder import RunFolder
-from launcher.tuner import final, shard
+from launcher.tuner import final, repeats, shard
 
 
 def execute(plan: Plan, folder: RunFolder, options: Options) -> int:
@@ -35,21 +37,40 @@ def measure(plan: Plan, folder: RunFolder, options: Options, *, quiet: bool = Fa
 
     Progress and reasons go to stderr, unless ``quiet``.
     """
-    extend_budget(plan, folder, quiet=quiet)
+    extend(plan, folder, quiet=quiet)
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
-    failures = [failure for index in indices if (failure := _attempt(folder, index, quiet=quiet))]
+    failures = [
+        failure
+        for index in indices
+        if (failure := _attempt(folder, index, partial(shard.run, folder, index, quiet=quiet), quiet=quiet))
+    ]
     if options.shard_index is None and plan.has_final and not failures:
-        final_failure = _attempt(folder, FINAL, quiet=quiet)
-        failures += [final_failure] if final_failure else []
+        failures += _measure_finals(folder, quiet=quiet)
     return failures
 
 
-def _attempt(folder: RunFolder, index: int, *, quiet: bool) -> str | None:
-    """One attempt at a shard, or at the final; the reason if its ranks cannot be started, also on stderr."""
+def _measure_finals(folder: RunFolder, *, quiet: bool) -> list[str]:
+    """The final, then its repeats if it is complete; the reason if the ranks of one cannot be started."""
+    failure = _attempt(folder, FINAL, partial(final.run, folder, quiet=quiet), quiet=quiet)
+    if failure or not folder.plan().repeats or not final.is_complete(folder):
+        return [failure] if failure else []
+    contestants = repeats.contestants(folder)
+    for number in repeats.missing(folder, contestants):
+        body = partial(repeats.run, folder, number, contestants, quiet=quiet)
+        failure = _attempt(folder, repeat_index(number), body, quiet=quiet)
+        if failure:
+            return [failure]
+    return []
+
+
+def _attempt(folder: RunFolder, index: int, body: Callable[[], bool], *, quiet: bool) -> str | None:
+    """One attempt at a shard, the final or a repeat; the reason if its ranks cannot be started, also on stderr.
+
+    ``body`` measures, and returns whether nothing is missing now.
+    """
     try:
         with begin_attempt(folder, index) as attempt:
-            is_complete = final.run(folder, quiet=quiet) if index == FINAL else shard.run(folder, index, quiet=quiet)
-            attempt.outcome = "complete" if is_complete else "spent"
+            attempt.outcome = "complete" if body() else "spent"
     except StartError as error:
         failure = f"{shard_name(index)}: {error}"
         if not quiet:

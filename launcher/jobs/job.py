@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench.records import Role
-from launcher.config.plan import FINAL, shard_name
+from launcher.config.plan import FINAL, repeat_index, shard_name
 from launcher.errors import ROOT
 from launcher.jobs import accounting
 from launcher.jobs.sbatch import CODE_VARIABLE, REQUEUE, TERMINATED
@@ -18,7 +18,7 @@ from launcher.report.writer import aggregate
 from launcher.store.attempts import Attempt, OpenAttempt, begin_attempt, read_shard_attempts
 from launcher.store.records_file import read_shard_records
 from launcher.store.run_folder import RunFolder
-from launcher.tuner import final, shard
+from launcher.tuner import final, repeats, shard
 from launcher.tuner.shard import Stop
 
 
@@ -30,12 +30,31 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     job at once.
     """
     _refuse_other_code()
-    folder = RunFolder.open(Path(path))
+    _attempt(RunFolder.open(Path(path)), index, _catch_signals(), requeue=requeue)
+
+
+def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+    """``run_shard`` for the final and, where it is complete, for its repeats."""
+    _refuse_other_code()
+    folder, stop = RunFolder.open(Path(path)), _catch_signals()
+    if not _attempt(folder, FINAL, stop, requeue=requeue) or not folder.plan().repeats:
+        return
+    for number in repeats.missing(folder, repeats.contestants(folder)):
+        _attempt(folder, repeat_index(number), stop, requeue=requeue)
+
+
+def _catch_signals() -> _Stop:
+    """What the signals of Slurm set from now on; see ``run_shard``."""
     stop = _Stop()
     signal.signal(signal.SIGUSR2, stop.after_point)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # the ranks inherit it: Slurm signals them too
     signal.signal(signal.SIGTERM, stop.at_once)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    return stop
+
+
+def _attempt(folder: RunFolder, index: int, stop: _Stop, *, requeue: bool) -> bool:
+    """One attempt at a shard, the final or a repeat; whether nothing is missing now. ``_requeue`` where time is up."""
     job_id = _job_id()
     num_before = _num_repetitions(folder, index)
     with begin_attempt(folder, index, job_id=job_id, num_gpus=_num_gpus()) as attempt:
@@ -46,11 +65,7 @@ def run_shard(path: str, index: int, requeue: bool = False) -> None:  # noqa: FB
     stop.attempt = None
     if attempt.outcome == "stopped":
         _requeue(folder, index, may_requeue=requeue and job_id is not None)
-
-
-def run_final(path: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
-    """``run_shard`` for the final."""
-    run_shard(path, FINAL, requeue)
+    return is_complete
 
 
 def run_aggregate(path: str, strict: bool = False, allow_mixed: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -72,6 +87,8 @@ def _refuse_other_code() -> None:
 def _measure(folder: RunFolder, index: int, job_id: str | None, stop: Stop) -> bool:
     if index == FINAL:
         return final.run(folder, job_id=job_id, stop=stop)
+    if index < FINAL:
+        return repeats.run(folder, FINAL - index, repeats.contestants(folder), job_id=job_id, stop=stop)
     return shard.run(folder, index, job_id=job_id, stop=stop)
 
 

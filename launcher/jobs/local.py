@@ -1,4 +1,4 @@
-"""A sweep as processes of this machine, one shard at a time: the jobs of Slurm without Slurm."""
+"""A sweep as processes of this machine, one shard or repeat at a time: the jobs of Slurm without Slurm."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import time
 
 from submitit.local import local as submitit_local
 
-from launcher.config.plan import FINAL, Plan, shard_name
+from launcher.config.plan import FINAL, Plan, repeat_index, shard_name
 from launcher.config.schema import Options
 from launcher.errors import FAILURE, OK
 from launcher.jobs.job import run_shard
-from launcher.jobs.prepare import extend_budget
+from launcher.jobs.prepare import extend
 from launcher.jobs.sbatch import code_environment
 from launcher.report.writer import report
 from launcher.store.attempts import read_attempts
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
-from launcher.tuner import shard
+from launcher.tuner import final, repeats, shard
 
 _POLL_S = 0.2
 _DAY_MIN = 24 * 60
@@ -27,12 +27,15 @@ _DAY_MIN = 24 * 60
 
 def run(plan: Plan, folder: RunFolder, options: Options) -> int:
     """Measures each shard that lacks points in a process of its own, then reports here; the exit status."""
-    extend_budget(plan, folder)
+    extend(plan, folder)
     snapshot_code(folder.code, renew=options.allow_other_code)
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
     incomplete = [index for index in indices if not shard.is_complete(plan, folder, index)]
     has_final = plan.has_final and options.shard_index is None
     succeeded = [_run_job(folder, index) for index in ([*incomplete, FINAL] if has_final else incomplete)]
+    if has_final and all(succeeded) and folder.plan().repeats and final.is_complete(folder):
+        missing = repeats.missing(folder, repeats.contestants(folder))
+        succeeded += [_run_job(folder, repeat_index(number)) for number in missing]
     status = report(folder, options)
     print(folder.report_file)
     return status if all(succeeded) or status != OK else FAILURE

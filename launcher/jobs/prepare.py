@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from bench.backends import BACKENDS
 from bench.records import Op
 from launcher.config.hardware import facts_of
-from launcher.config.plan import FINALISTS_PER_GROUP, NOT_A_MEASUREMENT, SHARED_GPUS, Plan
+from launcher.config.plan import FINALISTS_PER_GROUP, NOT_A_MEASUREMENT, REPEAT_GROUPS, SHARED_GPUS, Plan
 from launcher.config.schema import Options
 from launcher.errors import UserError
 from launcher.store.records_file import refuse_packed
-from launcher.store.revision import can_run_jobs, code_digest
+from launcher.store.revision import can_repeat, can_run_jobs, code_digest
 from launcher.store.run_folder import RunFolder
 from launcher.text import knobs_text
+from launcher.tuner import repeats
 
 _MAX_LINES = 20
 """Shards, and refused cells, that ``describe`` lists one by one."""
@@ -74,6 +77,11 @@ def _check_copy(folder: RunFolder, options: Options) -> None:
             hint=f"resume it with its own code: cd {run}/code && python -m launcher.resume {run}; "
             "allow_other_code=true completes it with this version",
         )
+    if options.repeat and not can_repeat(folder.code) and not options.allow_other_code:
+        raise UserError(
+            f"{folder.path} was begun by an earlier version, whose jobs measure no repeats",
+            hint="allow_other_code=true measures them with this version",
+        )
 
 
 def _check_code(folder: RunFolder, options: Options, *, quiet: bool) -> None:
@@ -96,14 +104,30 @@ def _allows_other_code(options: Options, *, quiet: bool) -> bool:
     return options.allow_other_code or options.allow_mixed
 
 
-def extend_budget(plan: Plan, folder: RunFolder, *, quiet: bool = False) -> None:
-    """Writes this command's budget into the folder, if it differs from the one that the run had; prints the change."""
-    before, now = folder.plan().spec.search.budget_s, plan.spec.search.budget_s
-    if now != before:
-        folder.write_plan(plan)
+def extend(plan: Plan, folder: RunFolder, *, quiet: bool = False) -> Plan:
+    """Writes this command's budget and repeats into the folder, if they differ from the run's; prints the change.
+
+    ``plan.repeats`` are to be measured by this command, planned ones without records among them. The plan of the run
+    from now on.
+    """
+    old = folder.plan()
+    new = msgspec.structs.replace(plan, repeats=_planned_repeats(folder, old, wanted=plan.repeats))
+    before, now = old.spec.search.budget_s, new.spec.search.budget_s
+    if (now, new.repeats) != (before, old.repeats):
+        folder.write_plan(new)
     if now != before and not quiet:
         texts = ["none" if budget_s is None else f"{budget_s:g} s" for budget_s in (before, now)]
         print(f"search.budget_s: {texts[0]} before, {texts[1]} from now on", file=sys.stderr)
+    if new.repeats != old.repeats and not quiet:
+        print(f"repeats of the final: {old.repeats} before, {new.repeats} from now on", file=sys.stderr)
+    return new
+
+
+def _planned_repeats(folder: RunFolder, plan: Plan, *, wanted: int) -> int:
+    if not wanted or not plan.repeats:
+        return wanted or plan.repeats
+    num_missing = len(repeats.missing(folder, repeats.contestants(folder)))
+    return max(plan.repeats, plan.repeats - num_missing + wanted)
 
 
 def print_caveats(plan: Plan) -> None:
@@ -131,6 +155,8 @@ def describe(plan: Plan) -> str:
     ]
     if spec.num_shards > _MAX_LINES:
         lines.append(f"... {spec.num_shards} shards in all")
+    if plan.repeats:
+        lines.append(f"repeats: {plan.repeats} short finals of {REPEAT_GROUPS} process groups after the final")
     lines += [line for name in spec.backends for line in _describe_library(plan.of(name))]
     return "\n".join([*lines, *_left_out(plan), *_describe_baselines(plan)])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.table import Table
 
-from launcher.config.plan import FINAL, Plan
+from launcher.config.plan import FINAL, Plan, repeat_index
 from launcher.jobs import slurm
 from launcher.jobs.slurm import JobState
 from launcher.store.attempts import read_attempts, read_shard_attempts
@@ -33,7 +33,10 @@ class StatusRow(msgspec.Struct, frozen=True):
 
 
 class RunStatus(msgspec.Struct, frozen=True):
-    """All rows, and the work that is left. ``time_left_s`` is None before the first point."""
+    """All rows, and the work that is left. ``time_left_s`` is None before the first point.
+
+    ``repeats``: the planned short finals after the final, of which ``repeats_done`` are complete.
+    """
 
     run: str
     rows: list[StatusRow]
@@ -45,6 +48,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     time_left_s: float | None
     jobs_alive: int
     slurm_silent: bool
+    repeats: int = 0
+    repeats_done: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -107,7 +112,15 @@ def run_status(folder: RunFolder, plan: Plan, ended: dict[str, JobState] | None 
         time_left_s=_time_left_s(folder, num_points=planned, num_done=done, num_running=num_running),
         jobs_alive=sum(not state.is_over for state in states.values()),
         slurm_silent=is_silent,
+        repeats=plan.repeats,
+        repeats_done=_num_repeats_done(folder, plan),
     )
+
+
+def _num_repeats_done(folder: RunFolder, plan: Plan) -> int:
+    """The repeats whose last attempt found nothing missing any more."""
+    attempts = [read_shard_attempts(folder, repeat_index(number)) for number in range(1, plan.repeats + 1)]
+    return sum(bool(each) and each[-1].outcome == "complete" for each in attempts)
 
 
 def _job_states(submissions: list[Submission]) -> tuple[dict[str, JobState], bool]:
@@ -193,5 +206,7 @@ def table(status: RunStatus) -> Table:
     if len(order) > _MAX_ROWS:
         rows.add_row("...", f"{len(order) - _MAX_ROWS} more", "", "", "", "")
     rows.add_row("final", status.final, "", "", "", "")
+    if status.repeats:
+        rows.add_row("repeats", f"{status.repeats_done} of {status.repeats} done", "", "", "", "")
     rows.add_row("aggregate", status.aggregate, "", "", "", "")
     return rows

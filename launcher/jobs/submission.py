@@ -23,12 +23,12 @@ from launcher.config.schema import Options, Spec, spec_from
 from launcher.errors import INTERRUPTED, OK, USAGE, UserError
 from launcher.jobs import local, sbatch, slurm, waiting, watch
 from launcher.jobs.job import run_aggregate, run_final, run_shard
-from launcher.jobs.prepare import describe, extend_budget, prepare, print_caveats
+from launcher.jobs.prepare import describe, extend, prepare, print_caveats
 from launcher.jobs.sbatch import JobRequest, code_setup
 from launcher.store.revision import snapshot_code
 from launcher.store.run_folder import RunFolder
 from launcher.store.submissions import Submission, add_submission, lock_submissions, read_submissions
-from launcher.tuner import final, shard
+from launcher.tuner import final, repeats, shard
 
 _TIME_FACTOR = 3
 _TIME_EXTRA_S = 600
@@ -142,13 +142,17 @@ def _print_next_commands(folder: RunFolder) -> None:
 
 
 def find_missing(plan: Plan, folder: RunFolder | None, options: Options) -> MissingWork:
-    """The shards and the final that lack records; all of them without a folder."""
+    """The shards and the final that lack records; all of them without a folder. The final's job runs its repeats."""
     indices = range(plan.spec.num_shards) if options.shard_index is None else [options.shard_index]
     shards = [index for index in indices if folder is None or not shard.is_complete(plan, folder, index)]
     size = slurm.query_max_array_size() if len(shards) > 1 else 1
     arrays = [shards[first : first + size] for first in range(0, len(shards), size)]
-    is_done = folder is not None and not shards and final.is_complete(folder)
+    is_done = folder is not None and not shards and final.is_complete(folder) and not _missing_repeats(folder)
     return MissingWork(arrays, plan.has_final and options.shard_index is None and not is_done)
+
+
+def _missing_repeats(folder: RunFolder) -> list[int]:
+    return repeats.missing(folder, repeats.contestants(folder)) if folder.plan().repeats else []
 
 
 def plan_jobs(
@@ -200,6 +204,7 @@ def format_scripts(plan: Plan, settings: SubmititConf, options: Options) -> str:
     path = Path(options.run) if options.run is not None else Path("RUN")
     folder, has_begun = RunFolder(path), (path / "run.json").is_file()
     missing = find_missing(plan, folder if has_begun else None, options)
+    missing = missing._replace(final=missing.final or plan.repeats > 0)
     titles: dict[str, list[str]] = {}
     before: list[str] = []
     for number, array in enumerate(plan_jobs(plan, folder, missing, settings, options), start=1):
@@ -236,7 +241,7 @@ def submit(plan: Plan, folder: RunFolder, settings: SubmititConf, options: Optio
     submissions: list[Submission] = []
     with lock_submissions(folder):
         _refuse_running(folder)
-        extend_budget(plan, folder)
+        plan = extend(plan, folder)
         snapshot_code(folder.code, renew=options.allow_other_code)
         missing = find_missing(plan, folder, options)
         try:

@@ -12,6 +12,7 @@ import msgspec
 from bench.backends import BACKENDS
 from bench.records import Point
 from launcher.analysis.results import Results
+from launcher.config.plan import shard_name
 from launcher.deploy.tuned import LIBRARY as EXPORTED
 from launcher.report import (
     columns,
@@ -193,7 +194,8 @@ def _rows(results: Results) -> Iterator[list[Cell]]:
             ", ".join(filter(None, [cell.role.value, *notes, *_other_knobs(cell.point, names)])),
         ]
     for failure in results.failures:
-        place = f"shard {failure.shard}" if failure.rank is None else f"shard {failure.shard}, rank {failure.rank}"
+        shard = shard_name(failure.shard)
+        place = shard if failure.rank is None else f"{shard}, rank {failure.rank}"
         note = f"{failure.kind} in {failure.phase} ({place}): {failure.message}"
         yield [*head.cells("failed", failure.point), *[None] * 7, None, note]
     for planned in results.missing:

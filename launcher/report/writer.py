@@ -20,7 +20,7 @@ from launcher.store.attempts import find_unfinished
 from launcher.store.files import write_atomic
 from launcher.store.records_file import read_records
 from launcher.store.run_folder import RunFolder
-from launcher.tuner import final, shard
+from launcher.tuner import final, repeats, shard
 
 
 class UnlikeEnvironmentsError(UserError):
@@ -55,8 +55,10 @@ def _write_all(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
         )
     accounting = read_accounting(folder)
     unfinished = [
-        sentence for index, sentence in find_unfinished(folder).items() if not _is_complete(plan, folder, index)
-    ]
+        sentence
+        for index, sentence in find_unfinished(folder).items()
+        if index >= FINAL and not _is_complete(plan, folder, index)
+    ] + _missing_repeats(plan, folder)
     parts = [
         results.build(plan, folder.manifest(), part, damaged, accounting=accounting, unfinished=unfinished)
         for part in results.split_by_environment(records)
@@ -79,6 +81,12 @@ def _write_all(folder: RunFolder, *, strict: bool, allow_mixed: bool, draw: bool
 def _is_complete(plan: Plan, folder: RunFolder, index: int) -> bool:
     """Whether all records are there, even if the last attempt was killed after them or was refused."""
     return final.is_complete(folder) if index == FINAL else shard.is_complete(plan, folder, index)
+
+
+def _missing_repeats(plan: Plan, folder: RunFolder) -> list[str]:
+    """A sentence where planned repeats lack records."""
+    missing = repeats.missing(folder, repeats.contestants(folder)) if plan.repeats else []
+    return [f"{len(missing)} of {plan.repeats} repeats of the final are incomplete."] if missing else []
 
 
 def _write_pages(folder: RunFolder, reports: list[Report]) -> None:

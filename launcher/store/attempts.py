@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.config.plan import FINAL, shard_name
+from launcher.config.plan import shard_name
 from launcher.store.files import read_json, write_atomic
 from launcher.store.run_folder import RunFolder
 
@@ -104,9 +104,8 @@ def read_shard_attempts(folder: RunFolder, index: int) -> list[Attempt]:
 
 
 def find_unfinished(folder: RunFolder) -> dict[int, str]:
-    """A sentence for each shard, and the final, whose last attempt is not complete."""
-    names = sorted({file.parent.name for file in folder.shards.glob("*/attempt-*.json")})
-    indices = [FINAL if name == "final" else int(name) for name in names]
+    """A sentence for each shard, the final and its repeats, whose last attempt is not complete."""
+    indices = folder.indices("attempt-*.json")
     last = {index: read_shard_attempts(folder, index)[-1].outcome for index in indices}
     return {
         index: f"{shard_name(index).capitalize()} {_ENDINGS.get(outcome, _ENDINGS[None])}."

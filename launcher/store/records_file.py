@@ -96,9 +96,9 @@ def read_shard_records(folder: RunFolder, index: int) -> list[Record]:
 
 
 def read_sweep_records(folder: RunFolder) -> list[Record]:
-    """The records of every shard except the final, without the damaged ones."""
+    """The records of every shard except the final and its repeats, without the damaged ones."""
     lines, _ = read_lines(folder)
-    return [line for line in lines if isinstance(line, Record) and line.shard != FINAL]
+    return [line for line in lines if isinstance(line, Record) and line.shard > FINAL]
 
 
 def read_progress(folder: RunFolder, index: int) -> Progress:

@@ -54,6 +54,11 @@ def can_run_jobs(code: Path) -> bool:
     return all((code / module).is_file() for module in _JOB_MODULES)
 
 
+def can_repeat(code: Path) -> bool:
+    """Whether a copy of the code can measure repeats of a final."""
+    return (code / "launcher" / "tuner" / "repeats.py").is_file()
+
+
 def snapshot_code(to: Path, *, renew: bool = False) -> None:
     """Copies the packages that a job needs: a node runs the code of the submission, whatever changes here later.
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench import records
-from launcher.config.plan import FINAL, FINALISTS_PER_GROUP, Plan
+from launcher.config.plan import FINAL, FINALISTS_PER_GROUP, Plan, repeat_index
 from launcher.errors import UserError, read_version
 from launcher.store.files import create_unique_folder, read_json, write_json
 from launcher.store.revision import Revision, read_revision
@@ -79,8 +79,15 @@ class RunFolder:
         return files[0]
 
     def shard(self, index: int) -> Path:
-        """The folder of one shard, or of the final."""
+        """The folder of one shard, of the final, or of one of its repeats."""
+        if index < FINAL:
+            return self.shards / f"repeat-{FINAL - index}"
         return self.shards / ("final" if index == FINAL else f"{index:04d}")
+
+    def indices(self, pattern: str) -> list[int]:
+        """The indices of the shards, final and repeats with a file of this pattern, in the order of their names."""
+        names = sorted({file.parent.name for file in self.shards.glob(f"*/{pattern}")})
+        return [_index_of(name) for name in names]
 
     def records_file(self, index: int) -> Path:
         """The lines of one shard."""
@@ -139,3 +146,10 @@ class RunFolder:
     def write_plan(self, plan: Plan) -> None:
         """Replaces plan.json."""
         write_json(self.plan_file, plan)
+
+
+def _index_of(name: str) -> int:
+    """The index of a folder in shards/."""
+    if name.startswith("repeat-"):
+        return repeat_index(int(name.removeprefix("repeat-")))
+    return FINAL if name == "final" else int(name)

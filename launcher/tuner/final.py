@@ -115,7 +115,7 @@ def _tasks(
                 return
             yield task
         for _ in range(MOST_AGAIN if number < num_groups else 0):
-            again = off(plan, records, number)
+            again = off(records, number, num_groups=num_groups)
             progress.expect(len(again), what=f"group {number + 1} of {num_groups}")
             for task in again:
                 if stop():
@@ -132,24 +132,24 @@ def _describe(number: int) -> str:
     return f"overlapped pairs that are not told apart yet, pass {number - passes.LAYER_PASSES + 1}"
 
 
-def off(plan: Plan, records: Sequence[Record], number: int) -> list[Task]:
+def off(records: Sequence[Record], number: int, *, num_groups: int) -> list[Task]:
     """The points of a group whose last repetition was off, each once more.
 
     Its samples scatter too much even after the extension, or its median is not where the other groups have it. The
-    default has three repetitions in each group and is never among them.
+    default has three repetitions in each group and is never among them. ``records``: of the final, or of one repeat.
     """
     medians: dict[str, dict[int, float]] = defaultdict(dict)
     last: dict[str, Record] = {}
     for record in records:
         is_anchor = record.role in (Role.ANCHOR, Role.CONTROL)
-        if is_anchor or record.round >= plan.spec.search.final_groups or not isinstance(record.outcome, Measured):
+        if is_anchor or record.round >= num_groups or not isinstance(record.outcome, Measured):
             continue
         medians[record.point.label][record.round] = statistics.median(record.outcome.samples_us)
         if record.round == number:
             last[record.point.label] = record
     failed = failed_labels(records)
     return [
-        Task(record.point, record.point_id, Role.AGAIN, Stage.FINAL, number)
+        Task(record.point, record.point_id, Role.AGAIN, record.stage, number)
         for label, record in last.items()
         if label not in failed and _is_off(record, medians[label], number)
     ]
@@ -169,23 +169,26 @@ def in_order(plan: Plan, points: list[Point], number: int) -> list[Task]:
     GEMMs heat the GPUs until they hit their power cap. Isolated GEMMs run before and after each pair: their time shows
     what the cap does at that moment.
     """
-    order = shuffle_points(points, lambda point: point, seed=f"{plan.spec.seed}/final/{number}")
-    return (_group if number < plan.spec.search.final_groups else _pass)(plan, order, number)
+    if number >= plan.spec.search.final_groups:
+        return _pass(plan, shuffle_points(points, lambda point: point, seed=f"{plan.spec.seed}/final/{number}"), number)
+    return group(plan, points, number)
 
 
-def _group(plan: Plan, order: list[Point], number: int) -> list[Task]:
-    """The anchors first, in the middle and last, and as references wherever ranks replace failed ones.
+def group(plan: Plan, points: list[Point], number: int, *, repeat: int | None = None) -> list[Task]:
+    """The tasks of one group of the final, or of a repeat, in its own order.
 
-    Each anchor is there once more as its own control, somewhere among the others.
+    The anchors first, in the middle and last, and as references wherever ranks replace failed ones. Each anchor is
+    there once more as its own control, somewhere among the others.
     """
-    anchors = [Task(anchor.point, anchor.id, Role.ANCHOR, Stage.FINAL, number) for anchor in plan.anchors]
+    place, stage = (f"{number}", Stage.FINAL) if repeat is None else (f"repeat {repeat}/{number}", Stage.REPEAT)
+    order = shuffle_points(points, lambda point: point, seed=f"{plan.spec.seed}/final/{place}")
+    anchors = [Task(anchor.point, anchor.id, Role.ANCHOR, stage, number) for anchor in plan.anchors]
     tasks = [
-        Task(point, point_id(plan.spec, point), Role.GRID, Stage.FINAL, number, references=tuple(anchors))
-        for point in order
+        Task(point, point_id(plan.spec, point), Role.GRID, stage, number, references=tuple(anchors)) for point in order
     ]
-    chance = random.Random(f"{plan.spec.seed}/control/{number}")  # noqa: S311
+    chance = random.Random(f"{plan.spec.seed}/control/{place}")  # noqa: S311
     for anchor in plan.anchors:
-        control = Task(anchor.point, anchor.id, Role.CONTROL, Stage.FINAL, number, references=tuple(anchors))
+        control = Task(anchor.point, anchor.id, Role.CONTROL, stage, number, references=tuple(anchors))
         tasks.insert(chance.randint(0, len(tasks)), control)
     half = len(tasks) // 2
     return anchors + tasks[:half] + anchors + tasks[half:] + anchors

@@ -79,7 +79,7 @@ def contestants(plan: Plan, arms: Arms, records: Sequence[Record] = ()) -> Sched
     gemms = [Point(libraries[0], Op.COMPUTE, Dtype.BF16, {})] if libraries else []
     overlapped = [point for name in libraries for point in _pairs(plan.of(name), finalists, arms)]
     points = plan.final_points(finalists)
-    times = _group_times(plan, points, records)
+    times = group_times(plan, points, records)
 
     def time_us(planned: Planned) -> float | None:
         return times.get(planned.point.label) if times else arms.time_us(planned)
@@ -138,7 +138,7 @@ def _fastest(plan: Plan, overlapped: Sequence[Point], records: Sequence[Record])
     return list(dict.fromkeys(tuple(split_pair(point)[0][name] for name in names) for point in ranking))[:_VARIED]
 
 
-def _group_times(plan: Plan, points: list[Point], records: Sequence[Record]) -> dict[str, float]:
+def group_times(plan: Plan, points: list[Point], records: Sequence[Record]) -> dict[str, float]:
     """The median over the groups of each point that never failed; empty until all groups are complete."""
     num_groups, failed = plan.spec.search.final_groups, failed_labels(records)
     logs: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))

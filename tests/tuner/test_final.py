@@ -108,18 +108,18 @@ def test_a_repetition_that_is_away_from_the_other_groups_is_measured_again_in_it
 ) -> None:
     plan = make_plan(sms=[20, 64], chunks=[8, 12])
     times = {0: noisy(100.0), 1: noisy(100.2), 2: last}
-    again = final.off(plan, final_records(plan, times), 2)
+    again = final.off(final_records(plan, times), 2, num_groups=plan.spec.search.final_groups)
     assert [(task.role, task.round) for task in again] == ([(Role.AGAIN, 2)] if is_off else [])
-    assert final.off(plan, final_records(plan, times), 1) == []
+    assert final.off(final_records(plan, times), 1, num_groups=plan.spec.search.final_groups) == []
     steady = final_records(plan, {2: noisy(100.1)}, Role.AGAIN)
-    assert final.off(plan, [*final_records(plan, times), *steady], 2) == []
+    assert final.off([*final_records(plan, times), *steady], 2, num_groups=plan.spec.search.final_groups) == []
 
 
 def test_a_repetition_whose_samples_scatter_is_measured_again_also_in_the_first_group() -> None:
     plan = make_plan(sms=[20, 64], chunks=[8, 12])
     burst = [100.0] * 10 + [160.0] * 20
-    assert len(final.off(plan, final_records(plan, {0: burst}), 0)) == 1
-    assert final.off(plan, final_records(plan, {0: noisy(100.0)}), 0) == []
+    assert len(final.off(final_records(plan, {0: burst}), 0, num_groups=plan.spec.search.final_groups)) == 1
+    assert final.off(final_records(plan, {0: noisy(100.0)}), 0, num_groups=plan.spec.search.final_groups) == []
 
 
 def test_a_burst_that_was_measured_again_does_not_move_the_time_and_its_samples_are_kept() -> None:
