@@ -6,6 +6,7 @@ the whole run adds to a config: where its memory lies, the clocks of that day, t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,35 +84,50 @@ def pooled(components: Floats) -> float:
     return float(np.sqrt(np.mean(np.square(components))))
 
 
-def widened(error: Floats, freedom: Floats, *, scatter: float) -> tuple[Floats, Floats]:
+def widened(
+    error: Floats, freedom: Floats, *, scatter: float, scatter_freedom: float = math.inf
+) -> tuple[Floats, Floats]:
     """The standard error of a log result as one of many runs, and its degrees of freedom.
 
     ``error``: within the run, with ``freedom`` degrees of freedom. ``scatter`` is taken as known
-    [Satterthwaite 1946, Biometrics 2:110].
+    unless it has degrees of freedom itself [Satterthwaite 1946, Biometrics 2:110].
     """
     total = np.hypot(error, scatter)
     share = np.divide(error, total, out=np.ones_like(total), where=total > 0)
-    return total, np.minimum(freedom / np.maximum(share, 1e-3) ** 4, _KNOWN)
+    total_freedom = np.minimum(freedom / np.maximum(share, 1e-3) ** 4, _KNOWN)
+    if math.isfinite(scatter_freedom):
+        of_scatter = np.divide(scatter, total, out=np.zeros_like(total), where=total > 0)
+        total_freedom = 1 / (1 / total_freedom + of_scatter**4 / scatter_freedom)
+    return total, total_freedom
 
 
-def another_run(value: float, *, error: float, freedom: float, scatter: float) -> Interval:
+def another_run(
+    value: float, *, error: float, freedom: float, scatter: float, scatter_freedom: float = math.inf
+) -> Interval:
     """The 95 % interval for what another run would report, in the unit of ``value``.
 
     ``value``: a time, or a ratio of times, of this run; ``error``: the standard error of its log, from ``freedom``
-    degrees of freedom (groups - 1); ``scatter``: a member of SAME_GPUS or OTHER_GPUS. A prediction interval: the other
-    run, as long as this one, has the same error and its own scatter, so the variance of the difference is
-    2 (error^2 + scatter^2).
+    degrees of freedom (groups - 1); ``scatter``: a member of SAME_GPUS or OTHER_GPUS, or what the run's own repeats
+    show, from ``scatter_freedom`` degrees. A prediction interval: the other run, as long as this one, has the same
+    error and its own scatter, so the variance of the difference is 2 (error^2 + scatter^2).
     """
-    total, total_freedom = widened(np.array([error]), np.array([freedom]), scatter=scatter)
+    total, total_freedom = widened(
+        np.array([error]), np.array([freedom]), scatter=scatter, scatter_freedom=scatter_freedom
+    )
     half = float(scipy_stats.t.ppf(1 - ALPHA / 2, total_freedom[0]) * np.sqrt(2) * total[0])
     return Interval(float(value * np.exp(-half)), float(value * np.exp(half)))
 
 
 def another_ratio(
-    numerator: Sequence[float] | Floats, denominator: Sequence[float] | Floats, *, scatter: float, robust: bool = True
+    numerator: Sequence[float] | Floats,
+    denominator: Sequence[float] | Floats,
+    *,
+    scatter: float,
+    scatter_freedom: float = math.inf,
+    robust: bool = True,
 ) -> Interval:
     """``another_run`` of ``bench.stats.paired_ratio``, by the scatter of the pairs; needs two of them."""
     logs = np.log(np.asarray(numerator, dtype=float) / np.asarray(denominator, dtype=float))
     error, freedom = float(logs.std(ddof=1) / np.sqrt(len(logs))), len(logs) - 1
     ratio = paired_ratio(numerator, denominator, robust=robust)
-    return another_run(ratio, error=error, freedom=freedom, scatter=scatter)
+    return another_run(ratio, error=error, freedom=freedom, scatter=scatter, scatter_freedom=scatter_freedom)

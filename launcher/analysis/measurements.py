@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from bench import workload as layout
 from bench.backends import PAIR_OPS, split_pair
-from bench.between import OTHER_GPUS, another_ratio
+from bench.between import another_ratio
+from bench.components import Estimate
 from bench.records import Dtype, Failed, FailureKind, Op, Point, Record, Role, Stage
 from bench.stats import (
     MIN_GROUPS,
@@ -26,6 +27,7 @@ from bench.stats import (
     paired_ratio_interval,
 )
 from launcher.analysis import power_cap
+from launcher.analysis.components import TimesByRun
 from launcher.analysis.repetitions import Repetition, gemms_by_place, times_by_place
 from launcher.config.plan import Plan
 from launcher.store.table import ROLES, STAGES, RecordTable, Rows
@@ -51,6 +53,7 @@ class Measurement(msgspec.Struct, frozen=True):
     ``by_round``: the median of each group of the final, or of each overlapped pass, in order. Where a repetition of the
     final was off and measured again, the later one counts, of three the median. A pass that was
     restarted in other processes has a key of its own: measurements with a common key shared their processes.
+    ``by_run``: in a run with repeats the times of the final and of these, by run and group.
     ``gemms_by_round``: when the overlapped GEMMs ended, likewise. GB/s: 10^9 bytes of the busiest rank in one
     direction, over the median; None where GEMMs are part of the time.
     """
@@ -71,13 +74,19 @@ class Measurement(msgspec.Struct, frozen=True):
     gemms_by_round: dict[int, float] = {}
     repetitions: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
     swept: float | None = None
+    by_run: TimesByRun = {}
 
 
-def another_time(by_group: Sequence[float]) -> Interval | None:
-    """The 95 % interval for the time that a run on other GPUs of the kind would report; None below MIN_GROUPS times."""
+def another_time(by_group: Sequence[float], elsewhere: Estimate) -> Interval | None:
+    """The 95 % interval for the time that a run on other GPUs of the kind would report; None below MIN_GROUPS times.
+
+    ``elsewhere``: what such a run adds to a log time.
+    """
     if len(by_group) < MIN_GROUPS:
         return None
-    return another_ratio(by_group, np.ones(len(by_group)), scatter=OTHER_GPUS.time)
+    return another_ratio(
+        by_group, np.ones(len(by_group)), scatter=elsewhere.deviation, scatter_freedom=elsewhere.freedom
+    )
 
 
 class Failure(msgspec.Struct, frozen=True):

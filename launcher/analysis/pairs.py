@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from bench.backends import BACKENDS, shared_knobs
+from bench.components import Estimate
 from bench.records import Op, Stage
 from bench.stats import ALPHA, MIN_GROUPS, Interval, holm, paired_ratio_interval, paired_slower_p
+from launcher.analysis.components import TimesByRun
 from launcher.analysis.measurements import Measurement, another_time
 from launcher.config.memory import facts_of_plan, is_too_large
 from launcher.config.plan import Plan
@@ -59,10 +61,9 @@ class Pair(msgspec.Struct, frozen=True):
             return None
         return paired_ratio_interval(sums, [1.0] * len(sums))
 
-    @property
-    def another_run_us(self) -> Interval | None:
-        """The 95 % interval for the round trip that a run on other GPUs of the kind would report."""
-        return another_time([sum(times) for times in _by_group(self.dispatch, self.combine).values()])
+    def another_run_us(self, elsewhere: Estimate) -> Interval | None:
+        """The 95 % interval for the round trip that a run on other GPUs of the kind would report; see another_time."""
+        return another_time([sum(times) for times in _by_group(self.dispatch, self.combine).values()], elsewhere)
 
     @property
     def score(self) -> float:
@@ -92,6 +93,18 @@ class Pair(msgspec.Struct, frozen=True):
         first, second = self.weights
         times = _by_group(*self.counted).items()
         return {number: first * dispatch + second * combine for number, (dispatch, combine) in times}
+
+    def by_run(self) -> TimesByRun:
+        """The objective in each group of the final and of its repeats that measured both; empty without repeats."""
+        first, second = self.weights
+        dispatch, combine = (config.by_run for config in self.counted)
+        return {
+            run: {
+                group: first * dispatch[run][group] + second * combine[run][group]
+                for group in sorted(dispatch[run].keys() & combine[run].keys())
+            }
+            for run in dispatch.keys() & combine.keys()
+        }
 
     def same_configs(self, other: Pair) -> bool:
         """Whether the other pair has the same two configs."""

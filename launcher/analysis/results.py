@@ -9,9 +9,12 @@ import msgspec
 import numpy as np
 
 from bench import workload as layout
+from bench.between import OTHER_GPUS
+from bench.components import Estimate
 from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from bench.workload import Volume
 from launcher.analysis.choice import Choice, choose
+from launcher.analysis.components import Components, components_of, times_by_run
 from launcher.analysis.control import Control, control_of
 from launcher.analysis.libraries import Comparison, compare_libraries
 from launcher.analysis.measurements import Failure, Measurement, evaluate
@@ -34,7 +37,7 @@ class Results(msgspec.Struct, frozen=True):
     those that each rank sends to each other [ranks, ranks].
     ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
     ``choices``: for each library, in the order of the plan. ``comparisons``: of its libraries with one another and with
-    the plain collectives.
+    the plain collectives. ``components``: how much the final and its repeats scatter; None without repeats.
     """
 
     plan: Plan
@@ -62,6 +65,7 @@ class Results(msgspec.Struct, frozen=True):
     rank_ratio: float | None
     flags: list[str]
     damaged: list[Damaged]
+    components: Components | None = None
 
     @property
     def choice(self) -> Choice:
@@ -78,6 +82,11 @@ class Results(msgspec.Struct, frozen=True):
             measurements=[each for each in self.measurements if each.point.backend in backends],
             failures=[failure for failure in self.failures if failure.point.backend == backend],
         )
+
+    @property
+    def elsewhere(self) -> Estimate:
+        """What a run on other GPUs of the kind adds to a log time, by this run's repeats or by published runs."""
+        return Estimate(OTHER_GPUS.time) if self.components is None else self.components.elsewhere
 
     @property
     def num_nodes(self) -> int:
@@ -157,6 +166,10 @@ def build(
     hosts = sorted((line for line in lines if isinstance(line, Host)), key=lambda host: (host.shard, host.started))
     tokens = _tokens(plan, lines)
     measurements, failures = _evaluate(plan, table, tokens)
+    components = components_of(table, hosts)
+    if components is not None and not plan.is_dry:  # how much runs scatter is known of GPUs only
+        by_run = times_by_run(table, hosts)
+        measurements = [msgspec.structs.replace(each, by_run=by_run.get(each.point.key, {})) for each in measurements]
     counts, missing = _count(plan, measurements, failures)
     choices = {name: choose(plan.of(name), measurements) for name in plan.spec.backends}
     baselines = [measurement for measurement in measurements if measurement.role is Role.BASELINE]
@@ -186,6 +199,7 @@ def build(
         rank_ratio=_rank_ratio(first),
         flags=_flags(lines),
         damaged=damaged,
+        components=components,
     )
 
 

@@ -16,6 +16,7 @@ from launcher.config.plan import shard_name
 from launcher.deploy.tuned import LIBRARY as EXPORTED
 from launcher.report import (
     columns,
+    components_table,
     effect,
     heading,
     layer_table,
@@ -81,6 +82,9 @@ def html(report: Report) -> str:
         without_result=library_verdict.without_result(results) if report.libraries else [],
         parts=[_part(part) for part in report.libraries.values() or [report]],
         layers=_layers(results) if report.has_times else PageTable((), []),
+        components=PageTable(components_table.COLUMNS, components_table.rows(results)),
+        components_title=components_table.TITLE,
+        components_note=components_table.explanation(results),
         layers_note=layer_table.explanation(results),
         table=_embed(table),
         knobs=knobs_text,

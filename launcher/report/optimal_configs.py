@@ -10,6 +10,7 @@ from launcher.report import (
     across,
     appendix,
     columns,
+    components_table,
     deployment,
     effect,
     findings,
@@ -31,7 +32,7 @@ _Sections = Sequence[Callable[[Report], list[str]]]
 def markdown(report: Report) -> str:
     """The whole report."""
     first = _several() if report.libraries else _one()
-    details = (appendix.points, appendix.failures, appendix.nodes, appendix.checks)
+    details = (appendix.points, appendix.failures, appendix.nodes, components_table.section, appendix.checks)
     without_times = (across.without_result, *details) if report.libraries else details
     body = (*first, *details, columns.section) if report.has_times else without_times
     end = (_files, appendix.provenance, summary.section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bench.backends import BACKENDS, shared_knobs
+from bench.components import Estimate
 from launcher.analysis.measurements import Measurement, another_time
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
@@ -43,7 +44,7 @@ def named_rows(results: Results) -> list[list[str]]:
     """Dispatch, combine and round trip of the optimal, the default and the worst pair; see ``COLUMNS``."""
     choice = results.choice
     named = (("optimal", choice.optimal), ("default", choice.default), ("worst", choice.worst))
-    rows = [row for name, pair in named if pair is not None for row in _pair_rows(name, pair)]
+    rows = [row for name, pair in named if pair is not None for row in _pair_rows(name, pair, results.elsewhere)]
     return [_without_scatter(row) for row in rows] if results.plan.is_dry else rows
 
 
@@ -52,23 +53,27 @@ def _without_scatter(row: list[str]) -> list[str]:
     return [*row[: COLUMNS.index(ANOTHER_RUN)], "", *row[COLUMNS.index(ANOTHER_RUN) + 1 :]]
 
 
-def _pair_rows(name: str, pair: Pair) -> list[list[str]]:
+def _pair_rows(name: str, pair: Pair, elsewhere: Estimate) -> list[list[str]]:
     rows = [
-        _row(f"{name} dispatch", pair.dispatch),
-        _row(f"{name} combine", pair.combine),
-        _sum_row(f"{name} round trip", pair),
+        _row(f"{name} dispatch", pair.dispatch, elsewhere),
+        _row(f"{name} combine", pair.combine, elsewhere),
+        _sum_row(f"{name} round trip", pair, elsewhere),
     ]
     if pair.full is None or pair.forward is None:
         return rows
-    return [*rows, _row(f"{name} full dispatch", pair.full), _sum_row(f"{name} forward pass", pair.forward)]
+    return [
+        *rows,
+        _row(f"{name} full dispatch", pair.full, elsewhere),
+        _sum_row(f"{name} forward pass", pair.forward, elsewhere),
+    ]
 
 
-def _sum_row(name: str, pair: Pair) -> list[str]:
-    ends = cells.interval(pair.round_trip_ci95_us), cells.interval(pair.another_run_us)
+def _sum_row(name: str, pair: Pair, elsewhere: Estimate) -> list[str]:
+    ends = cells.interval(pair.round_trip_ci95_us), cells.interval(pair.another_run_us(elsewhere))
     return [name, "", cells.time(pair.round_trip_us), *ends, "", "", "", ""]
 
 
-def _row(name: str, measurement: Measurement) -> list[str]:
+def _row(name: str, measurement: Measurement, elsewhere: Estimate) -> list[str]:
     peak = "n/a" if measurement.peak_fraction is None else f"{measurement.peak_fraction:.0%}"
     logical, wire = measurement.logical_gb_per_s or 0.0, measurement.wire_gb_per_s or 0.0
     return [
@@ -76,7 +81,7 @@ def _row(name: str, measurement: Measurement) -> list[str]:
         knobs_text(measurement.point.knobs),
         cells.time(measurement.median_us),
         cells.interval(measurement.ci95_us),
-        cells.interval(another_time(list(measurement.by_round.values()))),
+        cells.interval(another_time(list(measurement.by_round.values()), elsewhere)),
         f"{measurement.spread:.1%}" + (" unstable" if measurement.unstable else ""),
         f"{logical:.1f}",
         f"{wire:.1f}",
@@ -216,7 +221,7 @@ def baselines(report: Report) -> list[str]:
     if not results.plan.baselines:
         return ["## Plain collectives", "", "Not measured: NCCL does not allow several ranks on one GPU.", ""]
     rows = [
-        _row(f"NCCL {BACKENDS[baseline.point.backend].title}, {baseline.point.op}", baseline)
+        _row(f"NCCL {BACKENDS[baseline.point.backend].title}, {baseline.point.op}", baseline, results.elsewhere)
         for baseline in results.baselines
     ]
     rows = [_without_scatter(row) for row in rows] if results.plan.is_dry else rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.backends import BACKENDS
+from launcher.analysis.components import Components
 from launcher.analysis.control import Control
 from launcher.analysis.layers import Layer
 from launcher.analysis.libraries import Comparison
@@ -29,6 +30,7 @@ from launcher.store.results_file import (
     SavedVerdict,
     interval,
 )
+from launcher.store.saved_components import SavedComponent, SavedComponents
 from launcher.text import utc
 
 
@@ -67,7 +69,23 @@ def document(results: Results) -> SavedResults:
         rank_ratio=results.rank_ratio,
         flags=results.flags,
         damaged_lines=results.damaged,
+        components=None if results.components is None else _components(results.components),
     )
+
+
+def _components(components: Components) -> SavedComponents:
+    levels = [
+        SavedComponent(
+            level=level,
+            op=op,
+            deviation=None if each.deviation is None else round(each.deviation, 6),
+            ci95=None if each.interval is None else interval(each.interval, digits=6),
+            freedom=each.freedom,
+        )
+        for level, by_op in components.by_level.items()
+        for op, each in by_op.items()
+    ]
+    return SavedComponents(components.runs, components.machines, components.configs, levels)
 
 
 def _library(results: Results) -> SavedLibrary:

@@ -7,7 +7,6 @@ several named defaults. ``deepep-sweep/results/1`` (until November 2026): one li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -24,6 +23,7 @@ from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
 from launcher.store.revision import Revision
 from launcher.store.run_folder import RunFolder
+from launcher.store.saved_components import SavedComponents
 from launcher.store.versions import Version, read_schema, refuse_newer
 
 SCHEMA: Final = "deepep-sweep/results/2"
@@ -329,6 +329,7 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
     rank_ratio: float | None = None
     flags: list[str] = []
     damaged_lines: list[Damaged] = []
+    components: SavedComponents | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -371,13 +372,10 @@ def decode(file: Path, content: bytes) -> SavedResults:
         refuse_newer(str(file), content, known=SCHEMA)
         if read_schema(content)[1] == Version.parse(SCHEMA):
             return msgspec.json.decode(content, type=SavedResults)
-        return msgspec.convert(_upgrade(msgspec.json.decode(content, type=dict[str, Any])), SavedResults)
+        upgraded = results_v1.upgrade(msgspec.json.decode(content, type=dict[str, Any])) | {"schema": SCHEMA}
+        return msgspec.convert(upgraded, SavedResults)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not a RESULTS file: {error}", hint="python -m launcher.aggregate RUN") from None
-
-
-def _upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-    return results_v1.upgrade(document) | {"schema": SCHEMA}
 
 
 def _check_format(file: Path, content: bytes) -> None:

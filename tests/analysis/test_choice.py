@@ -58,7 +58,7 @@ def test_results_of_the_final_replace_those_of_the_sweep_that_chose() -> None:
     assert valid(results)["search"]["final_groups_measured"] == 5
     ends = results.choice.optimal.round_trip_ci95_us
     assert ends is not None
-    another = results.choice.optimal.another_run_us
+    another = results.choice.optimal.another_run_us(results.elsewhere)
     assert another is not None
     assert another.low < ends.low <= ends.high < another.high
     elsewhere = f"{another.low:.1f} to {another.high:.1f}"
