@@ -15,7 +15,7 @@ from bench.between import OTHER_GPUS, SAME_GPUS, other_machine
 from bench.components import UNKNOWN, Component, Estimate, Observed
 from bench.records import Host, Op, Role, Stage
 from bench.stats import log_median_errors
-from launcher.analysis.repetitions import Repetition, times_by_place
+from launcher.analysis.repetitions import Repetition, are_again, times_by_place
 from launcher.store.saved_components import Level
 from launcher.store.table import OPS, ROLES, STAGES, RecordTable, Rows
 
@@ -126,12 +126,12 @@ def _times(
     machines = {(host.shard, host.group): "+".join(sorted(host.gpu_uuids)) or host.hostname for host in hosts}
     repetitions: dict[tuple[object, ...], dict[Run, list[Repetition]]] = defaultdict(lambda: defaultdict(list))
     repeated = set()
-    rows = _isolated(table)
-    for row in rows[chosen(rows)]:
+    isolated = _isolated(table)
+    rows = isolated[chosen(isolated)]
+    for row, is_again in zip(rows, are_again(rows).tolist(), strict=True):
         point, shard, group = table.points[row["point"]], int(row["shard"]), int(row["group"])
         run = Run(shard, machines.get((shard, group), ""))
         place = int(row["round"]) * (1 << 20) + group
-        is_again = bool(row["role"] == ROLES.index(Role.AGAIN))
         repetitions[point.key][run].append(Repetition(place, table.samples_of(_one(row)), np.zeros(0), is_again))
         if row["stage"] == STAGES.index(Stage.REPEAT):
             repeated.add(point.key)

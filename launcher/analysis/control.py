@@ -7,6 +7,7 @@ import numpy as np
 
 from bench.records import Role, Stage
 from bench.stats import Interval, paired_ratio, paired_ratio_interval
+from launcher.analysis.repetitions import Repetition, are_again, times_by_place
 from launcher.config.plan import Plan
 from launcher.store.table import ROLES, STAGES, RecordTable
 
@@ -41,7 +42,10 @@ def _round_trips(plan: Plan, table: RecordTable, role: Role) -> dict[int, float]
     for anchor in plan.anchors:
         indices = [index for index, point in enumerate(table.points) if point.key == anchor.point.key]
         own = rows[is_ours & np.isin(rows["point"], indices)]
-        samples = {number: table.samples_of(own[own["round"] == number]) for number in np.unique(own["round"]).tolist()}
-        by_op.append({number: float(np.median(values)) for number, values in samples.items()})
+        repetitions = [
+            Repetition(int(row["round"]), table.samples_of(row[np.newaxis]), np.zeros(0), bool(is_again))
+            for row, is_again in zip(own, are_again(own), strict=True)
+        ]
+        by_op.append(times_by_place(repetitions, mean=False))
     common = set.intersection(*(set(medians) for medians in by_op)) if by_op else set()
     return {number: sum(medians[number] for medians in by_op) for number in common}

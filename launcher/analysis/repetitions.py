@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from bench.records import Role
 from bench.stats import Floats
+from launcher.store.table import ROLES, Rows
+
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Repetition(NamedTuple):
@@ -22,6 +27,20 @@ class Repetition(NamedTuple):
     samples_us: Floats
     gemms_us: Floats
     is_again: bool
+
+
+def are_again(rows: Rows) -> BoolArray:
+    """Which records measure once more what was off before them in the same group; of shape (rows,).
+
+    Those whose role says so, and the controls that their group has measured before.
+    """
+    seen: set[tuple[int, ...]] = set()
+    again: BoolArray = rows["role"] == ROLES.index(Role.AGAIN)
+    for index in np.flatnonzero(rows["role"] == ROLES.index(Role.CONTROL)).tolist():
+        place = tuple(int(rows[index][name]) for name in ("point", "shard", "group", "round"))
+        again[index] = place in seen
+        seen.add(place)
+    return again
 
 
 def times_by_place(repetitions: Sequence[Repetition], *, mean: bool) -> dict[int, float]:

@@ -20,6 +20,7 @@ from launcher.analysis.libraries import Comparison, compare_libraries
 from launcher.analysis.measurements import Failure, Measurement, evaluate
 from launcher.analysis.nodes import Level, levels_of
 from launcher.analysis.power_cap import num_uncorrected
+from launcher.analysis.repetitions import are_again
 from launcher.config.plan import Plan, Planned, shard_name
 from launcher.store.accounting import Accounting
 from launcher.store.records_file import Damaged
@@ -185,7 +186,7 @@ def build(
         missing=missing,
         unfinished=list(unfinished),
         final_groups=_final_groups(plan, table),
-        num_again=int(np.count_nonzero(first["role"] == ROLES.index(Role.AGAIN))),
+        num_again=int(np.count_nonzero(are_again(first))),
         levels=levels_of(plan, table._replace(rows=first), hosts),
         controls={name: control for name in plan.spec.backends if (control := control_of(plan.of(name), table))},
         num_uncorrected=num_uncorrected(rows),

@@ -136,22 +136,23 @@ def off(records: Sequence[Record], number: int, *, num_groups: int) -> list[Task
     """The points of a group whose last repetition was off, each once more.
 
     Its samples scatter too much even after the extension, or its median is not where the other groups have it. The
-    default has three repetitions in each group and is never among them. ``records``: of the final, or of one repeat.
+    default has three repetitions in each group and is never among them; its control is, like any other config, and
+    stays a control. ``records``: of the final, or of one repeat.
     """
-    medians: dict[str, dict[int, float]] = defaultdict(dict)
-    last: dict[str, Record] = {}
+    medians: dict[tuple[str, bool], dict[int, float]] = defaultdict(dict)
+    last: dict[tuple[str, bool], Record] = {}
     for record in records:
-        is_anchor = record.role in (Role.ANCHOR, Role.CONTROL)
-        if is_anchor or record.round >= num_groups or not isinstance(record.outcome, Measured):
+        if record.role is Role.ANCHOR or record.round >= num_groups or not isinstance(record.outcome, Measured):
             continue
-        medians[record.point.label][record.round] = statistics.median(record.outcome.samples_us)
+        contestant = record.point.label, record.role is Role.CONTROL
+        medians[contestant][record.round] = statistics.median(record.outcome.samples_us)
         if record.round == number:
-            last[record.point.label] = record
+            last[contestant] = record
     failed = failed_labels(records)
     return [
-        Task(record.point, record.point_id, Role.AGAIN, record.stage, number)
-        for label, record in last.items()
-        if label not in failed and _is_off(record, medians[label], number)
+        Task(record.point, record.point_id, Role.CONTROL if is_control else Role.AGAIN, record.stage, number)
+        for (label, is_control), record in last.items()
+        if label not in failed and _is_off(record, medians[label, is_control], number)
     ]
 
 

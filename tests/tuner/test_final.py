@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bench.backends import split_pair
-from bench.records import FailureKind, Op, Record, Role, Stage
+from bench.records import FailureKind, Measured, Op, Record, Role, Stage
 from launcher.analysis.choice import choose
 from launcher.analysis.control import control_of
 from launcher.analysis.pairs import buffer_bytes
@@ -158,6 +158,31 @@ def test_each_group_measures_the_default_once_more_as_its_control_and_the_two_ag
     assert control.groups == plan.spec.search.final_groups
     assert control.ratio == pytest.approx(1.0, abs=0.01)
     assert control.ci95.low < control.ratio < control.ci95.high
+
+
+def test_a_control_in_a_burst_is_measured_again_as_a_control_and_does_not_widen_its_interval() -> None:
+    plan = make_plan(sms=[20, 64], chunks=[8, 12])
+    records = [
+        one if (one.role, one.round) != (Role.CONTROL, 2) else msgspec.structs.replace(one, outcome=burst(one))
+        for one in Machine(plan).run()
+    ]
+    num_groups = plan.spec.search.final_groups
+    again = [task for task in final.off(records, 2, num_groups=num_groups) if task.role is Role.CONTROL]
+    assert sorted(task.point.label for task in again) == sorted(anchor.point.label for anchor in plan.anchors)
+    moved = control_of(plan, in_measured_order(record_table(records)))
+    quiet = [one for one in Machine(plan).run() if (one.role, one.round) == (Role.CONTROL, 2)]
+    control = control_of(plan, in_measured_order(record_table([*records, *quiet])))
+    assert moved is not None
+    assert control is not None
+    assert moved.ci95.high > 1.1
+    assert control.ci95.high < 1.02
+
+
+def burst(record: Record) -> Measured:
+    """The same, every sample half as slow again."""
+    assert isinstance(record.outcome, Measured)
+    samples = [1.5 * sample for sample in record.outcome.samples_us]
+    return msgspec.structs.replace(record.outcome, samples_us=samples)
 
 
 def test_the_full_dispatch_is_measured_in_every_group_of_the_final_for_every_finalist_and_the_default() -> None:
