@@ -11,7 +11,8 @@ from bench.backends.deepep import config_arguments
 from bench.workload import Workload
 from launcher.errors import UserError
 from launcher.store import results_file
-from launcher.store.results_file import SavedLibrary, SavedOverlap, SavedPair, SavedResults, SavedVerdict
+from launcher.store.results_file import SavedLibrary, SavedPair, SavedResults, SavedVerdict
+from launcher.store.saved_passes import SavedOverlap
 
 PICKS = ("fastest", "overlapped", "default_sms", "knee")
 

@@ -18,12 +18,10 @@ from launcher.store.results_file import (
     SavedControl,
     SavedFailure,
     SavedHardware,
-    SavedLayer,
     SavedLibrary,
     SavedLibraryComparison,
     SavedMeasurement,
     SavedOperation,
-    SavedOverlap,
     SavedPair,
     SavedResults,
     SavedSearch,
@@ -31,6 +29,7 @@ from launcher.store.results_file import (
     interval,
 )
 from launcher.store.saved_components import SavedComponent, SavedComponents
+from launcher.store.saved_passes import SavedLayer, SavedOverlap
 from launcher.text import utc
 
 

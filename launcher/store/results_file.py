@@ -24,12 +24,11 @@ from launcher.store.records_file import Damaged
 from launcher.store.revision import Revision
 from launcher.store.run_folder import RunFolder
 from launcher.store.saved_components import SavedComponents
+from launcher.store.saved_passes import Knobs, Positive, SavedLayer, SavedOverlap
 from launcher.store.versions import Version, read_schema, refuse_newer
 
 SCHEMA: Final = "deepep-sweep/results/2"
-Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Knobs = dict[str, int]
 
 
 class SavedHardware(msgspec.Struct, frozen=True):
@@ -185,43 +184,6 @@ class SavedVerdict(msgspec.Struct, frozen=True):
     forward: float | None = None
     forward_ci95: tuple[float, float] | None = None
     another_run: tuple[float, float] | None = None
-
-
-class SavedOverlap(msgspec.Struct, frozen=True):
-    """A pair overlapped with one layer's expert GEMMs. ``dispatch`` and ``combine`` are all knobs of each.
-
-    ``makespan_us``: until both are done. ``compute_us``: until the GEMMs are; ``compute_isolated_us``: without
-    communication; ``gemm_slowdown`` is the ratio of the two. ``serial_us``: GEMMs and round trip, each isolated.
-    """
-
-    shared_knobs: Knobs
-    dispatch: Knobs
-    combine: Knobs
-    makespan_us: Positive
-    ci95_us: tuple[float, float]
-    compute_us: float
-    compute_isolated_us: float
-    gemm_slowdown: float
-    gemm_slowdown_ci95: tuple[float, float] | None
-    serial_us: float
-    compute_to_communication: float
-
-    def is_of(self, pair: SavedPair) -> bool:
-        """Whether it ran just these two configs."""
-        return (self.dispatch, self.combine) == (pair.dispatch.knobs, pair.combine.knobs)
-
-
-class SavedLayer(msgspec.Struct, frozen=True):
-    """A layer with one pair of configs: a full dispatch, the expert GEMMs of the received tokens and a combine.
-
-    ``training``: with the operations of its backward pass. ``dispatch`` and ``combine`` are all knobs of each.
-    """
-
-    dispatch: Knobs
-    combine: Knobs
-    training: bool
-    median_us: Positive
-    ci95_us: tuple[float, float]
 
 
 class SavedLibrary(msgspec.Struct, frozen=True):

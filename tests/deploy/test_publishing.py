@@ -18,7 +18,8 @@ from launcher.deploy import publishing, tuned
 from launcher.deploy.tuned import TunedResults
 from launcher.errors import UserError
 from launcher.library import Entry, Key, load_tuned_config
-from launcher.store.results_file import SavedOverlap, SavedPair
+from launcher.store.results_file import SavedPair
+from launcher.store.saved_passes import SavedOverlap
 from tests.builders import ROOT, Command, Sweep, calling
 from tests.deploy.tuned_results import LIBRARY, LOOKUP, TUNED, changed, replace, routed
 from tests.published import FORMAT_1, PUBLISHED, Unpack
