@@ -138,6 +138,10 @@ class Group:
         """Every rank's results of the edge routings and readings of an empty operation."""
         return self._request(request, protocol.SelfTested, deadline_s=deadline_s, phase="self_test")
 
+    def align(self, request: protocol.Align, *, deadline_s: float) -> list[protocol.Aligned]:
+        """Every rank's times of the signals that show how far apart the ranks start."""
+        return self._request(request, protocol.Aligned, deadline_s=deadline_s, phase="align")
+
     def move(self, request: protocol.Copy | protocol.Exchange, *, deadline_s: float) -> list[protocol.Moved]:
         """Every rank's samples of a copy or an exchange."""
         return self._request(request, protocol.Moved, deadline_s=deadline_s, phase=request.label)

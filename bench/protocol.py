@@ -49,6 +49,13 @@ class SelfTest(msgspec.Struct, frozen=True, tag="self_test", tag_field="request"
     iterations: int
 
 
+class Align(msgspec.Struct, frozen=True, tag="align", tag_field="request"):
+    """Send signals between rank 0 and each other rank, in both directions; see bench.records.Alignment."""
+
+    warmup: int
+    iterations: int
+
+
 class Warm(msgspec.Struct, frozen=True, tag="warm", tag_field="request"):
     """Run the point once on one token from each rank, unchecked: its kernels are compiled then."""
 
@@ -101,7 +108,7 @@ class Exchange(msgspec.Struct, frozen=True, tag="exchange", tag_field="request")
         return f"exchange/{self.num_bytes}"
 
 
-Request = Setup | SelfTest | Warm | Check | Time | Copy | Exchange
+Request = Setup | SelfTest | Align | Warm | Check | Time | Copy | Exchange
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="response"):
@@ -117,6 +124,12 @@ class SelfTested(msgspec.Struct, frozen=True, tag="self_tested", tag_field="resp
 
     edge_routings: dict[str, str]
     empty_us: list[float]
+
+
+class Aligned(msgspec.Struct, frozen=True, tag="aligned", tag_field="response"):
+    """This rank's times of each operation, one for each iteration: signals from rank 0, then those from each other."""
+
+    samples_us: list[list[float]]
 
 
 class Warmed(msgspec.Struct, frozen=True, tag="warmed", tag_field="response"):
@@ -162,4 +175,4 @@ class Raised(msgspec.Struct, frozen=True, tag="raised", tag_field="response"):
     traceback: str
 
 
-Response = Ready | SelfTested | Warmed | Checked | Timed | Moved | Raised
+Response = Ready | SelfTested | Aligned | Warmed | Checked | Timed | Moved | Raised

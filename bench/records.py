@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the record lines; docs/RECORDS.md has its history. A reader refuses newer versions by name."""
 
 
@@ -240,6 +240,22 @@ class SelfCheck(msgspec.Struct, frozen=True, tag="self_check", tag_field="type")
     v: int = FORMAT_VERSION
 
 
+class Alignment(msgspec.Struct, frozen=True, tag="alignment", tag_field="type"):
+    """How far apart the ranks of a process group start: signals between the first rank and each other one.
+
+    Microseconds from the receiver's start to the arrival of a signal that the sender sends a fixed time after its own
+    start, one for each iteration. ``from_first_us[r - 1]``: from rank 0 to rank r, to all in the same iteration;
+    ``to_first_us[r - 1]``: back. ``failure``: why there are none, else empty.
+    """
+
+    from_first_us: list[list[float]]
+    to_first_us: list[list[float]]
+    group: int
+    shard: int = 0
+    failure: str = ""
+    v: int = FORMAT_VERSION
+
+
 class GpuState(msgspec.Struct, frozen=True):
     """One GPU at one moment; None for what NVML does not know. ``throttle``: why its clock is low, except idling."""
 
@@ -261,7 +277,7 @@ class Telemetry(msgspec.Struct, frozen=True, tag="telemetry", tag_field="type"):
     v: int = FORMAT_VERSION
 
 
-Line = Record | Environment | Host | Traffic | SelfCheck | Telemetry
+Line = Record | Environment | Host | Traffic | SelfCheck | Alignment | Telemetry
 """Every type of line in a records file."""
 
 _encoder = msgspec.json.Encoder()

@@ -17,6 +17,7 @@ from bench.deadlines import Deadlines
 from bench.group import Group, RankError
 from bench.nvml import gpus as nvml
 from bench.records import (
+    Alignment,
     Environment,
     Failed,
     FailureKind,
@@ -38,6 +39,8 @@ _MAX_STARTS_WITHOUT_RESULT = 5
 """The self test, both operations of the default and the reference of a point may each fail for a reason of its own."""
 
 _SELF_TEST_ITERATIONS = 10
+
+_SIGNALS = protocol.Align(warmup=3, iterations=20)
 
 
 class Effort(msgspec.Struct, frozen=True):
@@ -115,6 +118,7 @@ class Supervisor:
         self._environment = ""
         self._failed_point: Point | None = None
         self._traffic_written = False
+        self._can_align = spec.num_ranks > 1 and not spec.shared_gpus
 
     def run(self, tasks: Iterable[Task]) -> Iterable[Record]:
         """Measures each task and yields its record, which the sink already has. Ends early when the budget is spent.
@@ -252,6 +256,8 @@ class Supervisor:
             )
         )
         self._compile_s = 0.0
+        if self._can_align:
+            self._align(self._group)
         while self._untested and self._group is not None:
             backend = next(iter(self._untested))
             self._self_test(self._group, self._untested.pop(backend))
@@ -274,6 +280,23 @@ class Supervisor:
         }
         empty_us = np.array([rank.empty_us for rank in responses]).max(axis=0)
         self._sink(SelfCheck(rounded(empty_us), routings, self._group_number, self._shard, backend))
+
+    def _align(self, group: Group) -> None:
+        """How far apart the ranks start. Ranks that fail at this are ended, and it is not tried again in this shard."""
+        try:
+            responses = group.align(_SIGNALS, deadline_s=self._deadlines.startup_s)
+        except RankError as failure:
+            if self._deadlines.is_budget_spent:
+                raise _BudgetSpentError from None
+            self._can_align = False
+            text = f"{failure.failed.failure}: {failure.failed.message}"
+            self._sink(Alignment([], [], self._group_number, self._shard, text))
+            self.renew()
+            return
+        others = range(1, len(responses))
+        from_first = [rounded(np.array(responses[rank].samples_us[0])) for rank in others]
+        to_first = [rounded(np.array(responses[0].samples_us[rank])) for rank in others]
+        self._sink(Alignment(from_first, to_first, self._group_number, self._shard))
 
     def _write_traffic(self, checked: list[protocol.Checked]) -> None:
         if not self._traffic_written:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 from bench import faults
 from bench.faults import Fault, FaultKind
-from bench.rank.timing import Mark, Operation, spin
+from bench.rank.timing import Mark, Operation, hold
 
 
 class Injection:
@@ -29,7 +27,7 @@ class Injection:
         slow_us = fault.slow_us
 
         def delayed(mark: Mark) -> object:
-            _hold(slow_us)
+            hold(slow_us, on_gpu=torch.cuda.is_available())
             return operation(mark)
 
         return delayed
@@ -45,11 +43,3 @@ class Injection:
         corrupted = tokens.clone()
         corrupted[[0, 1]] = corrupted[[1, 0]]
         return corrupted
-
-
-def _hold(duration_us: float) -> None:
-    """Holds the current stream, or the process on a machine without a GPU."""
-    if torch.cuda.is_available():
-        spin(duration_us)
-    else:
-        time.sleep(duration_us / 1e6)

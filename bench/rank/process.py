@@ -41,15 +41,20 @@ def _respond(worker: Worker | None, request: protocol.Request) -> tuple[Worker |
         worker = Worker(request)
         return worker, worker.ready()
     assert worker is not None
+    response: protocol.Response
     if isinstance(request, protocol.SelfTest):
-        return worker, worker.self_test(request)
-    if isinstance(request, protocol.Warm):
-        return worker, worker.warm(request)
-    if isinstance(request, protocol.Check):
-        return worker, worker.check(request)
-    if isinstance(request, protocol.Copy | protocol.Exchange):
-        return worker, worker.move(request)
-    return worker, worker.time(request)
+        response = worker.self_test(request)
+    elif isinstance(request, protocol.Align):
+        response = worker.align(request)
+    elif isinstance(request, protocol.Warm):
+        response = worker.warm(request)
+    elif isinstance(request, protocol.Check):
+        response = worker.check(request)
+    elif isinstance(request, protocol.Copy | protocol.Exchange):
+        response = worker.move(request)
+    else:
+        response = worker.time(request)
+    return worker, response
 
 
 def _describe_error(error: Exception) -> protocol.Raised:

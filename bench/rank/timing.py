@@ -114,6 +114,14 @@ def spin(duration_us: float) -> None:
     torch.cuda._sleep(int(duration_us * _CYCLES_PER_US))  # type: ignore[no-untyped-call]
 
 
+def hold(duration_us: float, *, on_gpu: bool) -> None:
+    """Holds the current stream for about this long, or else the process."""
+    if on_gpu:
+        spin(duration_us)
+    else:
+        time.sleep(duration_us / 1e6)
+
+
 class HostTimer:
     """Times with the host's clock after a barrier: for CPUs, and for shared GPUs, whose times prove nothing."""
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from bench import protocol
 from bench.backends import BACKENDS, PAIR_OPS
 from bench.backends.sessions.session import Context
+from bench.rank.alignment import time_signals
 from bench.rank.injection import Injection
 from bench.rank.links import Links
 from bench.rank.operations import Operations
@@ -74,6 +75,12 @@ class Worker:
         told = [(point, taken[point.op]) for point in points if taken[point.op] is not None]
         wrong = [f"{point.op} takes {own}, the plan has {point.knobs}" for point, own in told if own != point.knobs]
         return {"library_default": wrong[0] if wrong else "ok"} if told else {}
+
+    def align(self, request: protocol.Align) -> protocol.Aligned:
+        """Times signals between rank 0 and every other rank."""
+        return protocol.Aligned(
+            time_signals(self._timer, self._context, warmup=request.warmup, iterations=request.iterations)
+        )
 
     def warm(self, request: protocol.Warm) -> protocol.Warmed:
         """Runs a full dispatch, then what the point times, on one token from each rank."""

@@ -13,6 +13,8 @@ from bench.between import OTHER_GPUS
 from bench.components import Estimate
 from bench.records import Dtype, Environment, Host, Line, Op, Role, SelfCheck, Stage, Telemetry, Traffic
 from bench.workload import Volume
+from launcher.analysis import alignment
+from launcher.analysis.alignment import StartSkew
 from launcher.analysis.choice import Choice, choose
 from launcher.analysis.components import Components, components_of, times_by_run
 from launcher.analysis.control import Control, control_of
@@ -36,7 +38,8 @@ class Results(msgspec.Struct, frozen=True):
     again. ``controls``: of each library that has one. ``levels``: how the nodes of several shards differ.
     ``num_uncorrected``: repetitions overlapped with GEMMs that could not be corrected for the power cap. ``tokens``:
     those that each rank sends to each other [ranks, ranks].
-    ``rank_ratio``: slowest over fastest rank in the default dispatch. ``flags``: oddities of the GPUs, a sentence each.
+    ``rank_ratio``: slowest over fastest rank in the default dispatch. ``start_skew``: how far apart the ranks start;
+    None where nothing measured it. ``flags``: oddities of the GPUs and of that, a sentence each.
     ``choices``: for each library, in the order of the plan. ``comparisons``: of its libraries with one another and with
     the plain collectives. ``components``: how much the final and its repeats scatter; None without repeats.
     """
@@ -64,6 +67,7 @@ class Results(msgspec.Struct, frozen=True):
     failures: list[Failure]
     self_checks: list[SelfCheck]
     rank_ratio: float | None
+    start_skew: StartSkew | None
     flags: list[str]
     damaged: list[Damaged]
     components: Components | None = None
@@ -198,7 +202,8 @@ def build(
         failures=failures,
         self_checks=_self_checks(lines),
         rank_ratio=_rank_ratio(first),
-        flags=_flags(lines),
+        start_skew=alignment.start_skew(lines),
+        flags=[*_flags(lines), *(f"the skew of the ranks' start: {why}" for why in alignment.failures(lines))],
         damaged=damaged,
         components=components,
     )

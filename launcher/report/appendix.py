@@ -78,6 +78,13 @@ def checks(report: Report) -> list[str]:
         lines.append(f"* An empty operation takes {empty[len(empty) // 2]:.1f} us (median of {len(empty)}).")
     if results.rank_ratio is not None:
         lines.append(f"* Slowest over fastest rank in the default dispatch: {results.rank_ratio:.3f}.")
+    skew = results.start_skew
+    if skew is not None:
+        lines.append(
+            f"* Ranks start within {skew.median_us:.1f} us of one another (median of {skew.iterations} iterations in "
+            f"{skew.groups} process groups; {skew.p95_us:.1f} us in 95 %). A time is too long by at most that: a rank "
+            "that starts early waits for the last one."
+        )
     for check in results.self_checks:
         place = shard_name(check.shard).capitalize() + (f", {BACKENDS[check.backend].title}" if check.backend else "")
         bad = {name: verdict for name, verdict in check.edge_routings.items() if verdict != "ok"}

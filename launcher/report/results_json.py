@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.backends import BACKENDS
+from launcher.analysis.alignment import StartSkew
 from launcher.analysis.components import Components
 from launcher.analysis.control import Control
 from launcher.analysis.layers import Layer
@@ -25,6 +26,7 @@ from launcher.store.results_file import (
     SavedPair,
     SavedResults,
     SavedSearch,
+    SavedStartSkew,
     SavedVerdict,
     interval,
 )
@@ -66,6 +68,7 @@ def document(results: Results) -> SavedResults:
         measured_again=results.num_again,
         self_checks=results.self_checks,
         rank_ratio=results.rank_ratio,
+        start_skew=None if results.start_skew is None else _start_skew(results.start_skew),
         flags=results.flags,
         damaged_lines=results.damaged,
         components=None if results.components is None else _components(results.components),
@@ -115,6 +118,10 @@ def _control(control: Control | None) -> SavedControl | None:
     if control is None:
         return None
     return SavedControl(round(control.ratio, 5), interval(control.ci95, digits=5), control.groups)
+
+
+def _start_skew(skew: StartSkew) -> SavedStartSkew:
+    return SavedStartSkew(round(skew.median_us, 3), round(skew.p95_us, 3), skew.iterations, skew.groups)
 
 
 def _comparison(comparison: Comparison) -> SavedLibraryComparison:

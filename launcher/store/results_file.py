@@ -223,6 +223,15 @@ class SavedControl(msgspec.Struct, frozen=True):
     groups: int
 
 
+class SavedStartSkew(msgspec.Struct, frozen=True):
+    """Last start less first start of the ranks, over so many iterations of so many process groups; an upper limit."""
+
+    median_us: float
+    p95_us: float
+    iterations: int
+    groups: int
+
+
 class SavedLibraryComparison(msgspec.Struct, frozen=True):
     """One pick of two libraries, measured in the same process groups: ``ratio`` is ``a`` / ``b`` in time.
 
@@ -258,7 +267,7 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
     times mean nothing. ``timing``: how overlapped times were taken, see bench.records.TIMING. ``traffic_tokens``:
     tokens[source][destination], own rank included. ``libraries``: the answer for each; ``comparisons``: what compares
     them. ``refused``: cells of the grid that no plan may hold. ``rank_ratio``: slowest over fastest rank in the default
-    dispatch.
+    dispatch. ``start_skew``: how far apart the ranks start.
     """
 
     schema: Literal["deepep-sweep/results/2"] = SCHEMA
@@ -289,6 +298,7 @@ class SavedResults(msgspec.Struct, frozen=True, kw_only=True):
     measured_again: Count = 0
     self_checks: list[SelfCheck] = []
     rank_ratio: float | None = None
+    start_skew: SavedStartSkew | None = None
     flags: list[str] = []
     damaged_lines: list[Damaged] = []
     components: SavedComponents | None = None

@@ -84,7 +84,7 @@ def test_a_line_of_a_newer_version_is_refused_by_name(kind: str) -> None:
 
 def test_a_newer_line_is_refused_even_if_every_field_fits() -> None:
     newer = msgspec.structs.replace(TRAFFIC, v=records.FORMAT_VERSION + 1)
-    with pytest.raises(NewerFormatError, match=r"^record version 3, this program reads up to 2$"):
+    with pytest.raises(NewerFormatError, match=r"^record version 4, this program reads up to 3$"):
         decode(encode(newer))
 
 

@@ -177,9 +177,9 @@ def test_a_folder_of_a_newer_version_is_refused_by_name(folder: RunFolder) -> No
 def test_a_record_of_a_newer_version_is_refused_by_file_and_line(plan: Plan, folder: RunFolder) -> None:
     line = complete(plan)[-1]
     assert isinstance(line, Record)
-    append(folder, [*complete(plan), msgspec.structs.replace(line, v=3)])
+    append(folder, [*complete(plan), msgspec.structs.replace(line, v=4)])
     number = len(complete(plan)) + 1
-    with pytest.raises(UserError, match=rf"records\.jsonl line {number}: record version 3, this program reads up to 2"):
+    with pytest.raises(UserError, match=rf"records\.jsonl line {number}: record version 4, this program reads up to 3"):
         read_lines(folder)
 
 
