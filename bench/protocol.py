@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.faults import Fault
-from bench.records import Point
+from bench.records import Dtype, Point
 from bench.workload import Workload
 
 
@@ -152,12 +152,14 @@ class Timed(msgspec.Struct, frozen=True, tag="timed", tag_field="response"):
 
     ``compute_us``: when the GEMMs of an iteration had ended, counted from its start; empty for points without GEMMs.
     ``busy_s``: seconds in warm-up and timed runs. ``wrong``: the first mismatch of the output afterwards, or None.
+    ``gemms``: what the GEMMs multiplied, None without any.
     """
 
     samples_us: list[float]
     compute_us: list[float]
     busy_s: float
     wrong: str | None
+    gemms: Dtype | None = None
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved", tag_field="response"):

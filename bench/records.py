@@ -109,13 +109,15 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="kind"):
 
     ``samples_us``: the maximum over the ranks, for each iteration. ``rank_median_us``: the median of each rank.
     ``extended``: the samples varied, and as many again were taken. ``compute_us``: when the GEMMs of each iteration had
-    ended, the maximum over the ranks; empty for points without GEMMs.
+    ended, the maximum over the ranks; empty for points without GEMMs. ``gemms``: what the GEMMs multiply; None for
+    points without GEMMs, and in older lines, where it was BF16.
     """
 
     samples_us: list[float]
     rank_median_us: list[float]
     extended: bool = False
     compute_us: list[float] = []
+    gemms: Dtype | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
@@ -162,11 +164,12 @@ class Gpu(msgspec.Struct, frozen=True):
     link_gb_per_s: float | None = None
 
 
-TIMING = 2
+TIMING = 3
 """Version of how times are taken; only times of one version compare (bench.rank.timing, bench.rank.operations).
 
 1: communication and the GEMMs overlapped with it start at once; the host has 0.1 ms to queue any operation.
 2: communication starts 20 us ahead of the GEMMs; the host has 1.2 ms to queue operations of several kernels.
+3: the GEMMs beside an FP8 dispatch are FP8 GEMMs where they can run.
 """
 
 

@@ -16,6 +16,7 @@ class Samples:
         """``responses``: one per rank, in order of rank, each with the same number of iterations."""
         self._total_us = np.array([response.samples_us for response in responses])  # [num_ranks, iterations]
         self._compute_us = np.array([response.compute_us for response in responses])  # the same, or [num_ranks, 0]
+        self._gemms = responses[0].gemms
         self.busy_s = max(response.busy_s for response in responses)
         self.incorrect = first_incorrect([response.wrong for response in responses], phase="time")
 
@@ -39,6 +40,7 @@ class Samples:
             rank_median_us=rounded(np.median(self._total_us, axis=1)),
             extended=extended,
             compute_us=rounded(self._compute_us.max(axis=0)),
+            gemms=self._gemms,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,13 +11,16 @@ import torch.nn.functional as nnf
 
 from bench.backends import split_pair
 from bench.backends.sessions.session import Context, Dispatched, Inputs, Payload, Session
+from bench.rank import scaled
 from bench.rank.oracle import Oracle
+from bench.rank.scaled import Scaled
 from bench.rank.timing import Mark, Operation
 from bench.records import Dtype, Op, Point
 from bench.workload import Workload
 
 _SCALE_COLUMNS = 128
 _PRIME = 1_000_003
+_UP, _DOWN = 0, 1
 
 
 class Saved(NamedTuple):
@@ -24,21 +28,23 @@ class Saved(NamedTuple):
 
     ``rows`` [pairs]: the received row of each pair of a token and a local expert; ``weights`` [pairs, 1]: its weight;
     ``ends`` [experts]: where the pairs of each expert end. ``tokens`` [pairs, hidden], ``inner`` [pairs, 2 * width] and
-    ``active`` [pairs, width]: inputs of the two GEMMs, and the output of the first.
+    ``active`` [pairs, width]: inputs of the two GEMMs, and the output of the first; tokens as the first GEMM took them.
     """
 
     rows: torch.Tensor
     weights: torch.Tensor
     ends: torch.Tensor
-    tokens: torch.Tensor
+    tokens: torch.Tensor | Scaled
     inner: torch.Tensor
     active: torch.Tensor
 
 
 class Experts:
-    """The local experts: gate and up in one grouped GEMM, SiLU, down in another, in BF16 with random weights.
+    """The local experts: gate and up in one grouped GEMM, SiLU, down in another, with random weights.
 
-    Weights [experts, hidden, 2 * width] and [experts, width, hidden]. FP8 tokens become BF16 first.
+    Weights [experts, hidden, 2 * width] and [experts, width, hidden]. FP8 tokens are multiplied in FP8 where that can
+    run, with one scale for each row and each column instead of one for each 128 elements; else they become BF16.
+    Gradients are BF16, and so are the GEMMs of the backward pass.
     """
 
     def __init__(self, workload: Workload, num_local: int, *, rank: int, device: torch.device) -> None:
@@ -51,17 +57,43 @@ class Experts:
             return weights.normal_(std=rows**-0.5, generator=generator)
 
         self._up, self._down = draw(hidden, 2 * width), draw(width, hidden)
+        self._multiply = scaled.find_multiply(device)
+        self._in_fp8: tuple[Scaled, Scaled] | None = None
+
+    def dtype(self, tokens: Dtype) -> Dtype:
+        """What the GEMMs of the forward pass multiply where these tokens arrive."""
+        return Dtype.BF16 if self._multiply is None else tokens
 
     def forward(self, received: Dispatched) -> tuple[torch.Tensor, Saved]:
         """The sum over its local experts of every received row, weighted [rows, hidden], and what backward needs."""
-        assert received.tokens_per_expert is not None
-        rows, weights, ends = _by_expert(received, sum(received.tokens_per_expert), len(self._up))
-        tokens = _in_bf16(received.payload).index_select(0, rows)
-        inner = _grouped(tokens, self._up, ends)
+        counts = received.tokens_per_expert
+        assert counts is not None
+        rows, weights, ends = _by_expert(received, sum(counts), len(self._up))
+        tokens = self._take(received.payload, rows)
+        inner = self._project(tokens, _UP, ends, counts)
         gate, up = inner.chunk(2, dim=1)
         active = nnf.silu(gate) * up
+        factor = scaled.scale_rows(active) if isinstance(tokens, Scaled) else active
+        outputs = self._project(factor, _DOWN, ends, counts)
         saved = Saved(rows, weights, ends, tokens, inner, active)
-        return _gather_back(_grouped(active, self._down, ends) * weights, rows, len(received.topk_idx)), saved
+        return _gather_back(outputs * weights, rows, len(received.topk_idx)), saved
+
+    def _take(self, payload: Payload, rows: torch.Tensor) -> torch.Tensor | Scaled:
+        """The received rows of all pairs, in FP8 where they are multiplied in it."""
+        tokens = _in_bf16(payload)
+        if payload[1] is None or self._multiply is None:
+            return tokens.index_select(0, rows)
+        return scaled.scale_rows(tokens).rows(rows)
+
+    def _project(
+        self, left: torch.Tensor | Scaled, projection: int, ends: torch.Tensor, counts: Sequence[int]
+    ) -> torch.Tensor:
+        """The rows of each expert by its weights of one projection, as rows of BF16."""
+        if not isinstance(left, Scaled):
+            return _grouped(left, (self._up, self._down)[projection], ends)
+        assert self._multiply is not None
+        self._in_fp8 = self._in_fp8 or (scaled.scale_columns(self._up), scaled.scale_columns(self._down))
+        return self._multiply(left, self._in_fp8[projection], ends, counts)
 
     def backward(self, gradients: torch.Tensor, saved: Saved) -> torch.Tensor:
         """The gradients of the received rows by those of the outputs, both [rows, hidden].
@@ -74,7 +106,8 @@ class Experts:
         gate, up = saved.inner.chunk(2, dim=1)
         share = torch.sigmoid(gate)
         inner = torch.cat([active * up * share * (1 + gate * (1 - share)), active * gate * share], dim=1)
-        _grouped(saved.tokens.t(), inner, saved.ends)
+        tokens = saved.tokens.in_bf16() if isinstance(saved.tokens, Scaled) else saved.tokens
+        _grouped(tokens.t(), inner, saved.ends)
         return _gather_back(_grouped(inner, self._up.transpose(1, 2), saved.ends), saved.rows, len(gradients))
 
 

@@ -29,7 +29,7 @@ class Operations:
         self._routings = [route(spec.workload, rank=rank, num_ranks=spec.num_ranks) for rank in range(spec.num_ranks)]
         self._sessions: dict[str, Session] = {}
         self._oracles: dict[Dtype, Oracle] = {}
-        self._gemms: ExpertGemms | None = None
+        self._gemms: dict[Dtype, ExpertGemms] = {}
         self._num_rows: dict[str, int] = {}
         self._layers = Layers(context)
 
@@ -77,7 +77,7 @@ class Operations:
         ``oracle``: that of the dispatch, where it had other routings than the group's.
         """
         if point.op is Op.COMPUTE:
-            return self._compute()
+            return self._compute(point.dtype)
         session, oracle = self.session(point.backend), oracle or self.oracle(point)
         if point.op is Op.OVERLAPPED:
             return self._overlap(point, session, oracle)
@@ -156,7 +156,7 @@ class Operations:
 
         Communication starts first. Started at once, both would race for the SMs, and either could win.
         """
-        compute = self._compute()
+        compute = self._compute(point.dtype)
         dispatch, combine = split_pair(point)
         inputs, returned, dtype = oracle.inputs, self.returned(point), oracle.dtype
 
@@ -168,19 +168,26 @@ class Operations:
 
         return overlapped
 
-    def _compute(self) -> Operation:
-        """One layer's expert GEMMs of the tokens that this rank receives, in BF16."""
-        if self._gemms is None:
-            received = self._oracle(self._spec.workload.dtype).expected.tokens_per_expert
+    def _compute(self, dtype: Dtype) -> Operation:
+        """One layer's expert GEMMs of the tokens that this rank receives, in this dtype where they can run."""
+        if dtype not in self._gemms:
+            workload, device = self._spec.workload, self._context.device
+            received = self._oracle(workload.dtype).expected.tokens_per_expert
             assert received is not None
-            self._gemms = ExpertGemms(self._spec.workload, received, device=self._context.device)
-        gemms = self._gemms
+            self._gemms[dtype] = ExpertGemms(workload, received, dtype=dtype, device=device)
+        gemms = self._gemms[dtype]
 
         def compute(mark: Mark) -> None:
             gemms.run()
             mark()
 
         return compute
+
+    def gemms_dtype(self, point: Point) -> Dtype | None:
+        """What the GEMMs of a prepared point multiply, for layers in the forward pass; None without GEMMs."""
+        if point.op in (Op.LAYER, Op.LAYER_TRAINING):
+            return self._layers.experts().dtype(point.dtype)
+        return self._gemms[point.dtype].dtype if point.op in (Op.COMPUTE, Op.OVERLAPPED) else None
 
 
 def select(payload: Payload, rows: torch.Tensor | None) -> Payload:

@@ -117,7 +117,7 @@ class Worker:
         )
         busy_s = time.perf_counter() - begin
         wrong = self._operations.check(point, operation(_no_mark))
-        return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong)
+        return protocol.Timed(series.total_us, series.marked_us, busy_s, wrong, self._operations.gemms_dtype(point))
 
     def move(self, request: protocol.Copy | protocol.Exchange) -> protocol.Moved:
         """Times bytes that move without any library's dispatch, then checks them."""

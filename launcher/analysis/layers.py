@@ -17,7 +17,8 @@ from launcher.config.plan import Plan
 class Layer(msgspec.Struct, frozen=True):
     """One layer with one pair, in microseconds; ``training``: with the operations of its backward pass.
 
-    ``dispatch`` and ``combine``: all knobs of each. ``by_round``: the time in each pass.
+    ``dispatch`` and ``combine``: all knobs of each. ``by_round``: the time in each pass. ``gemms``: what the GEMMs of
+    the forward pass multiply.
     """
 
     dispatch: dict[str, int]
@@ -26,6 +27,7 @@ class Layer(msgspec.Struct, frozen=True):
     median_us: float
     ci95_us: Interval
     by_round: Mapping[int, float]
+    gemms: Dtype = Dtype.BF16
 
     def is_of(self, pair: Pair) -> bool:
         """Whether it ran just these two configs."""
@@ -57,7 +59,8 @@ def layers_of(plan: Plan, measurements: Sequence[Measurement]) -> list[Layer]:
         if all(part.key in correct for part in parts):
             training = point.op is Op.LAYER_TRAINING
             median_us, ci95_us = measurement.median_us, measurement.ci95_us
-            found.append(Layer(dispatch, combine, training, median_us, ci95_us, measurement.by_round))
+            layer = Layer(dispatch, combine, training, median_us, ci95_us, measurement.by_round, measurement.gemms)
+            found.append(layer)
     return sorted(found, key=lambda layer: (layer.training, layer.median_us))
 
 

@@ -30,7 +30,7 @@ from launcher.analysis import power_cap
 from launcher.analysis.components import TimesByRun
 from launcher.analysis.repetitions import Repetition, gemms_by_place, times_by_place
 from launcher.config.plan import Plan
-from launcher.store.table import ROLES, STAGES, RecordTable, Rows
+from launcher.store.table import DTYPES, ROLES, STAGES, RecordTable, Rows
 
 WITH_GEMMS = (Op.COMPUTE, *PAIR_OPS)
 """Operations of which GEMMs are a part: their time says nothing about the links."""
@@ -54,7 +54,8 @@ class Measurement(msgspec.Struct, frozen=True):
     final was off and measured again, the later one counts, of three the median. A pass that was
     restarted in other processes has a key of its own: measurements with a common key shared their processes.
     ``by_run``: in a run with repeats the times of the final and of these, by run and group.
-    ``gemms_by_round``: when the overlapped GEMMs ended, likewise. GB/s: 10^9 bytes of the busiest rank in one
+    ``gemms_by_round``: when the overlapped GEMMs ended, likewise; ``gemms``: what they multiplied, BF16 in older runs,
+    and where the final did not measure the point. GB/s: 10^9 bytes of the busiest rank in one
     direction, over the median; None where GEMMs are part of the time.
     """
 
@@ -72,6 +73,7 @@ class Measurement(msgspec.Struct, frozen=True):
     unstable: bool
     samples: Floats
     gemms_by_round: dict[int, float] = {}
+    gemms: Dtype = Dtype.BF16
     repetitions: Floats = msgspec.field(default_factory=lambda: np.zeros(0))
     swept: float | None = None
     by_run: TimesByRun = {}
@@ -379,7 +381,7 @@ def _final_measurement(table: RecordTable, rows: Rows, repetitions: list[Repetit
     else:
         pooled = np.concatenate([repetition.samples_us for repetition in repetitions])
         median_us, ci95_us = float(np.median(pooled)), median_interval(pooled)
-    return builder.measurement(
+    measurement = builder.measurement(
         point,
         ROLES[rows[0]["role"]],
         Stage.FINAL,
@@ -388,3 +390,5 @@ def _final_measurement(table: RecordTable, rows: Rows, repetitions: list[Repetit
         by_round=by_round,
         gemms_by_round=gemms_by_place(repetitions),
     )
+    gemms = int(rows[-1]["gemms"])
+    return measurement if gemms < 0 else msgspec.structs.replace(measurement, gemms=DTYPES[gemms])

@@ -336,8 +336,8 @@ def _notes(a: ComparedRun, b: ComparedRun, hardware: list[str]) -> list[str]:
         notes.append("In both runs several ranks shared a GPU: the times mean nothing.")
     if _differ_in_timing(a, b):
         notes.append(
-            f"The runs took overlapped and all-to-all times in different ways (timing {a.results.timing} and "
-            f"{b.results.timing}, docs/METHODOLOGY.md): these cannot be compared."
+            f"The runs took times in different ways (timing {a.results.timing} and {b.results.timing}, "
+            "docs/METHODOLOGY.md): those of pairs overlapped with GEMMs and of plain collectives cannot be compared."
         )
     if hardware:
         notes.append(f"The hardware differs: {'; '.join(hardware)}.")

@@ -95,12 +95,19 @@ def section(report: Report) -> list[str]:
     return ["## A whole layer, measured", "", text(explanation(report.results)), "", *table(headings(columns), rows)]
 
 
+def _gemms(results: Results) -> str:
+    """What they multiply: ``BF16``."""
+    used = {layer.gemms.upper() for choice in results.choices.values() for layer in choice.layers}
+    return ", ".join(sorted(used))
+
+
 def explanation(results: Results) -> str:
     """What the table of layers holds, as plain text."""
     workload = results.plan.spec.workload
     return (
-        "Full dispatch, expert GEMMs of the received tokens and combine, one after the other; training adds the "
-        "backward pass: a cached dispatch of the gradients, its GEMMs, and a combine. Nothing is overlapped. A gain is "
+        f"Full dispatch, expert GEMMs of the received tokens ({_gemms(results)}) and combine, one after the other; "
+        "training adds the backward pass: a cached dispatch of the gradients, its GEMMs (BF16), and a combine. Nothing "
+        "is overlapped. A gain is "
         "the time with the default over the time with this pair, paired over the passes. The model "
         f"{workload.name} has {workload.num_moe_layers} such layers."
     )

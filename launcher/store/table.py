@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bench.records import Failed, Line, Measured, Op, Point, Record, Role, Stage
+from bench.records import Dtype, Failed, Line, Measured, Op, Point, Record, Role, Stage
 from bench.stats import Floats
 
 ROLES, STAGES, OPS = list(Role), list(Stage), list(Op)
+DTYPES = list(Dtype)
 _ROLE_INDEX = {role: index for index, role in enumerate(ROLES)}
 _STAGE_INDEX = {stage: index for index, stage in enumerate(STAGES)}
 
@@ -38,6 +39,7 @@ ROW = np.dtype(
         ("count", "i4"),  # number of its samples; 0 for a failure
         ("median_us", "f8"),
         ("spread", "f8"),  # interquartile range over median
+        ("gemms", "i1"),  # index into DTYPES of what its GEMMs multiplied; -1 without any, and in older lines
         ("rank_ratio", "f8"),  # slowest over fastest rank's median for an anchor, else NaN
     ]
 )
@@ -118,6 +120,7 @@ def record_table(records: Sequence[Record]) -> RecordTable:
         rows[name] = columns[name]
     rows["count"] = [len(outcome.samples_us) for outcome in outcomes]
     rows["first"] = np.cumsum(rows["count"]) - rows["count"]
+    rows["gemms"] = [-1 if outcome.gemms is None else DTYPES.index(outcome.gemms) for outcome in outcomes]
     rows["rank_ratio"] = np.nan
     for anchor in np.flatnonzero(rows["role"] == ROLES.index(Role.ANCHOR)):
         rows["rank_ratio"][anchor] = _slowest_over_fastest(outcomes[anchor].rank_median_us)

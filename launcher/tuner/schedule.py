@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bench.backends import BACKENDS, join_pair, shared_knobs, sms_knob, split_pair
-from bench.records import Dtype, Failed, Measured, Op, Point, Record, Role
+from bench.records import Failed, Measured, Op, Point, Record, Role
 from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
 from launcher.tuner import passes, racing
 from launcher.tuner.racing import Arms, Race, TimeOf
@@ -76,7 +76,7 @@ def contestants(plan: Plan, arms: Arms, records: Sequence[Record] = ()) -> Sched
     if not plan.has_final or not (finalists or has_default):
         return Schedule([], [], [], [], [], None)
     libraries = [name for name in plan.spec.backends if plan.overlaps and BACKENDS[name].overlaps]
-    gemms = [Point(libraries[0], Op.COMPUTE, Dtype.BF16, {})] if libraries else []
+    gemms = [Point(libraries[0], Op.COMPUTE, plan.spec.workload.dtype, {})] if libraries else []
     overlapped = [point for name in libraries for point in _pairs(plan.of(name), finalists, arms)]
     points = plan.final_points(finalists)
     times = group_times(plan, points, records)

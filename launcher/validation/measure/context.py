@@ -90,11 +90,11 @@ class SuiteContext:
             raise
 
     def point(self, op: Op, dtype: Dtype) -> Point:
-        """The point with the configured knobs. A combine is always BF16."""
+        """The point with the configured knobs. A combine is always BF16, and so are GEMMs, as in older references."""
         backend = BACKENDS[self.spec.backend]
         values = self.spec.configs["combine" if op is Op.COMBINE else "dispatch"]
         knobs = dict(zip((knob.name for knob in backend.knobs), values, strict=True))
-        return Point(backend.name, op, Dtype.BF16 if op is Op.COMBINE else dtype, knobs)
+        return Point(backend.name, op, Dtype.BF16 if op in (Op.COMBINE, Op.COMPUTE) else dtype, knobs)
 
     def group_spec(self, dtype: Dtype) -> GroupSpec:
         """The process group of all ranks, dispatching in ``dtype``."""
