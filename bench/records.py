@@ -20,6 +20,7 @@ class Op(StrEnum):
     ``overlapped``: the same GEMMs overlapped with one cached dispatch and one combine. ``layer``: a full dispatch, the
     GEMMs of the received tokens and a combine, one after the other. ``layer_training``: the same with the operations of
     its backward pass. ``exchange``: the transfer of a dispatch whose tokens are packed already, without a library.
+    ``serial``: what ``overlapped`` runs, one after the other: a cached dispatch, the same GEMMs, a combine.
     """
 
     DISPATCH = "dispatch"
@@ -30,6 +31,7 @@ class Op(StrEnum):
     LAYER = "layer"
     LAYER_TRAINING = "layer_training"
     EXCHANGE = "exchange"
+    SERIAL = "serial"
 
 
 class Dtype(StrEnum):

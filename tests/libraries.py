@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.backends import sms_knob, split_pair
+from bench.backends import PAIR_OPS, sms_knob, split_pair
 from bench.records import Dtype, Failed, Line, Measured, Op, Point, Record, Traffic, encode
 from bench.supervisor import Task
 from bench.workload import token_matrix
@@ -86,7 +86,7 @@ def true_us(point: Point, _repetition: int = 0) -> float:
         return GEMMS_US
     if point.op is Op.EXCHANGE:
         return EXCHANGE_US
-    if point.op in (Op.OVERLAPPED, Op.LAYER, Op.LAYER_TRAINING):
+    if point.op in PAIR_OPS:
         return _together_us(point)
     base = round_trip_us(point.backend, point.knobs)
     share = DISPATCH_SHARE[point.backend] - 0.02 * (point.backend == "deepep_v2" and point.knobs["num_sms"] == 32)
@@ -111,6 +111,8 @@ def _together_us(point: Point) -> float:
         true_us(Point(point.backend, op, point.dtype, knobs))
         for op, knobs in ((Op.DISPATCH, dispatch), (Op.COMBINE, combine))
     ]
+    if point.op is Op.SERIAL:
+        return GEMMS_US + sum(parts)
     full = sum(parts) + FULL_US[point.backend]
     if point.op is Op.LAYER:
         return LAYER_GEMMS_US + full

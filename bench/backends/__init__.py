@@ -218,7 +218,7 @@ def shared_knobs(backend: Backend) -> tuple[str, ...]:
     return tuple(knob.name for knob in backend.knobs if knob.shared)
 
 
-PAIR_OPS = (Op.OVERLAPPED, Op.LAYER, Op.LAYER_TRAINING)
+PAIR_OPS = (Op.OVERLAPPED, Op.SERIAL, Op.LAYER, Op.LAYER_TRAINING)
 """Operations of a dispatch and a combine together."""
 
 

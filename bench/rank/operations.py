@@ -81,6 +81,8 @@ class Operations:
         session, oracle = self.session(point.backend), oracle or self.oracle(point)
         if point.op is Op.OVERLAPPED:
             return self._overlap(point, session, oracle)
+        if point.op is Op.SERIAL:
+            return self._serial(point, session, oracle)
         if point.op in (Op.LAYER, Op.LAYER_TRAINING):
             return self._layers.operation(point, session, oracle, self._oracle(Dtype.BF16).inputs)
         return self._single(point, session, oracle)
@@ -168,6 +170,19 @@ class Operations:
 
         return overlapped
 
+    def _serial(self, point: Point, session: Session, oracle: Oracle) -> Operation:
+        """The same dispatch, GEMMs and combine on the current stream, each after the one before."""
+        compute = self._compute(point.dtype)
+        dispatch, combine = split_pair(point)
+        inputs, returned, dtype = oracle.inputs, self.returned(point), oracle.dtype
+
+        def serial(mark: Mark) -> Overlapped:
+            payload = session.cached_dispatch(inputs, dtype=dtype, knobs=dispatch)
+            compute(mark)
+            return Overlapped(payload, session.combine(returned, knobs=combine))
+
+        return serial
+
     def _compute(self, dtype: Dtype) -> Operation:
         """One layer's expert GEMMs of the tokens that this rank receives, in this dtype where they can run."""
         if dtype not in self._gemms:
@@ -187,7 +202,7 @@ class Operations:
         """What the GEMMs of a prepared point multiply, for layers in the forward pass; None without GEMMs."""
         if point.op in (Op.LAYER, Op.LAYER_TRAINING):
             return self._layers.experts().dtype(point.dtype)
-        return self._gemms[point.dtype].dtype if point.op in (Op.COMPUTE, Op.OVERLAPPED) else None
+        return self._gemms[point.dtype].dtype if point.op in (Op.COMPUTE, Op.OVERLAPPED, Op.SERIAL) else None
 
 
 def select(payload: Payload, rows: torch.Tensor | None) -> Payload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from bench.backends import BACKENDS, shared_knobs, split_pair
 from bench.records import HEAD_START_US, Dtype, Op, Point
-from bench.stats import ALPHA, MIN_GROUPS, Floats, Interval, paired_ratio_interval
+from bench.stats import ALPHA, MIN_GROUPS, Floats, Interval, paired_ratio, paired_ratio_interval
 from launcher.analysis.measurements import Measurement
 from launcher.analysis.pairs import Pair
 from launcher.config.plan import Plan
@@ -29,6 +30,8 @@ class Overlap(msgspec.Struct, frozen=True):
     passes, with Student's interval. ``compute_isolated_us``: the GEMMs without communication. ``by_round``: the
     makespan in each pass. ``slow_share``: of the iterations, those that took SLOW longer than the fast ones.
     ``may_cost``: with 95 % confidence for all pairs together, this pair's time over the best pair's is at most this.
+    ``serial_by_round``: the same dispatch, GEMMs and combine one after the other, in the passes that measured them so;
+    empty in older runs. ``gemms``: what the GEMMs multiply.
     """
 
     pair: Pair
@@ -40,6 +43,8 @@ class Overlap(msgspec.Struct, frozen=True):
     by_round: dict[int, float]
     slow_share: float = 0.0
     may_cost: float = math.inf
+    serial_by_round: Mapping[int, float] = {}
+    gemms: Dtype = Dtype.BF16
 
     @property
     def slowdown(self) -> float:
@@ -55,9 +60,39 @@ class Overlap(msgspec.Struct, frozen=True):
         return Interval(low, high)
 
     @property
+    def is_serial_measured(self) -> bool:
+        """Whether enough passes measured the pair both overlapped and serially."""
+        return len(self.by_round.keys() & self.serial_by_round.keys()) >= MIN_GROUPS
+
+    @property
     def serial_us(self) -> float:
-        """The same work without overlap: GEMMs isolated + round trip isolated."""
+        """The same work without overlap, the geometric mean over its passes; else GEMMs isolated + round trip isolated.
+
+        That sum has communication at full clocks and GEMMs at the power cap.
+        """
+        if self.is_serial_measured:
+            return float(np.exp(np.log(list(self.serial_by_round.values())).mean()))
         return self.compute_isolated_us + self.pair.round_trip_us
+
+    def over_serial(self, other: Overlap | None = None) -> tuple[float, Interval]:
+        """How many times as long as ``other`` serially, by default the same pair, this one takes overlapped.
+
+        With the 95 % CI, paired over the passes. Over a computed sum it contains the scatter of the overlapped time
+        only.
+        """
+        other = other or self
+        common = sorted(self.by_round.keys() & other.serial_by_round.keys())
+        if len(common) < MIN_GROUPS:
+            serial_us = other.serial_us
+            ends = self.ci95_us.low / serial_us, self.ci95_us.high / serial_us
+            return self.makespan_us / serial_us, Interval(*ends)
+        times = [self.by_round[number] for number in common], [other.serial_by_round[number] for number in common]
+        return paired_ratio(*times, robust=False), paired_ratio_interval(*times, robust=False)
+
+    @property
+    def communication_by_round(self) -> dict[int, float]:
+        """Serial time less the isolated GEMMs: dispatch and combine between GEMMs, at the clocks that these leave."""
+        return {number: us - self.compute_isolated_us for number, us in self.serial_by_round.items()}
 
     @property
     def compute_to_communication(self) -> float:
@@ -83,7 +118,8 @@ def overlaps_of(plan: Plan, measurements: list[Measurement], pairs: list[Pair], 
         pair = _isolated_pair(plan, point, by_point)
         if pair is not None:
             same = next((other for other in known if other.same_configs(pair)), pair)
-            overlaps.append(_overlap(same, measurement, gemms))
+            serial = by_point.get(msgspec.structs.replace(point, op=Op.SERIAL).key)
+            overlaps.append(_overlap(same, measurement, gemms, serial))
     return sorted(bounded(overlaps), key=lambda overlap: (tuple(overlap.pair.shared.values()), overlap.makespan_us))
 
 
@@ -129,7 +165,7 @@ def _isolated_pair(plan: Plan, point: Point, by_point: dict[tuple[object, ...], 
     return Pair(shared, dispatch, combine, search.weights, full, search.counts_full)
 
 
-def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap:
+def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement, serial: Measurement | None) -> Overlap:
     passes_us = np.asarray(list(overlapped.gemms_by_round.values()))
     compute_us = float(np.exp(np.log(passes_us).mean()))
     has_spread = len(passes_us) > 1
@@ -146,6 +182,8 @@ def _overlap(pair: Pair, overlapped: Measurement, gemms: Measurement) -> Overlap
         compute_isolated_us=gemms.median_us,
         by_round=overlapped.by_round,
         slow_share=_slow_share(overlapped.samples),
+        serial_by_round={} if serial is None else serial.by_round,
+        gemms=overlapped.gemms,
     )
 
 

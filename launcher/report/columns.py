@@ -72,7 +72,11 @@ MAY_COST = Column(
     "all pairs together.",
 )
 SLOW_SHARE = Column("slow iterations", "those that take at least 10 % longer than the pair's fast ones.")
-SERIAL = Column("serial us", "GEMMs isolated + round trip isolated.")
+SERIAL = Column(
+    "serial us",
+    "dispatch, GEMMs and combine one after the other, in the same passes and with the same correction; marked *sum* "
+    "where a run did not measure that: GEMMs isolated + round trip isolated.",
+)
 RATIO = Column("compute / communication", "GEMMs isolated / round trip isolated.")
 SPEED = Column("speed", "round trip of the library's own tuning / this round trip.")
 

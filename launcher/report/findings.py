@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,14 +10,14 @@ import numpy.typing as npt
 
 from bench.backends import BACKENDS
 from bench.records import Op
-from bench.stats import Floats, Interval, combinations, paired_ratio, paired_ratio_interval
-from launcher.analysis.choice import Choice
+from bench.stats import Floats, combinations
 from launcher.analysis.libraries import best_independent
-from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.config import candidates
 from launcher.report.library_verdict import against_collectives
+from launcher.report.overlap_findings import overlap_findings
+from launcher.report.ratios import INDISTINGUISHABLE, as_long_as, compare_times
 from launcher.report.report import Report
 from launcher.report.wording import join_words
 from launcher.text import knobs_text, text
@@ -52,7 +51,7 @@ def _verdict(results: Results) -> Iterator[str]:
     if verdict is None:
         return
     other = "the optimal config" if verdict.over == "optimal" else f"the {verdict.over}"
-    ratio = f"it takes {_as_long_as(other, verdict.ratio, verdict.ci95)}"
+    ratio = f"it takes {as_long_as(other, verdict.ratio, verdict.ci95)}"
     if verdict.another_run is not None:
         low, high = verdict.another_run.low, verdict.another_run.high
         ratio += f", in another run on this kind of machine {low:.2f}x to {high:.2f}x"
@@ -94,35 +93,12 @@ def _candidates(results: Results) -> Iterator[str]:
 
 def _against_optimal(pair: Pair, optimal: Pair) -> str:
     """The ratio to the optimal pair, as far as both were measured in the same groups of a final."""
-    paired = _compare_times(pair.by_round(), optimal.by_round())
+    paired = compare_times(pair.by_round(), optimal.by_round())
     if paired is not None:
-        indistinguishable = f" {_INDISTINGUISHABLE}" if paired[1].low <= 1 else ""
-        return f"{_as_long_as('the optimal config', *paired)}.{indistinguishable}"
+        indistinguishable = f" {INDISTINGUISHABLE}" if paired[1].low <= 1 else ""
+        return f"{as_long_as('the optimal config', *paired)}.{indistinguishable}"
     too_few = " Too few groups measured both to judge it." if pair.is_final else ""
-    return f"{_as_long_as('the optimal config', pair.round_trip_us / optimal.round_trip_us)}.{too_few}"
-
-
-RESOLVED = 0.02
-"""The overlapped answer is resolved if the pick costs at most this much."""
-
-_INDISTINGUISHABLE = "The two are indistinguishable."
-
-
-def _as_long_as(other: str, ratio: float, ci95: Interval | None = None, *, method: str = "") -> str:
-    """``1.431x as long as the optimal config (95 % CI 1.429 to 1.434)``."""
-    ends = "" if ci95 is None else f" ({method}95 % CI {ci95.low:.3f} to {ci95.high:.3f})"
-    return f"{ratio:.3f}x as long as {other}{ends}"
-
-
-def _compare_times(
-    times: dict[int, float], other_times: dict[int, float], *, robust: bool = True
-) -> tuple[float, Interval] | None:
-    """The ratio of the times over the groups or passes that measured both, with its 95 % CI; None below two."""
-    numbers = sorted(times.keys() & other_times.keys())
-    if len(numbers) < 2:
-        return None
-    pairs = [times[number] for number in numbers], [other_times[number] for number in numbers]
-    return paired_ratio(*pairs, robust=robust), paired_ratio_interval(*pairs, robust=robust)
+    return f"{as_long_as('the optimal config', pair.round_trip_us / optimal.round_trip_us)}.{too_few}"
 
 
 def _from_worst(results: Results) -> Iterator[str]:
@@ -224,91 +200,6 @@ def _knob_effect(cells: npt.NDArray[np.int64], times: Floats, *, column: int) ->
     return float(np.median(ratios[several])) if several.any() else None
 
 
-def _overlap(results: Results) -> Iterator[str]:
-    """The pick for each use, what it costs in the other, and whether overlap pays."""
-    choice = results.choice
-    fastest, overlapped = choice.picks.get("fastest"), choice.picks.get("overlapped")
-    if fastest is None or overlapped is None:
-        return
-    yield from _resolution(choice, overlapped)
-    if overlapped.shared == fastest.shared:
-        yield (
-            f"{knobs_text(fastest.shared)} is the pick both for isolated communication and for communication "
-            "overlapped with expert GEMMs."
-        )
-    else:
-        yield (
-            f"The pick is {knobs_text(fastest.shared)} for isolated communication and {knobs_text(overlapped.shared)} "
-            f"for communication overlapped with expert GEMMs. {_isolated_cost(overlapped, fastest)}"
-        )
-        yield from _overlapped_cost(choice, fastest, overlapped)
-    yield from _serial(choice)
-
-
-def _resolution(choice: Choice, overlapped: Pair) -> Iterator[str]:
-    """What the pick may cost, over whichever pair is truly the best; or that the passes do not show it."""
-    overlap = choice.overlap_of(overlapped)
-    if overlap is None or len(choice.overlaps) < 2:
-        return
-    name = knobs_text(overlapped.shared)
-    if math.isinf(overlap.may_cost):
-        yield f"Overlapped with expert GEMMs, too few passes measured {name} and its rivals to bound what it may cost."
-    elif overlap.may_cost <= 1 + RESOLVED:
-        yield (
-            f"Overlapped with expert GEMMs, the pick {name} takes at most {_percent(overlap)} longer than the best "
-            "pair, whichever that is (95 % confidence)."
-        )
-    else:
-        yield (
-            f"Overlapped with expert GEMMs, the best pair is not resolved: the pick {name} may take up to "
-            f"{_percent(overlap)} longer than the best one (95 % confidence; the table has this limit for every pair)."
-        )
-
-
-def _percent(overlap: Overlap) -> str:
-    return f"{100 * (overlap.may_cost - 1):.1f} %"
-
-
-def _isolated_cost(overlapped: Pair, fastest: Pair) -> str:
-    cost_us = overlapped.round_trip_us - fastest.round_trip_us
-    cost = f"Isolated, {knobs_text(overlapped.shared)} takes {cost_us:.0f} us longer per round trip"
-    paired = _compare_times(overlapped.by_round(), fastest.by_round())
-    if paired is None:
-        return f"{cost}; no two groups measured both."
-    indistinguishable = f" {_INDISTINGUISHABLE}" if _contains_1(paired[1]) else ""
-    return f"{cost}: {_as_long_as(knobs_text(fastest.shared), *paired)}.{indistinguishable}"
-
-
-def _overlapped_cost(choice: Choice, fastest: Pair, overlapped: Pair) -> Iterator[str]:
-    """What the fastest pair costs where communication overlaps, against the pick for that."""
-    overlap, pick = choice.overlap_of(fastest), choice.overlap_of(overlapped)
-    if overlap is None or pick is None:
-        return
-    paired = _compare_times(overlap.by_round, pick.by_round, robust=False)
-    if paired is None:
-        return
-    doubt = f" {_INDISTINGUISHABLE}" if _contains_1(paired[1]) else ""
-    ratio = _as_long_as(f"the pick {knobs_text(overlapped.shared)}", *paired)
-    yield f"Overlapped with expert GEMMs, {knobs_text(fastest.shared)} takes {ratio}.{doubt}"
-
-
-def _contains_1(ci95: Interval) -> bool:
-    return ci95.low <= 1 <= ci95.high
-
-
-def _serial(choice: Choice) -> Iterator[str]:
-    """Whether overlapping is faster than doing both serially."""
-    longer = [overlap for overlap in choice.overlaps if overlap.makespan_us > overlap.serial_us]
-    if longer:
-        num_significant = sum(overlap.ci95_us.low > overlap.serial_us for overlap in longer)
-        worst = max(longer, key=lambda overlap: overlap.makespan_us / overlap.serial_us)
-        yield (
-            f"Overlap does not always pay: {len(longer)} of {len(choice.overlaps)} pairs take longer overlapped than "
-            f"serially ({num_significant} by more than their 95 % CI). The worst is {knobs_text(worst.pair.shared)}: "
-            f"{worst.makespan_us:.0f} us overlapped, {worst.serial_us:.0f} us serially."
-        )
-
-
 def _baseline(results: Results) -> Iterator[str]:
     """The plain collectives: whether they are slower; by operation where the final did not measure them."""
     optimal = results.choice.optimal
@@ -351,6 +242,6 @@ _ABOUT_A_LIBRARY = (
     _independent,
     _bandwidth,
     _knobs,
-    _overlap,
+    overlap_findings,
 )
 """The findings about each library, in order."""

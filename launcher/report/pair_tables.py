@@ -6,6 +6,7 @@ import math
 
 from bench.backends import BACKENDS, shared_knobs
 from bench.components import Estimate
+from bench.records import Dtype
 from launcher.analysis.measurements import Measurement, another_time
 from launcher.analysis.overlap import Overlap
 from launcher.analysis.pairs import Pair
@@ -144,8 +145,8 @@ def overlapped(report: Report) -> list[str]:
     return [
         "## Overlapped with expert GEMMs",
         "",
-        "One dispatch and one combine on the library's own stream, overlapped with one layer's expert GEMMs (BF16, "
-        f"hidden {workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
+        "One dispatch and one combine on the library's own stream, overlapped with one layer's expert GEMMs "
+        f"({overlaps[0].gemms.upper()}, hidden {workload.hidden}, moe_intermediate {workload.moe_intermediate}; "
         f"{overlaps[0].compute_isolated_us:.1f} us isolated). "
         "The best pair depends on the last column: where your ratio is lower, more SMs pay.",
         *_overlap_caveats(results),
@@ -166,7 +167,7 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
         "n/a" if math.isinf(overlap.may_cost) else f"{100 * (overlap.may_cost - 1):.1f} %",
         f"{overlap.slow_share:.0%}",
         f"{overlap.slowdown:.2f}x ({slowdown.low:.2f} to {slowdown.high:.2f})",
-        cells.time(overlap.serial_us),
+        cells.time(overlap.serial_us) + ("" if overlap.is_serial_measured else " (sum)"),
         f"{overlap.compute_to_communication:.1f}",
     ]
 
@@ -174,6 +175,11 @@ def _overlap_row(overlap: Overlap, *, bold: bool) -> list[str]:
 def _overlap_caveats(results: Results) -> list[str]:
     """How not to read the numbers of this section."""
     caveats = []
+    if results.plan.spec.workload.dtype is Dtype.FP8 and results.choice.overlaps[0].gemms is Dtype.BF16:
+        caveats.append(
+            "**The dispatch is FP8, the GEMMs are BF16**, since the run is older than FP8 GEMMs here or could not run "
+            "them. FP8 GEMMs leave about half as much compute to hide behind."
+        )
     if results.num_uncorrected:
         caveats.append(
             f"**{results.num_uncorrected} repetitions are not corrected for the power cap**, because no isolated GEMMs "

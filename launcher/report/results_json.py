@@ -182,10 +182,12 @@ def _layer(layer: Layer) -> SavedLayer:
         training=layer.training,
         median_us=round(layer.median_us, 2),
         ci95_us=interval(layer.ci95_us, digits=2),
+        gemms=layer.gemms,
     )
 
 
 def _overlap(overlap: Overlap) -> SavedOverlap:
+    ratio, ci95 = overlap.over_serial()
     return SavedOverlap(
         shared_knobs=overlap.pair.shared,
         dispatch=overlap.pair.dispatch.point.knobs,
@@ -198,6 +200,9 @@ def _overlap(overlap: Overlap) -> SavedOverlap:
         gemm_slowdown_ci95=interval(overlap.slowdown_ci95, digits=4),
         serial_us=round(overlap.serial_us, 2),
         compute_to_communication=round(overlap.compute_to_communication, 3),
+        over_serial=round(ratio, 4) if overlap.is_serial_measured else None,
+        over_serial_ci95=interval(ci95, digits=4) if overlap.is_serial_measured else None,
+        gemms=overlap.gemms,
     )
 
 

@@ -29,6 +29,9 @@ MOST_PASSES = 36
 MORE_S = 30.0
 """Seconds that the passes after the last group may take, layers aside."""
 
+SERIAL_EVERY = 2
+"""One pass of this many also measures each pair serially, right beside the overlapped one: it scatters less."""
+
 FIRST = 2
 """Passes after which the chunks of the best pairs are varied."""
 
@@ -45,6 +48,11 @@ def of_group(plan: Plan, group: int) -> Iterator[int]:
 def has_layers(plan: Plan, number: int) -> bool:
     """Whether a pass measures layers: those after the last group."""
     return number >= PASSES or number * plan.spec.search.final_groups // PASSES == plan.spec.search.final_groups - 1
+
+
+def has_serial(number: int) -> bool:
+    """Whether a pass also measures dispatch, GEMMs and combine of each pair one after the other."""
+    return number < PASSES and number % SERIAL_EVERY == SERIAL_EVERY - 1
 
 
 def times_by_pass(plan: Plan, records: Iterable[Record]) -> dict[str, dict[int, float]]:

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from bench.backends import BACKENDS, join_pair, shared_knobs, sms_knob, split_pair
 from bench.records import Failed, Measured, Op, Point, Record, Role
 from launcher.config.plan import FINALISTS_PER_GROUP, Plan, Planned
@@ -25,8 +27,8 @@ class Schedule(NamedTuple):
     """The points of the final.
 
     ``finalists`` in each group. In a pass: ``overlapped`` pairs, ``varied`` ones with other chunks from the third pass
-    on, ``layers`` after the last group, and isolated ``gemms`` between them. ``more``: the next pass for pairs that are
-    not told apart, and its number.
+    on, in every second pass the same pairs serially, ``layers`` after the last group, and isolated ``gemms`` between
+    them. ``more``: the next pass for pairs that are not told apart, and its number.
     """
 
     finalists: list[Point]
@@ -52,8 +54,9 @@ class Schedule(NamedTuple):
             yield num_groups + number, points + self.gemms
 
     def _pass(self, plan: Plan, number: int) -> list[Point]:
-        varied = self.varied if number >= passes.FIRST else []
-        return self.overlapped + varied + (self.layers if passes.has_layers(plan, number) else []) + self.gemms
+        pairs = self.overlapped + (self.varied if number >= passes.FIRST else [])
+        serial = [replace(point, op=Op.SERIAL) for point in pairs] if passes.has_serial(number) else []
+        return pairs + serial + (self.layers if passes.has_layers(plan, number) else []) + self.gemms
 
 
 def failed_labels(records: Sequence[Record]) -> set[str]:

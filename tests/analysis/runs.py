@@ -31,7 +31,8 @@ from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
 from launcher.analysis.results import build as build_results
 from launcher.config.plan import FINAL, Plan, Planned
-from launcher.report import findings, results_json
+from launcher.report import overlap_findings as about_overlap
+from launcher.report import results_json
 from launcher.store import results_file
 from launcher.store.records_file import Damaged, open_appender
 from launcher.store.run_folder import RunFolder
@@ -190,4 +191,4 @@ def choice_of(passes: dict[int, list[float]], *, isolated_us: float = 1000.0) ->
 
 
 def overlap_findings(choice: Choice) -> list[str]:
-    return list(findings._overlap(with_choice(build(LINES), choice)))
+    return list(about_overlap.overlap_findings(with_choice(build(LINES), choice)))

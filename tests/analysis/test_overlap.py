@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
 from bench.records import Op
-from bench.stats import paired_ratio_interval
+from bench.stats import Interval, paired_ratio_interval
 from launcher.analysis import overlap
 from launcher.store.records_file import read_records
 from launcher.store.run_folder import RunFolder
@@ -49,6 +50,27 @@ def test_the_interval_of_a_pair_covers_the_mean_when_observed_iterations_are_dra
             interval = paired_ratio_interval(passes_us, np.ones(passes.PASSES), robust=False)
             covered.append(interval.low <= np.exp(truth) <= interval.high)
     assert np.mean(covered) >= 0.92  # 94 % of 4,000; three standard errors of 640 are 2.8 %
+
+
+def test_a_pair_is_compared_with_its_own_sequence_in_the_same_passes() -> None:
+    chance = np.random.default_rng(5)
+    levels = np.exp(chance.normal(0, 0.1, 5))  # of the passes: they cancel
+    (pair,) = overlaps_of({8: list(900.0 * levels * np.exp(chance.normal(0, 0.001, 5)))})
+    assert pair.over_serial() == (pair.makespan_us / 1100, Interval(pair.ci95_us.low / 1100, pair.ci95_us.high / 1100))
+    measured = msgspec.structs.replace(pair, serial_by_round=dict(enumerate(1000.0 * levels)))
+    ratio, ci95 = measured.over_serial()
+    assert ratio == pytest.approx(0.9, abs=0.002)
+    assert ci95.low <= 0.9 <= ci95.high
+    assert ci95.high - ci95.low <= 0.01
+    assert (pair.is_serial_measured, measured.is_serial_measured) == (False, True)
+    assert measured.serial_us == pytest.approx(1000 * float(np.exp(np.log(levels).mean())))
+
+
+def test_two_passes_that_measured_both_are_too_few_for_a_sequence() -> None:
+    (pair,) = overlaps_of({8: [900.0] * 5})
+    few = msgspec.structs.replace(pair, serial_by_round={3: 1000.0, 4: 1000.0, 9: 1000.0})
+    assert not few.is_serial_measured
+    assert few.serial_us == 1100.0
 
 
 def test_what_a_pair_may_cost_bounds_its_cost_over_the_truly_best_pair() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from bench.records import Dtype
+from launcher.analysis.choice import Choice
 from launcher.report import effect as effects
 from tests.analysis.runs import choice_of, make_pair, overlap_findings, results_with
 from tests.builders import (
@@ -63,8 +66,62 @@ def test_an_overlapped_answer_that_is_not_resolved_says_what_the_pick_may_cost()
         "Overlapped with expert GEMMs, num_sms 32 takes 1.020x as long as the pick num_sms 16 (95 % CI 0.974 to "
         "1.068). The two are indistinguishable.",
         "Overlap does not always pay: 3 of 4 pairs take longer overlapped than serially (2 by more than their 95 % "
-        "CI). The worst is num_sms 8: 2005 us overlapped, 1100 us serially.",
+        "CI). The worst is num_sms 8: 2005 us overlapped, 1100 us serially. Serially stands for a sum here, of GEMMs "
+        "at the power cap and of communication measured apart, at full clocks: this run did not measure the sequence.",
     ]
+
+
+def test_overlap_is_judged_by_the_sequence_that_the_same_passes_measured() -> None:
+    level = [1.0, 1.1, 0.9, 1.05]  # of each pass, which cancels
+    choice = choice_of({16: [1010.0 * one for one in level], 32: [1100.0 * one for one in level]})
+    found = overlap_findings(with_serial(choice, {16: 1300.0, 32: 1060.0}, level))
+    assert found[-2:] == [
+        "Overlapping saves 4.7 % (95 % CI 4.7 to 4.7 %): the pick num_sms 16 takes 1020 us overlapped. Dispatch, GEMMs "
+        "and combine one after the other take 1070 us at best, with num_sms 32, in the same passes.",
+        "Overlap does not always pay: 1 of 2 pairs take longer overlapped than serially (1 by more than their 95 % "
+        "CI). The worst is num_sms 32: 1111 us overlapped, 1070 us serially.",
+    ]
+
+
+def with_serial(choice: Choice, serial_us: dict[int, float], level: list[float]) -> Choice:
+    """The choice with the sequences of its pairs measured, by num_sms, at the level of each pass."""
+    overlaps = [
+        replace(
+            overlap,
+            serial_by_round={
+                number: serial_us[overlap.pair.shared["num_sms"]] * one for number, one in enumerate(level)
+            },
+        )
+        for overlap in choice.overlaps
+    ]
+    return replace(choice, overlaps=overlaps, default=overlaps[0].pair)
+
+
+def test_communication_between_gemms_is_what_the_sequence_takes_beyond_them() -> None:
+    choice = choice_of({16: [1010.0] * 4, 32: [1100.0] * 4}, isolated_us=1000.0)
+    (*_, sentence) = overlap_findings(with_serial(choice, {16: 1300.0, 32: 1150.0}, [1.0, 1.001, 0.999, 1.0]))
+    assert sentence == (
+        "Between GEMMs, at the clocks that these leave (the sequence less the isolated GEMMs), dispatch and combine "
+        "take 300 us with the default, 2.000x as long as the 150 us with num_sms 32 (95 % CI 1.991 to 2.009); isolated "
+        "it is 1.000x."
+    )
+
+
+def with_overlaps(dtype: Dtype, gemms: Dtype) -> str:
+    """The report of a run that dispatches in one dtype and overlaps GEMMs of another."""
+    choice = choice_of({16: [1010.0, 1011.0, 1012.0], 32: [1050.0, 1051.0, 1053.0]})
+    results = results_with(overlaps=[replace(overlap, gemms=gemms) for overlap in choice.overlaps])
+    spec = results.plan.spec
+    workload = replace(spec.workload, dtype=dtype)
+    return markdown_of(replace(results, plan=replace(results.plan, spec=replace(spec, workload=workload))))
+
+
+def test_the_report_says_what_the_gemms_multiply_and_warns_where_that_is_not_what_was_dispatched() -> None:
+    warning = "**The dispatch is FP8, the GEMMs are BF16**"
+    for dtype, gemms, warns in ((Dtype.BF16, Dtype.BF16, 0), (Dtype.FP8, Dtype.FP8, 0), (Dtype.FP8, Dtype.BF16, 1)):
+        report = with_overlaps(dtype, gemms)
+        assert f"one layer's expert GEMMs ({gemms.upper()}, hidden" in report
+        assert report.count(warning) == warns
 
 
 def test_where_the_overlapped_answer_is_resolved_and_overlap_pays_the_findings_have_no_caveats() -> None:

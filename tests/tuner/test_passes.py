@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from bench.backends import split_pair
 from bench.records import Op, Point, Record, Stage
+from bench.stats import MIN_GROUPS
 from launcher.config.plan import Plan
 from launcher.tuner import final, passes, racing
 from launcher.tuner.racing import Arms
-from tests.tuner.machine import Machine, make_plan
+from tests.tuner.machine import Machine, choose_config, make_plan
 
+SERIAL_US = 4600.0
 BISTABLE = 0.15
 """How much longer the slow iterations of a pair take."""
 
@@ -34,6 +36,8 @@ class Overlapped(Machine):
             return 4000.0
         if point.op in (Op.LAYER, Op.LAYER_TRAINING):
             return 9000.0
+        if point.op is Op.SERIAL:
+            return SERIAL_US
         if point.op is Op.OVERLAPPED:
             dispatch, combine = split_pair(point)
             odd = self.chunk_cost * ((dispatch["nvl_chunk"] != 12) + (combine["nvl_chunk"] != 12))
@@ -125,6 +129,25 @@ def test_all_chunks_of_the_finalists_are_tried_overlapped_where_the_pairs_are_fa
     pairs = [split_pair(one.point) for one in machine.final(swept) if one.point.op is Op.OVERLAPPED]
     assert all((dispatch, combine) in pairs for dispatch in dispatches for combine in combines)
     assert len(dispatches) * len(combines) > 1
+
+
+def test_every_pair_is_also_measured_serially_in_enough_of_the_same_passes_of_several_groups() -> None:
+    plan, machine = plan_of(), Overlapped(plan_of(), {16: 0.0, 20: 0.1, 32: 0.0, 64: 0.6})
+    records = machine.run()
+    planned = [one for one in records if one.round < plan.spec.search.final_groups + passes.PASSES]
+    serial, overlapped = (
+        {(tuple(one.point.knobs.items()), one.round, one.group) for one in planned if one.point.op is op}
+        for op in (Op.SERIAL, Op.OVERLAPPED)
+    )
+    assert serial <= overlapped
+    by_pair = Counter(knobs for knobs, *_ in serial)
+    assert by_pair.keys() == {knobs for knobs, *_ in overlapped}
+    assert min(by_pair.values()) >= MIN_GROUPS
+    assert len({group for *_, group in serial}) == plan.spec.search.final_groups
+    choice = choose_config(plan, records)
+    for overlap in choice.overlaps:
+        assert overlap.is_serial_measured
+        assert overlap.serial_us == pytest.approx(SERIAL_US, rel=0.02)
 
 
 @pytest.mark.parametrize(("cost", "is_open"), [(0.0, False), (0.1, False), (0.03, True)])
