@@ -129,7 +129,7 @@ def test_physics_does_not_judge_ranks_that_share_a_gpu() -> None:
     assert build(with_times(lambda _: noisy(1e-3), plan=plan), plan=plan).failures == []
 
 
-@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("stage", [Stage.SWEEP, Stage.FINAL])
 def test_samples_that_scatter_more_than_the_limit_make_a_result_unstable(stage: Stage) -> None:
     plan = make_plan(sms=[16], chunks=[8, 12], final_groups=0 if stage is Stage.SWEEP else 5)
     spreads = dict(zip((one.id for one in plan.cells), (0.5, 0.9, 1.1, 2.0), strict=True))

@@ -16,7 +16,7 @@ from bench.stats import centre
 
 ONE_MACHINE = [[5] + [2] * 12]
 TWO_MACHINES = [[5] + [2] * 12, [2] * 12]
-RAGGED = [[5, 2, 2, 2, 1], [2, 2, 2], [3, 1], [2]]
+RAGGED = [[9, 9, 1], [8, 8], [7, 2, 7], [6]]
 GROUP, RUN, MACHINE = 0.002, 0.0013, 0.0021
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from bench.records import Failed, Op, Role, Stage
+from bench.records import Measured, Op, Record, Role
 from launcher.tuner import repeats
 from launcher.tuner.racing import Arms
 from tests.builders import failed
@@ -32,13 +33,33 @@ def test_a_repeat_measures_few_configs_and_among_them_those_of_the_headline(seed
     assert {point.op for point in points} == {Op.DISPATCH, Op.DISPATCH_FULL, Op.COMBINE}
 
 
+def test_the_fastest_of_the_final_are_measured_again_also_where_the_sweep_liked_others() -> None:
+    plan = make_plan(sms=range(8, 72, 4), chunks=(4, 8, 12, 16))
+    machine = Machine(plan)
+    swept = machine.sweep()
+
+    def final_of(fast_sms: int) -> list[Record]:
+        return [
+            replace(one, outcome=Measured([us / 30 for us in one.outcome.samples_us], []))
+            if isinstance(one.outcome, Measured) and one.point.knobs.get("num_sms") == fast_sms
+            else one
+            for one in records
+        ]
+
+    records = machine.final(swept)
+    for sms in (8, 40):
+        chosen = repeats.choose(plan, Arms(swept), final_of(sms))
+        others = repeats.choose(plan, Arms(swept), records)
+        assert sms in {point.knobs["num_sms"] for point in chosen}
+        assert sms not in {point.knobs["num_sms"] for point in others}
+
+
 def test_a_config_that_failed_in_the_final_is_not_measured_again() -> None:
     plan = make_plan(sms=(16, 24), chunks=(8, 12))
     machine = Machine(plan)
     swept = machine.sweep()
     records = machine.final(swept)
-    first = repeats.choose(plan, Arms(swept), records)[0]
-    at = next(index for index, record in enumerate(records) if record.point.label == first.label)
-    assert not isinstance(records[at].outcome, Failed)
-    broken = [*records, type(records[at])(first, first.label, failed(), "", 0.0, 0.0, stage=Stage.FINAL)]
-    assert first.label not in {point.label for point in repeats.choose(plan, Arms(swept), broken)}
+    before = {point.label for point in repeats.choose(plan, Arms(swept), records)}
+    first = next(one for one in records if one.point.label in before and one.point.op is Op.DISPATCH_FULL)
+    broken = [*records, replace(first, outcome=failed())]
+    assert {point.label for point in repeats.choose(plan, Arms(swept), broken)} == before - {first.point.label}
