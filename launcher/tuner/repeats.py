@@ -153,11 +153,14 @@ def run(
 
 
 def _refuse_other_environment(folder: RunFolder, known: Sequence[Environment], found: Environment) -> None:
-    """UserError unless the environment is one of those of the final."""
+    """UserError unless the environment is one of those of the final; repeats without records are then unplanned."""
     if not known or found.id in {environment.id for environment in known}:
         return
     before, now = msgspec.structs.asdict(known[-1]), msgspec.structs.asdict(found)
     differences = [f"{name}: {before[name]} | {now[name]}" for name in before if before[name] != now[name]]
+    plan = folder.plan()
+    begun = [number for number in range(1, plan.repeats + 1) if _records(folder, number)]
+    folder.write_plan(msgspec.structs.replace(plan, repeats=max(begun, default=0)))
     raise UserError(
         f"{folder.path} was measured in another environment than this: {'; '.join(differences)}",
         hint="repeats need the same kind of GPU, driver and versions; elsewhere start a sweep of its own",
