@@ -65,10 +65,8 @@ def kind_of_this_machine() -> str:
     inventory = gpus.inventory()
     if not inventory:
         return "cpu"
-    kinds = [
-        kind.name for kind in known_hardware() if kind.gpu_pattern and re.search(kind.gpu_pattern, inventory[0].name)
-    ]
-    return next(iter(kinds), inventory[0].name)
+    kind = _file_of(inventory[0])
+    return inventory[0].name if kind is None else kind.name
 
 
 def resolve_hardware(named: Hardware, *, local: bool) -> Hardware:
@@ -84,13 +82,18 @@ def resolve_hardware(named: Hardware, *, local: bool) -> Hardware:
         )
     if not inventory:
         return next(hardware for hardware in known if hardware.name == "cpu")
-    for hardware in known:
-        if hardware.gpu_pattern and re.search(hardware.gpu_pattern, inventory[0].name):
-            return _with_readings(hardware, inventory[0])
+    kind = _file_of(inventory[0])
+    if kind is not None:
+        return _with_readings(kind, inventory[0])
     raise UserError(
         f"no hardware file matches the GPU {inventory[0].name!r}",
         hint=f"take the nearest of {names} (hardware=NAME), or add conf/hardware/<name>.yaml",
     )
+
+
+def _file_of(gpu: Gpu) -> Hardware | None:
+    """The hardware file whose pattern the name of the GPU matches."""
+    return next((kind for kind in known_hardware() if kind.gpu_pattern and re.search(kind.gpu_pattern, gpu.name)), None)
 
 
 def _with_readings(hardware: Hardware, gpu: Gpu) -> Hardware:
