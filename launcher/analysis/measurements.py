@@ -28,7 +28,7 @@ from bench.stats import (
 )
 from launcher.analysis import power_cap
 from launcher.analysis.components import TimesByRun
-from launcher.analysis.repetitions import Repetition, gemms_by_place, times_by_place
+from launcher.analysis.repetitions import Repetition, are_again, gemms_by_place, times_by_place
 from launcher.config.plan import Plan
 from launcher.store.table import DTYPES, ROLES, STAGES, RecordTable, Rows
 
@@ -36,7 +36,7 @@ WITH_GEMMS = (Op.COMPUTE, *PAIR_OPS)
 """Operations of which GEMMs are a part: their time says nothing about the links."""
 
 _SWEEP, _FINAL, _ANCHOR = STAGES.index(Stage.SWEEP), STAGES.index(Stage.FINAL), ROLES.index(Role.ANCHOR)
-_AGAIN, _CONTROL = ROLES.index(Role.AGAIN), ROLES.index(Role.CONTROL)
+_CONTROL = ROLES.index(Role.CONTROL)
 
 
 class Measurement(msgspec.Struct, frozen=True):
@@ -349,7 +349,7 @@ def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _
     rows = table.rows[indices]
     if not len(rows):
         return
-    levels = power_cap.levels(rows)
+    levels, again = power_cap.levels(rows), are_again(rows).tolist()
     places = combinations([rows["round"], rows["group"]]).tolist()
     positions_of: dict[int, list[int]] = defaultdict(list)
     for position, point in enumerate(rows["point"].tolist()):
@@ -360,8 +360,7 @@ def _measure_final(table: RecordTable, indices: npt.NDArray[np.intp], builder: _
             level = levels.get(position, 1.0)
             gemms_us = np.asarray(table.compute.get(int(indices[position]), []), dtype=float)
             samples_us = table.samples_of(rows[[position]])
-            is_again = bool(rows["role"][position] == _AGAIN)
-            repetitions.append(Repetition(places[position], samples_us / level, gemms_us / level, is_again))
+            repetitions.append(Repetition(places[position], samples_us / level, gemms_us / level, again[position]))
         measurement = _final_measurement(table, rows[positions], repetitions, builder)
         yield point, (int(rows["shard"][positions[0]]), measurement)
 
