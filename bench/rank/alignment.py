@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bench.backends.sessions.session import Context
-from bench.rank.timing import Mark, Timer, hold
+from bench.rank.timing import LONG_LEAD_US, Mark, Timer, hold
 
 HOLD_US = 20.0
 """A sender waits this long, so that the receiver waits for the signal even if it started this much later.
@@ -31,12 +31,16 @@ def time_signals(
     """This rank's times of every operation: signals from rank 0 to all others at once, then from each of these back.
 
     Collective. An operation of which this rank receives nothing has times without a meaning. A sender does not wait for
-    its receivers. ``hold_us``: how long a sender waits; None for HOLD_US or CPU_HOLD_US.
+    its receivers. GPUs spin for LONG_LEAD_US before each start: to queue a signal takes the host longer than to queue a
+    kernel, and a signal that is queued late reads like a late start. ``hold_us``: how long a sender waits; None for
+    HOLD_US or CPU_HOLD_US.
     """
     if hold_us is None:
         hold_us = HOLD_US if context.device.type == "cuda" else CPU_HOLD_US
     return [
-        timer.measure(_operation(context, sender, hold_us), warmup=warmup, iterations=iterations).total_us
+        timer.measure(
+            _operation(context, sender, hold_us), warmup=warmup, iterations=iterations, lead_us=LONG_LEAD_US
+        ).total_us
         for sender in range(context.num_ranks)
     ]
 

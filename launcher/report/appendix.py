@@ -82,8 +82,8 @@ def checks(report: Report) -> list[str]:
     if skew is not None:
         lines.append(
             f"* Ranks start within {skew.median_us:.1f} us of one another (median of {skew.iterations} iterations in "
-            f"{skew.groups} process groups; {skew.p95_us:.1f} us in 95 %). A time is too long by at most that: a rank "
-            "that starts early waits for the last one."
+            f"{skew.groups} process groups; {skew.p95_us:.1f} us in 95 %, delays of the signals included). A time is "
+            "too long by at most that: a rank that starts early waits for the last one."
         )
     for check in results.self_checks:
         place = shard_name(check.shard).capitalize() + (f", {BACKENDS[check.backend].title}" if check.backend else "")

@@ -47,8 +47,9 @@ def test_the_report_says_how_far_apart_ranks_start_over_all_groups() -> None:
     assert found is not None
     assert (found.median_us, found.p95_us, found.iterations, found.groups) == pytest.approx((2.0, 6.0, 60, 3))
     assert (
-        "* Ranks start within 2.0 us of one another (median of 60 iterations in 3 process groups; 6.0 us in 95 %). A "
-        "time is too long by at most that: a rank that starts early waits for the last one.\n"
+        "* Ranks start within 2.0 us of one another (median of 60 iterations in 3 process groups; 6.0 us in 95 %, "
+        "delays of the signals included). A time is too long by at most that: a rank that starts early waits for the "
+        "last one.\n"
     ) in markdown_of(results)
     assert valid(results)["start_skew"] == {"median_us": 2.0, "p95_us": 6.0, "iterations": 60, "groups": 3}
 
