@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from bench.between import OTHER_GPUS, another_ratio
-from bench.records import Line, Op, Role, Stage
+from bench.records import Line, Measured, Op, Record, Role, Stage
 from bench.stats import Interval, paired_ratio, paired_ratio_interval
+from launcher.analysis.pairs import Pair
 from launcher.analysis.results import Results
+from launcher.analysis.verdict import Verdict
 from launcher.config.plan import FINAL, REPEAT_GROUPS, Plan, repeat_index
 from launcher.report import results_json
 from launcher.store.results_file import encode
@@ -61,6 +63,15 @@ def results_of(count: int, **changes: float) -> Results:
     return build(lines, plan=plan)
 
 
+def judged(results: Results) -> tuple[Verdict, Pair, Pair]:
+    """The verdict, the default, and what it is compared with."""
+    choice = results.choice
+    assert choice.verdict is not None
+    assert choice.default is not None
+    assert choice.rival is not None
+    return choice.verdict, choice.default, choice.rival
+
+
 def test_the_components_of_simulated_records_are_found() -> None:
     results = results_of(24, machines=2)
     found = results.components
@@ -73,6 +84,27 @@ def test_the_components_of_simulated_records_are_found() -> None:
     assert machine[None].freedom == 1
     group = found.by_level["group"][None].variance + found.by_level["repetition"][None].variance
     assert math.sqrt(group) == pytest.approx(GROUP, rel=0.2)
+
+
+def test_of_the_default_only_its_control_counts_in_what_groups_runs_and_machines_add() -> None:
+    """The median of the default's several repetitions scatters less than the one repetition of any other config."""
+    plan, lines = with_repeats(6, machines=2)
+    moved = [moved_anchor(line) for line in lines]
+    found, other = build(lines, plan=plan).components, build(moved, plan=plan).components
+    assert found is not None
+    assert other is not None
+    assert found.by_level["repetition"] != other.by_level["repetition"]
+    for level in ("run", "machine"):
+        assert found.by_level[level] == other.by_level[level]
+
+
+def moved_anchor(line: Line) -> Line:
+    """The same; half of the default's own repetitions, not its control's, take three times as long."""
+    if not isinstance(line, Record) or line.role is not Role.ANCHOR or line.stage is Stage.SWEEP or line.sequence % 2:
+        return line
+    assert isinstance(line.outcome, Measured)
+    samples = [3 * sample for sample in line.outcome.samples_us]
+    return msgspec.structs.replace(line, outcome=msgspec.structs.replace(line.outcome, samples_us=samples))
 
 
 def test_a_run_s_own_components_replace_published_ones_when_they_have_enough_degrees_of_freedom() -> None:
@@ -93,11 +125,7 @@ def test_a_run_s_own_components_replace_published_ones_when_they_have_enough_deg
 
 
 def test_the_verdict_is_the_mean_over_all_runs() -> None:
-    results = results_of(12)
-    verdict, default, rival = results.choice.verdict, results.choice.default, results.choice.rival
-    assert verdict is not None
-    assert default is not None
-    assert rival is not None
+    verdict, default, rival = judged(results_of(12))
     assert verdict.another_run is not None
     assert verdict.basis == "final and its repeats"
     truth = sum(time_of(one.point) for one in (default.dispatch, default.combine)) / sum(
@@ -116,10 +144,7 @@ def test_the_verdict_is_the_mean_over_all_runs() -> None:
 
 def test_without_repeats_everything_is_as_before() -> None:
     results = results_of(0)
-    verdict, default, rival = results.choice.verdict, results.choice.default, results.choice.rival
-    assert verdict is not None
-    assert default is not None
-    assert rival is not None
+    verdict, default, rival = judged(results)
     assert (results.components, default.by_run()) == (None, {})
     times = list(default.by_round().values()), list(rival.by_round().values())
     assert (verdict.ratio, verdict.ci95, verdict.basis) == (
