@@ -115,6 +115,7 @@ def test_a_refused_submission_cancels_the_jobs_accepted_before_it(
     lab: SlurmLab, tmp_path: Path, overrides: tuple[str, ...], refused: str, accepted: int
 ):
     before = lab.jobs().keys()
+    overrides += sweeps.slow_points(1.0)  # so that none of them is over before the refusal
     done = sweeps.sweep(lab, tmp_path / "outputs", *overrides, PATH=sbatch_that(tmp_path, refuses=refused))
     assert done.status == 2
     assert "invalid partition specified: nowhere" in done.stderr
